@@ -1,0 +1,1 @@
+"""Records and batches: how a prompt is stored, read, composed and collated."""

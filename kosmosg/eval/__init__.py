@@ -1,0 +1,1 @@
+"""Scores: what a generated picture is worth, and under which protocol."""
