@@ -1,0 +1,48 @@
+# Everything runs in .venv, which every target sets up by itself. `make help` lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+EXTRAS := platform,annotate,eval,dev
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check gpu-test bench docs image clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY) ## create .venv and install the platform with pinned versions
+
+# The version check comes first: on an old Python pip would fail much later and less clearly.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, {v.major}.{v.minor} was found; set PYTHON=python3.11")'
+	@test -x $(BIN)/python || { echo "creating .venv"; $(PYTHON) -m venv .venv; }
+	@echo "installing the pinned packages (about two minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $(READY)
+
+demo: $(READY) ## the whole road on this machine: data, three stages, evaluation, endpoint, report
+	@$(BIN)/kosmosg run demo world
+
+test: check ## lint, types, layers and the whole test suite
+	@$(BIN)/python -m pytest -q --durations=15
+
+check: $(READY) ## lint, format, types and layers only
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+gpu-test: $(READY) ## the tests that need a CUDA device
+	@$(BIN)/python -m pytest -q -m gpu
+
+bench: $(READY) ## side-by-side benchmarks (never fail on a speed)
+	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+docs: $(READY) ## check that every link and snippet of the documentation works
+	@$(BIN)/python -m pytest -q tests/test_readme.py
+
+image: ## build the container image that clusters run
+	docker build -f platform/infra/Dockerfile -t kosmosg:latest .
+
+clean: ## remove caches, not results and not .venv
+	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
