@@ -1,0 +1,190 @@
+"""The whole of a run as one value, and the door through which every job starts.
+
+`Experiment` only gathers: each section class lives beside what it configures. A job module is a docstring, a function
+`run(experiment)` and two lines:
+
+    if __name__ == "__main__":
+        main("pretrain", run)
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from kosmosg.errors import ConfigError, KosmosGError
+from kosmosg_platform.cluster import ScaleConfig
+from kosmosg_platform.config import Section, describe, resolve
+from kosmosg_platform.engine import EngineConfig
+from kosmosg_platform.schedule import TrainConfig
+from kosmosg_platform.tracking import TrackingConfig
+
+PRESETS = Path(__file__).parent / "presets"
+DEFAULT_PRESET = "tiny"
+
+
+class ModelConfig(Section):
+    """Where the model comes from. Only the first stage builds one; later stages take their parent's."""
+
+    init: str = "tiny"
+    """A new model of a known shape (`tiny`, `world`, `paper`), or the folder of an export to go on from."""
+    tokenizer: str = "world"
+    """`world` (shipped with the package) or the path of a sentencepiece model such as `sentencepiece.bpe.model`."""
+    vision: str | None = None
+    """Weights for the vision tower: `world`, or a folder or hub id of a CLIP vision model; null starts from random."""
+
+
+class DataConfig(Section):
+    """The dataset folders of a run; what `build_dataset` leaves. A null folder is looked for in `folder`."""
+
+    folder: Path | None = None
+    """Parent of the dataset folders: its `composition`, `edit`, ... are used; null means <output>/build_dataset."""
+    composition: Path | None = None
+    """Records of kind composition."""
+    edit: Path | None = None
+    """Records of kind edit."""
+    captions: Path | None = None
+    """Records of kind caption, with or without images."""
+    text: Path | None = None
+    """Records of kind text."""
+    interleaved: Path | None = None
+    """Records of kind interleaved."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Share of each kind of training sample, by the names that the stage knows; any positive numbers."""
+    loaders: int = Field(default=0, ge=0)
+    """Processes per worker that read and decode; 0 reads in the training process."""
+
+
+class WorldConfig(Section):
+    """How much of the procedural world `build_dataset world` draws."""
+
+    scenes: int = Field(default=8000, ge=1)
+    """Composition records."""
+    edits: int = Field(default=2000, ge=0)
+    """Edit records (before, instruction, after)."""
+    seed: int = 0
+    """Seed of all scenes; the same seed gives the same records."""
+
+
+class EvaluateConfig(Section):
+    """What `evaluate` measures."""
+
+    model: Path | None = None
+    """Export folder to judge; null takes the furthest stage under `output`."""
+    cases: int = Field(default=64, ge=1)
+    """Prompts with held-out subjects."""
+    steps: int = Field(default=20, ge=1)
+    """Denoising steps of a picture."""
+    guidance: float = 3.0
+    """Classifier-free guidance."""
+    seed: int = 0
+    """Seed of prompts and noise."""
+
+
+class GenerateConfig(Section):
+    """What `generate` draws."""
+
+    model: Path | None = None
+    """Export folder; null takes the furthest stage under `output`."""
+    prompt: str = ""
+    """The prompt; `<i>` marks the place of each image."""
+    images: tuple[Path, ...] = ()
+    """Image files, in the order of their places."""
+    n: int = Field(default=1, ge=1)
+    """Pictures to draw."""
+    steps: int = Field(default=20, ge=1)
+    """Denoising steps."""
+    guidance: float = 3.0
+    """Classifier-free guidance."""
+    seed: int | None = None
+    """Seed of the noise; null draws one."""
+
+
+class Experiment(Section):
+    """One run. Order of precedence: these defaults < preset < the preset's `jobs.<job>` < key=value."""
+
+    output: Path = Path("runs")
+    """Everything that a run writes lies under this folder."""
+    source: str | None = None
+    """What `build_dataset` reads: a folder, a file or `world`."""
+    dest: Path | None = None
+    """Where `build_dataset` and `export` write; null means under `output`."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use at most this many source items; null means all."""
+    parent: Path | None = None
+    """Export folder that a stage starts from; null takes the newest of the previous stage under `output`."""
+    decoder: str = "world"
+    """The frozen decoder: `world`, or a folder or hub id of a Stable Diffusion pipeline."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    scale: ScaleConfig = ScaleConfig()
+    engine: EngineConfig = EngineConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    pretrain: dict[str, Any] = Field(default_factory=dict)
+    align: dict[str, Any] = Field(default_factory=dict)
+    instruct: dict[str, Any] = Field(default_factory=dict)
+    world: WorldConfig = WorldConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    generate: GenerateConfig = GenerateConfig()
+
+
+def load(job: str, preset: str = DEFAULT_PRESET, overrides: Sequence[str] = ()) -> Experiment:
+    """The resolved experiment of one job. Raises ConfigError."""
+    return resolve(Experiment, preset, job, overrides, PRESETS)
+
+
+def main(job: str, run: Callable[[Experiment], Any], arguments: Sequence[str] | None = None) -> None:
+    """Entry of `python -m jobs.JOB [PRESET] [key=value ...] [--help]`; ends the process.
+
+    Exit codes: 0 done, 2 a mistake of the user (one sentence on standard error), 130 stopped from the keyboard.
+    Anything else that goes wrong keeps its traceback.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    module = import_module(f"jobs.{job}")
+    # `python -m` names the module __main__; Ray workers must find the job's classes under their real name.
+    run = getattr(module, run.__name__)
+    if any(argument in ("-h", "--help") for argument in given):
+        print(usage(job, module.__doc__ or ""))
+        sys.exit(0)
+    try:
+        run(from_arguments(job, given))
+    except KosmosGError as error:
+        print(f"kosmosg {job}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"kosmosg {job}: stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def from_arguments(job: str, arguments: Sequence[str]) -> Experiment:
+    """`["world", "train.steps=10"]` as an experiment; without a preset the default one is used."""
+    presets = [argument for argument in arguments if "=" not in argument]
+    if len(presets) > 1 or any(argument.startswith("-") for argument in presets):
+        raise ConfigError(f"{' '.join(presets)}: give at most one preset, then key=value; see --help")
+    overrides = [argument for argument in arguments if "=" in argument]
+    return load(job, presets[0] if presets else DEFAULT_PRESET, overrides)
+
+
+def usage(job: str, text: str) -> str:
+    """The help page of a job: what it does, an example, presets, every key with its default."""
+    presets = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+    rows = [f"  {path} = {default}\n      {help_}" for path, default, help_ in describe(Experiment)]
+    return "\n".join(
+        [
+            f"usage: kosmosg run {job} [PRESET] [key=value ...]",
+            "",
+            text.strip(),
+            "",
+            f"example: kosmosg run {job} {DEFAULT_PRESET} output=/tmp/try train.seed=1",
+            f"presets: {presets}; or the path of a YAML file, such as a saved experiment.yaml",
+            "",
+            "keys:",
+            *rows,
+        ]
+    )

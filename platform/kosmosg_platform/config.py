@@ -1,0 +1,181 @@
+"""One run is one value: how presets and `key=value` become a frozen, checked configuration.
+
+Order, later wins: defaults in the section classes < the preset's top level < the preset's `jobs.<job>` overlay <
+`key=value` on the command line. A key that nobody declared is an error that names its dotted path and the nearest key
+that exists; a value of the wrong kind is an error that names both. What comes out can be saved and given back as a
+preset, because a preset is nothing but such a value with holes.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kosmosg.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Base of every part of a configuration: frozen, unknown keys refused, attribute docstrings are the help texts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+S = TypeVar("S", bound=Section)
+
+
+def resolve(kind: type[S], preset: str, job: str, overrides: Sequence[str], presets: Path) -> S:
+    """The configuration of one job.
+
+    `preset` is a name in the folder `presets` or the path of a YAML file (for example a saved `experiment.yaml`);
+    `overrides` are `dotted.key=value` with the value in YAML. Raises ConfigError.
+    """
+    values = read_preset(preset, presets)
+    overlays = values.pop("jobs", {}) or {}
+    if not isinstance(overlays, dict):
+        raise ConfigError(f"jobs: preset {preset!r} must map job names to settings, not {type(overlays).__name__}")
+    values = merge(values, overlays.get(job) or {})
+    for text in overrides:
+        values = merge(values, parse_override(text))
+    return validate(kind, values)
+
+
+def validate(kind: type[S], values: Mapping[str, Any]) -> S:
+    """Check plain values against the section classes. Raises ConfigError with the dotted path of the first mistake."""
+    _refuse_unknown(kind, values, path=())
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"]) or kind.__name__
+        given = first.get("input")
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{path}: {message} (given: {given!r})") from None
+
+
+def read_preset(preset: str, presets: Path) -> dict[str, Any]:
+    """The plain values of a preset, by name or by path."""
+    path = Path(preset) if preset.endswith((".yaml", ".yml")) else presets / f"{preset}.yaml"
+    if not path.is_file():
+        names = sorted(p.stem for p in presets.glob("*.yaml"))
+        raise ConfigError(
+            f"preset: there is no {preset!r}; choose one of {', '.join(names)} or the path of a YAML file"
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"preset: {path} is not readable as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"preset: {path} must hold keys and values, not a {type(values).__name__}")
+    return values
+
+
+def parse_override(text: str) -> dict[str, Any]:
+    """`train.steps=10` as `{"train": {"steps": 10}}`."""
+    key, sign, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not sign or not all(parts):
+        raise ConfigError(f"{text}: settings are given as key=value, for example train.steps=100")
+    try:
+        parsed: Any = yaml.safe_load(value) if value else ""
+    except yaml.YAMLError:
+        parsed = value  # a path or a sentence with YAML's own signs in it
+    for part in reversed(parts):
+        parsed = {part: parsed}
+    return typing.cast(dict[str, Any], parsed)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`: mappings are merged key by key, everything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def plain(section: Section) -> dict[str, Any]:
+    """The value as JSON-like data (paths as text), keys in declared order."""
+    return section.model_dump(mode="json")
+
+
+def to_yaml(section: Section) -> str:
+    """The value as YAML that `resolve` takes back as a preset."""
+    return yaml.safe_dump(plain(section), sort_keys=False, allow_unicode=True)
+
+
+def digest(values: Any) -> str:
+    """sha256 of JSON-like data, or of a section, in canonical form: equal values, equal digest."""
+    data = plain(values) if isinstance(values, Section) else values
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested data as one mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        flat.update(flatten(value, f"{path}.") if isinstance(value, Mapping) and value else {path: value})
+    return flat
+
+
+def describe(kind: type[Section]) -> Iterator[tuple[str, str, str]]:
+    """Every key of a configuration as (dotted path, default, help), for `--help` and the documentation."""
+    defaults = flatten(plain(kind()))
+    for path, text in _documented(kind):
+        yield path, json.dumps(defaults[path], ensure_ascii=False) if path in defaults else "", text
+
+
+def _documented(kind: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, annotation in _fields(kind).items():
+        inner = _structured(annotation)
+        if inner is not None:
+            yield from _documented(inner, f"{prefix}{name}.")
+            continue
+        text = kind.model_fields[name].description if issubclass(kind, BaseModel) else ""
+        yield f"{prefix}{name}", " ".join((text or "").split())
+
+
+def _refuse_unknown(kind: Any, values: Mapping[str, Any], path: tuple[str, ...]) -> None:
+    known = _fields(kind)
+    for key, value in values.items():
+        here = (*path, str(key))
+        if key not in known:
+            raise ConfigError(f"{'.'.join(here)}: no such setting{_nearest(str(key), path, known)}")
+        inner = _structured(known[key])
+        if inner is not None and isinstance(value, Mapping):
+            _refuse_unknown(inner, value, here)
+
+
+def _nearest(key: str, path: tuple[str, ...], known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {'.'.join((*path, close[0]))}?"
+    where = f"under {'.'.join(path)} " if path else ""
+    return f"; {where}there are {', '.join(sorted(known))}"
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    """Field names and types of a section or of a plain dataclass (the objectives of the stages are dataclasses)."""
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    return {name: field.annotation for name, field in kind.model_fields.items()}
+
+
+def _structured(annotation: Any) -> Any | None:
+    """The section or dataclass inside an annotation such as `X` or `X | None`; None for plain values."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        inner = [_structured(part) for part in typing.get_args(annotation)]
+        return next((part for part in inner if part is not None), None)
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)):
+        return annotation
+    return None

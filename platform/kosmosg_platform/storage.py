@@ -1,0 +1,118 @@
+"""Where things lie under `output`, and how a file appears there whole or not at all."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kosmosg.errors import ConfigError, DataError
+
+STAGES = ("pretrain", "align", "instruct")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tree under one output folder:
+
+    OUTPUT/mlflow.db                     the default tracking store
+    OUTPUT/build_dataset/<kind>/         dataset folders (manifest.json, data/*.parquet)
+    OUTPUT/<stage>/<key>/                one training run; its key is a digest of everything that shapes the result
+    OUTPUT/<stage>/<key>/experiment.yaml, metrics.jsonl, checkpoints/, samples/, export/, finished.json
+    OUTPUT/<stage>/export                a link to the export of the run that finished last
+    """
+
+    output: Path
+
+    def job(self, name: str) -> Path:
+        """The folder of one job."""
+        return self.output.absolute() / name
+
+    def run(self, stage: str, key: str) -> Path:
+        """The folder of one training run."""
+        return self.job(stage) / key
+
+    def dataset(self, kind: str) -> Path:
+        """Where `build_dataset` puts records of a kind when not told otherwise."""
+        return self.job("build_dataset") / kind
+
+    @property
+    def tracking(self) -> str:
+        """URI of the default tracking store."""
+        return f"sqlite:///{self.job('mlflow.db')}"
+
+    def export(self, stage: str) -> Path:
+        """The export of the newest finished run of a stage, resolved to its real folder. Raises ConfigError."""
+        link = self.job(stage) / "export"
+        if not link.is_dir():
+            raise ConfigError(
+                f"parent: {link} does not exist; run `kosmosg run {stage}` with the same output, or give parent=FOLDER"
+            )
+        return link.resolve()
+
+    def newest_export(self) -> Path:
+        """The export of the furthest stage that has one. Raises ConfigError when no stage is finished."""
+        for stage in reversed(STAGES):
+            if (self.job(stage) / "export").is_dir():
+                return self.export(stage)
+        raise ConfigError(f"output: no finished stage under {self.output}; run `kosmosg run pretrain` first")
+
+
+def require_dataset(folder: Path, kind: str) -> Path:
+    """The folder itself if a finished dataset lies there. Raises ConfigError or DataError with the remedy."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        state = "is unfinished (no manifest.json)" if folder.is_dir() else "does not exist"
+        raise ConfigError(
+            f"data.{kind}: {folder} {state}; run `kosmosg run build_dataset world` with the same output, "
+            f"or give data.{kind}=FOLDER"
+        )
+    return folder
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file. Raises DataError when it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not readable as JSON: {error}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it appears whole or not at all, also when the machine stops in between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """`write_text` of indented JSON."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
+
+def point(link: Path, target: Path) -> None:
+    """Make `link` a relative symbolic link to `target`, replacing an earlier one in a single step."""
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if link.exists() and not link.is_symlink():
+        raise ConfigError(f"output: {link} is a real folder where a link belongs; move it away")
+    partial = link.with_name(f".{link.name}.{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(os.path.relpath(target, link.parent), target_is_directory=True)
+    partial.replace(link)
+
+
+def sha256(paths: Iterable[Path]) -> str:
+    """One digest of files: their names and contents, in sorted order."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
