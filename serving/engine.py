@@ -1,0 +1,223 @@
+"""The step engine: pictures at different denoising steps share one U-Net batch.
+
+One `tick` is one U-Net call. Whoever is admitted joins at the next tick, whoever leaves frees its rows at the next tick,
+and every order keeps its own scheduler, so a picture does not depend on its company (beyond rounding). It knows
+conditions and pictures; it knows nothing of prompts, HTTP or Ray.
+
+Letters: R rows of one U-Net call, n pictures of one order, Q queries, D width of the condition, c h w of the latents.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
+from torch import Tensor, nn
+
+Pictures = np.ndarray[Any, np.dtype[np.uint8]]
+
+# All three work on variance-preserving latents, which `Sampling.clean` relies on; Euler and its kin do not.
+SCHEDULERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "dpms": lambda config: DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++"),
+    "ddim": lambda config: DDIMScheduler.from_config(config),
+    # Without Runge-Kutta warm-up steps, as Stable Diffusion 1.5 configures it: one U-Net call a step.
+    "pndm": lambda config: PNDMScheduler.from_config(config, skip_prk_steps=True),
+}
+
+
+@dataclass(frozen=True)
+class Order:
+    """One request as the engine sees it: n pictures of one condition."""
+
+    positive: Tensor  # (Q, D)
+    negative: Tensor  # (Q, D)
+    seeds: tuple[int, ...]  # one picture each; picture i is the same whether it is drawn alone or with others
+    height: int  # pixels
+    width: int  # pixels
+    steps: int = 20
+    guidance: float = 3.0  # classifier-free guidance scale; at 1 or below the negative is not computed at all
+    scheduler: str = "dpms"  # a name of SCHEDULERS
+    previews: int = 0  # unfinished pictures told on the way, evenly spread
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`step` of `steps` is done."""
+
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What the pictures would be if the network's present guess were right: (n, H, W, 3)."""
+
+    step: int
+    steps: int
+    pictures: Pictures
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The pictures, (n, H, W, 3), and the U-Net evaluations (rows) they took."""
+
+    pictures: Pictures
+    evaluations: int
+
+
+Event = Progress | Preview | Finished
+
+
+class Sampling:
+    """One order on its way: its own scheduler state and latents."""
+
+    def __init__(self, order: Order, scheduler: Any, latents: Tensor) -> None:
+        self.order = order
+        self.scheduler = scheduler
+        self.latents = latents * scheduler.init_noise_sigma  # (n, c, h, w), float32 whatever the U-Net computes in
+        self.timesteps = scheduler.timesteps
+        self.step = 0
+        self.guided = order.guidance > 1
+        self.left = False
+        parts = (order.negative, order.positive) if self.guided else (order.positive,)
+        n = len(order.seeds)
+        self.condition = torch.cat([part.expand(n, -1, -1) for part in parts]).to(latents.device)  # (R, Q, D)
+        every = len(self.timesteps) / (order.previews + 1)
+        self.preview_at = {round(every * (i + 1)) for i in range(order.previews)} - {0, len(self.timesteps)}
+
+    @property
+    def rows(self) -> int:
+        """Rows of a U-Net call that this order fills."""
+        return len(self.condition)
+
+    @property
+    def steps(self) -> int:
+        """U-Net calls in all; PNDM makes one more than was asked for."""
+        return len(self.timesteps)
+
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (R, c, h, w), timesteps (R,) and condition (R, Q, D) of the next U-Net call."""
+        timestep = self.timesteps[self.step]
+        scaled = self.scheduler.scale_model_input(self.latents, timestep)
+        repeats = self.rows // len(scaled)
+        return torch.cat([scaled] * repeats), timestep.expand(self.rows), self.condition
+
+    def advance(self, prediction: Tensor, wants_clean: bool) -> Tensor | None:
+        """One step on from the U-Net's rows; also the present guess of the clean latents, if wanted."""
+        if self.guided:
+            negative, positive = prediction.chunk(2)
+            prediction = negative + self.order.guidance * (positive - negative)
+        timestep = self.timesteps[self.step]
+        clean = self._clean(prediction, int(timestep)) if wants_clean else None
+        self.latents = self.scheduler.step(prediction, timestep, self.latents, return_dict=False)[0]
+        self.step += 1
+        return clean
+
+    def _clean(self, prediction: Tensor, timestep: int) -> Tensor:
+        """x0 by the forward process x_t = sqrt(a) x0 + sqrt(1 - a) eps, for every kind of prediction."""
+        kept = self.scheduler.alphas_cumprod[timestep].to(self.latents) ** 0.5
+        noise = (1 - kept**2) ** 0.5
+        kind = self.scheduler.config.prediction_type
+        if kind == "v_prediction":
+            return kept * self.latents - noise * prediction
+        if kind == "sample":
+            return prediction
+        return (self.latents - noise * prediction) / kept
+
+
+class StepEngine:
+    """Runs orders through one U-Net and VAE.
+
+    `admit` and `leave` may be called from another thread than `tick`; `tick` itself is called by one thread.
+
+    Args:
+        unet: `UNet2DConditionModel`; it fixes device and precision of the denoising.
+        vae: `AutoencoderKL`.
+        noise_schedule: scheduler configuration (betas, prediction type), from which each order's scheduler is made.
+        max_rows: rows of one U-Net call, at the U-Net's native size; larger pictures count by their area. A guided
+            picture takes two.
+    """
+
+    def __init__(self, unet: nn.Module, vae: nn.Module, noise_schedule: Mapping[str, Any], max_rows: int) -> None:
+        self.unet: Any = unet
+        self.vae: Any = vae
+        self.noise_schedule = dict(noise_schedule)
+        self.max_rows = max_rows
+        self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels per latent, each way
+        self._active: list[Sampling] = []  # in order of admission
+
+    @property
+    def native_size(self) -> int:
+        """Pixels per side that the U-Net was trained at."""
+        return int(self.unet.config.sample_size) * self.factor
+
+    @property
+    def size_step(self) -> int:
+        """Width and height are multiples of this many pixels, or the U-Net's halvings would not meet again."""
+        return int(self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1))
+
+    @property
+    def active(self) -> int:
+        """Orders under way."""
+        return sum(not sampling.left for sampling in self._active)
+
+    def admit(self, order: Order) -> Sampling:
+        """Take an order in; it takes part from the next tick on."""
+        scheduler = SCHEDULERS[order.scheduler](self.noise_schedule)
+        scheduler.set_timesteps(order.steps)
+        shape = (1, self.unet.config.in_channels, order.height // self.factor, order.width // self.factor)
+        # On the CPU, so that a seed means the same picture on every device.
+        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in order.seeds]
+        sampling = Sampling(order, scheduler, torch.cat(noise).to(self.unet.device))
+        self._active.append(sampling)
+        return sampling
+
+    def leave(self, sampling: Sampling) -> None:
+        """Forget an order; its rows are free at the next tick."""
+        sampling.left = True
+
+    @torch.inference_mode()
+    def tick(self) -> list[tuple[Sampling, Event]]:
+        """One U-Net call for as many orders as fit, first come first served; what came of it for each."""
+        chosen = self._chosen()
+        if not chosen:
+            return []
+        latents, timesteps, condition = (torch.cat(part) for part in zip(*(s.inputs() for s in chosen), strict=True))
+        dtype, device = self.unet.dtype, self.unet.device
+        prediction = self.unet(
+            latents.to(dtype), timesteps.to(device), encoder_hidden_states=condition.to(dtype), return_dict=False
+        )[0]
+        told: list[tuple[Sampling, Event]] = []
+        rows = [sampling.rows for sampling in chosen]
+        for sampling, part in zip(chosen, prediction.float().split(rows), strict=True):
+            clean = sampling.advance(part, wants_clean=sampling.step + 1 in sampling.preview_at)
+            told.append((sampling, Progress(sampling.step, sampling.steps)))
+            if clean is not None:
+                told.append((sampling, Preview(sampling.step, sampling.steps, self._pictures(clean))))
+            if sampling.step == sampling.steps:
+                told.append((sampling, Finished(self._pictures(sampling.latents), sampling.rows * sampling.steps)))
+                sampling.left = True
+        return told
+
+    def _chosen(self) -> list[Sampling]:
+        """The oldest order, and those after it that have its latent shape and still fit."""
+        self._active = [sampling for sampling in self._active if not sampling.left]
+        chosen: list[Sampling] = []
+        room = float(self.max_rows)
+        for sampling in self._active:
+            shape = sampling.latents.shape[1:]
+            cost = sampling.rows * shape[1] * shape[2] / int(self.unet.config.sample_size) ** 2
+            # The oldest always goes, even when it is larger than the batch: otherwise it would wait for ever.
+            if not chosen or (cost <= room and shape == chosen[0].latents.shape[1:]):
+                chosen.append(sampling)
+                room -= cost
+        return chosen
+
+    def _pictures(self, latents: Tensor) -> Pictures:
+        scaled = (latents / self.vae.config.scaling_factor).to(self.vae.dtype)
+        decoded: Tensor = self.vae.decode(scaled, return_dict=False)[0]
+        pictures = (decoded.float() / 2 + 0.5).clamp(0, 1) * 255
+        array: Pictures = pictures.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        return array
