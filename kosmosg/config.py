@@ -1,0 +1,215 @@
+"""The shape of a Kosmos-G model, as one `PreTrainedConfig` with three parts.
+
+Text and vision follow transformers' Kosmos-2 and CLIP field for field, so that a user who knows those knows this. What a
+checkpoint is shaped like is written once, in its `config.json`; training presets never repeat it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from kosmosg.errors import ConfigError
+
+VOCABULARY = 64_007  # sentencepiece 64,000 + <pad> + <mask> </doc> <image> </image> </chunk> </line>
+
+
+@strict
+class KosmosGTextConfig(PreTrainedConfig):
+    """The Magneto language model; field names of `Kosmos2TextConfig`.
+
+    `attention_dropout` is 0 because the original never applied any: it declares 0.1, but its memory-efficient attention
+    call does not pass it on. `max_position_embeddings` is the longest sequence, in tokens, image slots included.
+    """
+
+    model_type = "kosmosg_text"
+    base_config_key = "text_config"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    attribute_map: ClassVar[dict[str, str]] = {
+        "num_attention_heads": "attention_heads",
+        "hidden_size": "embed_dim",
+        "num_hidden_layers": "layers",
+        "intermediate_size": "ffn_dim",
+    }
+
+    vocab_size: int = VOCABULARY
+    max_position_embeddings: int = 2048
+    embed_dim: int = 2048
+    layers: int = 24
+    ffn_dim: int = 8192
+    attention_heads: int = 32
+    activation_function: str = "gelu"  # exact, by erf
+    dropout: float | int = 0.1  # after the embeddings, the attention and the feed-forward block
+    attention_dropout: float | int = 0.0
+    activation_dropout: float | int = 0.0
+    layer_norm_eps: float = 1e-5
+    scale_embedding: bool = True  # multiplies token and image embeddings alike by sqrt(embed_dim)
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 2
+
+
+@strict
+class KosmosGVisionConfig(PreTrainedConfig):
+    """The CLIP vision tower; field names of `CLIPVisionConfig`, sizes of ViT-L/14 at 224 pixels."""
+
+    model_type = "kosmosg_vision"
+    base_config_key = "vision_config"
+
+    hidden_size: int = 1024
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    num_channels: int = 3
+    image_size: int = 224
+    patch_size: int = 14
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    attention_dropout: float | int = 0.0
+
+
+@strict
+class KosmosGAlignerConfig(PreTrainedConfig):
+    """AlignerNet. `d_model` and `num_queries` are those of the U-Net's text condition: 768 and 77 for Stable Diffusion 1.5.
+
+    `max_position_embeddings` counts the rows of the learned position table. Its first two rows are never used, so the
+    longest sequence is two tokens shorter.
+    """
+
+    model_type = "kosmosg_aligner"
+    base_config_key = "aligner_config"
+    attribute_map: ClassVar[dict[str, str]] = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "layers",
+        "num_attention_heads": "attention_heads",
+    }
+
+    d_model: int = 768
+    layers: int = 12
+    attention_heads: int = 12
+    ffn_dim: int = 3072
+    num_queries: int = 77
+    max_position_embeddings: int = 32_768
+    layer_norm_eps: float = 1e-5
+
+
+@strict
+class KosmosGConfig(PreTrainedConfig):
+    """Vision tower, resampler (`latent_query_num` queries an image), language model and aligner.
+
+    The defaults are the paper's model. Sub-configurations may be given as dictionaries.
+
+    Raises `ConfigError` for widths that heads do not divide and images that patches do not divide.
+
+    >>> KosmosGConfig.tiny().text_config.embed_dim
+    64
+    """
+
+    model_type = "kosmosg"
+    sub_configs_defaults: ClassVar[dict[str, Any]] = {
+        "text_config": KosmosGTextConfig,
+        "vision_config": KosmosGVisionConfig,
+        "aligner_config": KosmosGAlignerConfig,
+    }
+
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    latent_query_num: int = 64
+    aligner_config: dict[str, Any] | PreTrainedConfig | None = None
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        text, vision, aligner = self.text_config, self.vision_config, self.aligner_config
+        _divides("text_config.embed_dim", text.embed_dim, "attention_heads", text.attention_heads)
+        _divides("vision_config.hidden_size", vision.hidden_size, "num_attention_heads", vision.num_attention_heads)
+        _divides("vision_config.image_size", vision.image_size, "patch_size", vision.patch_size)
+        _divides("aligner_config.d_model", aligner.d_model, "attention_heads", aligner.attention_heads)
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest sequence, in tokens, that both position tables can number."""
+        return min(self.text_config.max_position_embeddings, self.aligner_config.max_position_embeddings - 2)
+
+    @classmethod
+    def paper(cls) -> KosmosGConfig:
+        """The published model: 1,662,375,936 parameters in the MLLM, 225,461,760 in the aligner."""
+        return cls()
+
+    @classmethod
+    def tiny(cls, vocab_size: int = VOCABULARY) -> KosmosGConfig:
+        """Every part, a few thousand weights beside the embeddings: for tests, in milliseconds."""
+        return cls(
+            text_config={
+                "vocab_size": vocab_size,
+                "max_position_embeddings": 510,
+                "embed_dim": 64,
+                "layers": 2,
+                "attention_heads": 4,
+                "ffn_dim": 128,
+            },
+            vision_config={
+                "image_size": 32,
+                "patch_size": 8,
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+            },
+            latent_query_num=4,
+            aligner_config={
+                "d_model": 32,
+                "layers": 2,
+                "attention_heads": 4,
+                "ffn_dim": 64,
+                "num_queries": 77,
+                "max_position_embeddings": 512,
+            },
+        )
+
+    @classmethod
+    def world(cls, vocab_size: int) -> KosmosGConfig:
+        """The model of the procedural toy world: small enough to train through all three stages on a laptop CPU.
+
+        The vision tower is shaped like the world's CLIP, the aligner's output like what the world's U-Net listens to.
+        """
+        return cls(
+            text_config={
+                "vocab_size": vocab_size,
+                "max_position_embeddings": 254,
+                "embed_dim": 160,
+                "layers": 4,
+                "attention_heads": 5,
+                "ffn_dim": 640,
+                "dropout": 0.0,
+            },
+            vision_config={
+                "image_size": 32,
+                "patch_size": 4,
+                "hidden_size": 128,
+                "intermediate_size": 256,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+            },
+            latent_query_num=16,
+            aligner_config={
+                "d_model": 128,
+                "layers": 2,
+                "attention_heads": 4,
+                "ffn_dim": 512,
+                "num_queries": 24,
+                "max_position_embeddings": 256,
+            },
+        )
+
+
+def _divides(name: str, size: int, divisor_name: str, divisor: int) -> None:
+    if divisor <= 0 or size % divisor:
+        raise ConfigError(f"{name} is {size}, which {divisor_name} = {divisor} does not divide; change one of them")
+
+
+__all__ = ["KosmosGAlignerConfig", "KosmosGConfig", "KosmosGTextConfig", "KosmosGVisionConfig"]

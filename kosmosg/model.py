@@ -1,0 +1,193 @@
+"""Kosmos-G: a multimodal language model whose states an aligner turns into what Stable Diffusion listens to.
+
+    condition = aligner(mllm(text and images))          # (B, 77, 768)
+
+Letters: B batch, T tokens, C language model width, Q queries (77), D condition width (768), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import repeat
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+from transformers.utils import ModelOutput, can_return_tuple
+
+from kosmosg.aligner import AlignerNet
+from kosmosg.config import KosmosGConfig
+from kosmosg.errors import PromptError
+from kosmosg.layers import KosmosGPreTrainedModel
+from kosmosg.mllm import KosmosGForConditionalGeneration, move, move_back, token_slots
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a U-Net of Stable Diffusion 1.5 takes as `prompt_embeds` and `negative_prompt_embeds`, each (B, Q, D)."""
+
+    positive: Tensor
+    negative: Tensor
+
+    def __len__(self) -> int:
+        return len(self.positive)
+
+    def to(self, *args: Any, **kwargs: Any) -> Condition:
+        """Both on another device or in another precision, as `Tensor.to`."""
+        return Condition(self.positive.to(*args, **kwargs), self.negative.to(*args, **kwargs))
+
+    def for_guidance(self, images_per_prompt: int = 1) -> Tensor:
+        """(2 * B * n, Q, D): all negatives, then all positives, prompt by prompt repeated as p0, p1, ..., p0, p1, ...
+
+        The order in which the original's own sampling loop stacks them.
+        """
+        return torch.cat([part.repeat(images_per_prompt, 1, 1) for part in (self.negative, self.positive)])
+
+
+@dataclass
+class KosmosGOutput(ModelOutput):
+    """`logits` (B, T, V); `last_hidden_state` (B, T, C) after the final LayerNorm; `condition` (B, Q, D)."""
+
+    logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    condition: Tensor | None = None
+
+
+class KosmosG(KosmosGPreTrainedModel):
+    """The whole model: `mllm` (vision tower, resampler, language model) and `aligner` (M).
+
+    Use `encode` to get conditions; call the model for everything else; train through the stages.
+
+    >>> model = KosmosG(KosmosGConfig.tiny())
+    >>> model.encode({"input_ids": torch.tensor([[0, 17, 23]])}).positive.shape
+    torch.Size([1, 77, 32])
+    """
+
+    def __init__(self, config: KosmosGConfig) -> None:
+        super().__init__(config)
+        self.mllm = KosmosGForConditionalGeneration(config)
+        self.aligner = AlignerNet(config)
+        self._null: tuple[Any, Tensor] | None = None
+        self.post_init()
+
+    @torch.no_grad()
+    def encode(self, batch: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None = None) -> Condition:
+        """The condition of a processed batch, without gradient, dropout or logits.
+
+        `batch` is what the processor returns: `input_ids`, and optionally `attention_mask`,
+        `image_embeds_position_mask` and `pixel_values`. `negative` is another such batch of B prompts, or of one for
+        all. Without it the negative is the null condition, `<s>` alone, which is what training drops prompts to; it is
+        computed once and kept until the weights change.
+
+        Raises `PromptError` when images and places, or positive and negative prompts, do not match.
+        """
+        was_training = self.training
+        if was_training:
+            self.eval()
+        try:
+            positive = self.conditioning(**self._inputs(batch))
+            if negative is None:
+                other = self.null_condition()
+            else:
+                other = self.conditioning(**self._inputs(negative))
+        finally:
+            if was_training:
+                self.train()
+        if len(other) not in (1, len(positive)):
+            raise PromptError(
+                f"{len(other)} negative prompts for {len(positive)} prompts; give one for all or one for each"
+            )
+        if len(other) != len(positive):
+            other = repeat(other, "1 q d -> b q d", b=len(positive))
+        return Condition(positive, other)
+
+    def conditioning(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        image_embeds_position_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+    ) -> Tensor:
+        """(B, Q, D), with gradient: states of the language model, read by the aligner. Pads may be on either side."""
+        _, condition, _ = self._run(input_ids, attention_mask, image_embeds_position_mask, pixel_values)
+        return condition
+
+    def null_condition(self) -> Tensor:
+        """(1, Q, D): the condition of `<s>` alone, through language model and aligner.
+
+        Not the empty string's: the original trained guidance with `<s>`, so guidance must use it too.
+        """
+        ids = torch.full((1, 1), self.config.text_config.bos_token_id, device=self.device)
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.conditioning(ids)
+        weights = self._weights_version()
+        if self._null is None or self._null[0] != weights:
+            self._null = (weights, self.conditioning(ids))
+        return self._null[1]
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        image_embeds_position_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        **kwargs: Any,
+    ) -> KosmosGOutput:
+        """Logits, states and condition of a batch; pads may be on either side and change nothing on real tokens."""
+        states, condition, slots = self._run(input_ids, attention_mask, image_embeds_position_mask, pixel_values)
+        states = move_back(states, slots)
+        return KosmosGOutput(logits=self.mllm.logits(states), last_hidden_state=states, condition=condition)
+
+    def train(self, mode: bool = True) -> KosmosG:
+        """Training or evaluation mode; forgets the null condition, because weights may move in between."""
+        self._null = None
+        super().train(mode)
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's token embeddings."""
+        return self.mllm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings, as `resize_token_embeddings` does."""
+        self.mllm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's output projection."""
+        return self.mllm.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the output projection."""
+        self.mllm.set_output_embeddings(value)
+
+    def _run(
+        self, input_ids: Tensor, attention_mask: Tensor | None, image_mask: Tensor | None, pixel_values: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """States of the right-padded batch, condition, and where each token went."""
+        pad = self.config.text_config.pad_token_id
+        real = (input_ids != pad) if attention_mask is None else attention_mask.bool()
+        slots = token_slots(real)
+        real = move(real, slots)
+        input_ids = move(input_ids, slots).masked_fill(~real, pad)
+        image_mask = None if image_mask is None else move(image_mask, slots)
+        states = self.mllm.states(input_ids, image_mask, pixel_values)
+        # Reading one value back is cheaper than twenty-four masked attentions; a compiled graph may not look.
+        padded = torch.compiler.is_compiling() or not bool(real.all())
+        return states, self.aligner(states, ~real if padded else None), slots
+
+    def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        names = ("input_ids", "attention_mask", "image_embeds_position_mask", "pixel_values")
+        return {name: batch[name].to(self.device) for name in names if batch.get(name) is not None}
+
+    def _weights_version(self) -> tuple[int, int, torch.device, torch.dtype]:
+        """Changes whenever a parameter is written in place, added, moved or cast."""
+        parameters = list(self.parameters())
+        return sum(p._version for p in parameters), len(parameters), parameters[0].device, parameters[0].dtype
+
+
+AutoConfig.register("kosmosg", KosmosGConfig, exist_ok=True)
+AutoModel.register(KosmosGConfig, KosmosG, exist_ok=True)
+AutoModelForImageTextToText.register(KosmosGConfig, KosmosGForConditionalGeneration, exist_ok=True)
