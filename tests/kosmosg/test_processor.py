@@ -125,34 +125,30 @@ def test_images_come_in_reading_order_over_the_batch(processor: KosmosGProcessor
 
 
 def bicubic(lines: np.ndarray, out: int) -> np.ndarray:
-    """Antialiased bicubic interpolation (a = -0.5) along the first axis, rounded to 8 bits as PIL does per pass.
-
-    (PIL resizes rows first, except for very tall images: the order shows in the rounding.)
-    """
+    """Antialiased bicubic interpolation (a = -0.5) along the first axis, rounded to 8 bits as PIL does per pass."""
     scale = max(len(lines) / out, 1.0)
     centres = (np.arange(out) + 0.5) * len(lines) / out
-    first, last = np.floor(centres - 2 * scale + 0.5), np.floor(centres + 2 * scale + 0.5)  # taps at most 2 away
-    taps = np.arange(len(lines))
-    x = np.abs(taps[None] + 0.5 - centres[:, None]) / scale
+    x = np.abs(np.arange(len(lines))[None] + 0.5 - centres[:, None]) / scale
     weights = np.where(x < 1, 1.5 * x**3 - 2.5 * x**2 + 1, np.where(x < 2, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2, 0))
-    weights *= (taps[None] >= first[:, None]) & (taps[None] < last[:, None])
     weights /= weights.sum(1, keepdims=True)
     return np.clip(np.rint(np.tensordot(weights, lines, 1)), 0, 255)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (60, 40), (41, 77), (33, 120), (5, 3), (301, 99)])
+@pytest.mark.parametrize("size", [(32, 32), (60, 40), (41, 77), (33, 500), (5, 3), (301, 99)])
 def test_pixels_follow_clips_preprocessing(processor: KosmosGProcessor, size: tuple[int, int]) -> None:
     image = noise(*size)
     pixels = processor.pixels(image)
     assert pixels.shape == (3, 32, 32)
     assert pixels.dtype == torch.float32
     width, height = (int(32 * side / min(size)) for side in size)
-    wide = bicubic(np.asarray(image, dtype=float).transpose(1, 0, 2), width).transpose(1, 0, 2)
-    resized = bicubic(wide, height)
+    rows = np.asarray(image, dtype=float)
     left, top = round((width - 32) / 2), round((height - 32) / 2)
-    window = resized[top : top + 32, left : left + 32]
+    # PIL chooses which pass comes first by its cost; the order shows in the rounding between them.
+    across_first = bicubic(bicubic(rows.transpose(1, 0, 2), width).transpose(1, 0, 2), height)
+    down_first = bicubic(bicubic(rows, height).transpose(1, 0, 2), width).transpose(1, 0, 2)
     levels = (pixels.numpy().transpose(1, 2, 0) * CLIP_STD + CLIP_MEAN) * 255
-    assert np.abs(levels - window).max() < 1.01
+    distances = [np.abs(levels - full[top : top + 32, left : left + 32]).max() for full in (across_first, down_first)]
+    assert min(distances) < 1.01
 
 
 def test_pixels_need_rgb(processor: KosmosGProcessor) -> None:
