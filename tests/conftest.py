@@ -36,3 +36,71 @@ def tiny_sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
         minloglevel=2,
     )
     return folder / "tiny.model"
+
+
+def save_tiny_sd(folder: Path, sample_size: int = 8, dim: int = 32) -> Path:
+    """Saves a whole Stable Diffusion of about 0.1 M random weights in the diffusers layout: U-Net, VAE, scheduler,
+    CLIP text encoder and tokenizer. `dim` is the width of its condition; a latent is half as
+    wide as the picture."""
+    import string
+
+    import torch
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    characters = list(string.ascii_lowercase + string.digits + ".,'-")
+    symbols = ["<|startoftext|>", "<|endoftext|>", *characters, *(f"{character}</w>" for character in characters)]
+    tokenizer = CLIPTokenizer(
+        vocab={symbol: position for position, symbol in enumerate(symbols)}, merges=[], model_max_length=77
+    )
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(symbols),
+            hidden_size=dim,
+            intermediate_size=2 * dim,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=sample_size,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=dim,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=2 * sample_size,
+    )
+    scheduler = PNDMScheduler(  # the scheduler config of Stable Diffusion 1.5
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae, text_encoder, tokenizer, unet, scheduler, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sd_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny stock Stable Diffusion; 16 x 16 pixels, conditions 32 wide. Read only."""
+    return save_tiny_sd(tmp_path_factory.mktemp("sd") / "tiny")
