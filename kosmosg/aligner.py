@@ -38,7 +38,7 @@ class AlignerNet(KosmosGPreTrainedModel):
     def forward(self, states: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """The condition for `states`, the language model's states after its final LayerNorm.
 
-        `padding_mask` is (B, T) bool, True where there is no token; None says that there is no padding, which is faster.
+        `padding_mask` is (B, T) bool, True where there is no token; None says that there is no padding, and is faster.
         Pads must be on the right, because positions are counted from the left. Raises `PromptError` beyond the table.
         """
         keys = None if padding_mask is None else rearrange(~padding_mask, "b t -> b 1 1 t")
@@ -48,7 +48,7 @@ class AlignerNet(KosmosGPreTrainedModel):
 
 
 class AlignerDecoder(KosmosGPreTrainedModel):
-    """N: a condition (B, Q, D) back to states (B, T, C). Exists in stage 2 only, to keep M from forgetting what it read."""
+    """N: a condition (B, Q, D) back to states (B, T, C). Exists in stage 2 only, to keep M from losing what it read."""
 
     base_model_prefix = "aligner_decoder"
 
@@ -68,7 +68,7 @@ class AlignerDecoder(KosmosGPreTrainedModel):
 
 
 class Projector(nn.Module):
-    """Projection to the aligner's width, learned positions, self-attention layers, LayerNorm: (B, T, C) to (B, T, D)."""
+    """Projection to the aligner's width, positions, self-attention layers, LayerNorm: (B, T, C) to (B, T, D)."""
 
     def __init__(self, config: KosmosGConfig) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """The shape of a Kosmos-G model, as one `PreTrainedConfig` with three parts.
 
-Text and vision follow transformers' Kosmos-2 and CLIP field for field, so that a user who knows those knows this. What a
-checkpoint is shaped like is written once, in its `config.json`; training presets never repeat it.
+Text and vision follow transformers' Kosmos-2 and CLIP field for field, so that a user who knows those knows this. The
+shape of a checkpoint is written once, in its `config.json`; training presets never repeat it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class KosmosGVisionConfig(PreTrainedConfig):
 
 @strict
 class KosmosGAlignerConfig(PreTrainedConfig):
-    """AlignerNet. `d_model` and `num_queries` are those of the U-Net's text condition: 768 and 77 for Stable Diffusion 1.5.
+    """AlignerNet. `d_model` and `num_queries` are those of the U-Net's text condition: 768, 77 for SD 1.5.
 
     `max_position_embeddings` counts the rows of the learned position table. Its first two rows are never used, so the
     longest sequence is two tokens shorter.
@@ -116,10 +116,11 @@ class KosmosGConfig(PreTrainedConfig):
         "aligner_config": KosmosGAlignerConfig,
     }
 
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
-    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    # Each may be given as its class, as a dictionary or not at all; afterwards it is its class.
+    text_config: Any = None
+    vision_config: Any = None
     latent_query_num: int = 64
-    aligner_config: dict[str, Any] | PreTrainedConfig | None = None
+    aligner_config: Any = None
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -133,7 +134,7 @@ class KosmosGConfig(PreTrainedConfig):
     @property
     def max_tokens(self) -> int:
         """The longest sequence, in tokens, that both position tables can number."""
-        return min(self.text_config.max_position_embeddings, self.aligner_config.max_position_embeddings - 2)
+        return int(min(self.text_config.max_position_embeddings, self.aligner_config.max_position_embeddings - 2))
 
     @classmethod
     def paper(cls) -> KosmosGConfig:

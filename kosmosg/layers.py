@@ -96,7 +96,7 @@ def _init_linear(layer: nn.Linear) -> None:
 class Attention(nn.Module):
     """Multi-head attention, one implementation for self and cross attention, with or without a cache.
 
-    The kernel is whatever the configuration names (`eager`, `sdpa`, `flash_attention_2`, `flex_attention`, ...), through
+    The kernel is the one that the configuration names (`eager`, `sdpa`, `flash_attention_2`, `flex_attention`, ...) in
     transformers' registry, so custom kernels work too. Without padding no mask exists: causality is the kernel's.
     """
 
@@ -168,7 +168,7 @@ def eager_attention(
     scaling: float = 1.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention as written in the paper, in matrix products; softmax in fp32 as in the original. (B, T, H, D), weights."""
+    """Attention in plain matrix products, softmax in fp32 as in the original: (B, T, H, D) and the weights."""
     scores = torch.matmul(query * scaling, key.transpose(2, 3))
     if attention_mask is not None:
         if attention_mask.dtype == torch.bool:
@@ -273,10 +273,11 @@ class CrossLayer(GradientCheckpointingLayer):
         self.encoder_attn_layer_norm = nn.LayerNorm(width, eps=eps)
         self.encoder_attn = Attention(config, width, heads)
         self.final_layer_norm = nn.LayerNorm(width, eps=eps)
-        self.ffn = FeedForward(width, hidden, activation=activation, eps=eps, gain=gain)
+        self.ffn = FeedForward(width, hidden, activation="gelu", eps=eps, gain=gain)
 
     def forward(self, x: Tensor, context: Tensor, context_mask: Any = None) -> Tensor:
         """x (B, T, C) and context (B, S, C) to (B, T, C)."""
         x = x + self.self_attn(self.self_attn_layer_norm(x))
         x = x + self.encoder_attn(self.encoder_attn_layer_norm(x), context, context_mask)
-        return x + self.ffn(self.final_layer_norm(x))
+        out: Tensor = x + self.ffn(self.final_layer_norm(x))
+        return out

@@ -5,8 +5,8 @@ Letters: B batch, T tokens, C width, V vocabulary, N images in the batch, Q toke
 Three facts that are easy to get wrong, all checked against the original's outputs:
 - positions are absolute sinusoids; the first token takes row 2, pads take row 1, which is zero. xPos is not used;
 - image tokens replace token embeddings *before* the scaling by sqrt(C), so they are scaled too;
-- there is no padding mask. Pads sit on the right, where a causal model cannot see them. Input that is padded otherwise is
-  moved there first, so attention never needs more than its own causality and the fastest kernel applies. Only
+- there is no padding mask. Pads sit on the right, where a causal model cannot see them. Input that is padded otherwise
+  is moved there first, so attention never needs more than its own causality and the fastest kernel applies. Only
   `generate()`, whose cache needs pads on the left, builds a mask, and only for batches that have pads.
 
 Parameter names are those of transformers' Kosmos-2.
@@ -25,7 +25,7 @@ from transformers import GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput
 
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import PromptError
@@ -68,12 +68,13 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
         """States after the final LayerNorm, (B, T, C), with gradient and without logits: what the stages train on.
 
         `input_ids` (B, T); `image_embeds_position_mask` (B, T) True on image slots; `pixel_values` (N, 3, S, S) of all
-        images in reading order. Without `attention_mask` pads must be on the right. Raises `PromptError` when images and
-        slots disagree or the batch is longer than the position table.
+        images in reading order. Without `attention_mask` pads must be on the right. Raises `PromptError` when images
+        and slots disagree or the batch is longer than the position table.
         """
         embeddings = self.embed(input_ids, image_embeds_position_mask, pixel_values)
         if attention_mask is None:
-            return self.text_model.model(embeddings, position_rows(input_ids != self.config.text_config.pad_token_id))
+            states: Tensor = self.text_model.model(embeddings, position_rows(input_ids != self._pad))
+            return states
         return self._padded_states(embeddings, attention_mask)
 
     def logits(self, states: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
         return out
 
     def image_tokens(self, pixel_values: Tensor) -> Tensor:
-        """(N, 3, S, S) to (N, Q, C): what each image puts into its slots. Depends on nothing else, so it can be kept."""
+        """(N, 3, S, S) to (N, Q, C): what each image puts into its slots, whatever the text; so it can be kept."""
         out: Tensor = self.image_to_text_projection(self.vision_model(pixel_values.to(self.dtype)))
         return out
 
@@ -107,7 +108,6 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
         slots = rearrange(image_embeds_position_mask.bool(), "b t -> b t 1")
         return embeddings.masked_scatter(slots, image_tokens.to(embeddings.dtype))
 
-    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -121,7 +121,7 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         output_hidden_states: bool | None = None,
-        **kwargs: Any,
+        return_dict: bool | None = None,
     ) -> MllmOutput:
         """Logits and states for transformers' users and `generate()`.
 
@@ -136,7 +136,7 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
             assert input_ids is not None
             embeddings = self.embed(input_ids, image_embeds_position_mask, pixel_values)
             if attention_mask is None and past_key_values is None:
-                attention_mask = (input_ids != self.config.text_config.pad_token_id).long()
+                attention_mask = (input_ids != self._pad).long()
         hidden: list[Tensor] | None = [] if output_hidden_states else None
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config.text_config)
@@ -153,13 +153,16 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
             loss = nn.functional.cross_entropy(
                 rearrange(logits[:, :-1].float(), "b t v -> (b t) v"), labels[:, 1:].flatten()
             )
-        return MllmOutput(
+        output = MllmOutput(
             loss=loss,
             logits=logits,
             last_hidden_state=states,
             past_key_values=past_key_values,
             hidden_states=None if hidden is None else tuple(hidden),
         )
+        if return_dict is False:
+            return output.to_tuple()  # type: ignore[no-any-return]
+        return output
 
     @torch.no_grad()
     def generate(
@@ -178,7 +181,7 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
         """
         if input_ids is not None and kwargs.get("inputs_embeds") is None:
             if attention_mask is None:
-                attention_mask = (input_ids != self.config.text_config.pad_token_id).long()
+                attention_mask = (input_ids != self._pad).long()
             slots = token_slots(attention_mask, left_padded=True)
             input_ids, attention_mask = move(input_ids, slots), move(attention_mask, slots)
             if image_embeds_position_mask is not None:
@@ -189,13 +192,18 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
                 self._check_slots(image_embeds_position_mask, None)
         return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
 
-    def get_input_embeddings(self) -> nn.Module:
+    @property
+    def _pad(self) -> int:
+        pad: int = self.config.text_config.pad_token_id
+        return pad
+
+    def get_input_embeddings(self) -> nn.Embedding:
         """The token embeddings, tied with the output projection."""
         return self.text_model.model.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token embeddings, as `resize_token_embeddings` does."""
-        self.text_model.model.embed_tokens = value
+        self.text_model.model.embed_tokens = value  # type: ignore[assignment]
 
     def get_output_embeddings(self) -> nn.Module:
         """The output projection."""
@@ -203,7 +211,7 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, value: nn.Module) -> None:
         """Replace the output projection."""
-        self.text_model.lm_head = value
+        self.text_model.lm_head = value  # type: ignore[assignment]
 
     def _padded_states(self, embeddings: Tensor, attention_mask: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
         """States of a batch padded anywhere: tokens are moved left, run without a mask, and moved back."""
@@ -241,7 +249,8 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
         mask = create_causal_mask(
             config=self.config, inputs_embeds=embeddings, attention_mask=attention_mask, past_key_values=cache
         )
-        return self.text_model.model(embeddings, rows, mask=mask, cache=cache, hidden=hidden)
+        states: Tensor = self.text_model.model(embeddings, rows, mask=mask, cache=cache, hidden=hidden)
+        return states
 
     def _check_slots(self, mask: Tensor | None, image_tokens: Tensor | None) -> None:
         slots = 0 if mask is None else int(mask.sum())
@@ -317,7 +326,8 @@ class TextModel(nn.Module):
         x = self.layer_norm(x)
         if hidden is not None:
             hidden.append(x)
-        return x
+        states: Tensor = x
+        return states
 
 
 class TokenEmbedding(nn.Embedding, Initialised):

@@ -15,7 +15,7 @@ import torch
 from einops import repeat
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput
 
 from kosmosg.aligner import AlignerNet
 from kosmosg.config import KosmosGConfig
@@ -88,10 +88,7 @@ class KosmosG(KosmosGPreTrainedModel):
             self.eval()
         try:
             positive = self.conditioning(**self._inputs(batch))
-            if negative is None:
-                other = self.null_condition()
-            else:
-                other = self.conditioning(**self._inputs(negative))
+            other = self.null_condition() if negative is None else self.conditioning(**self._inputs(negative))
         finally:
             if was_training:
                 self.train()
@@ -127,14 +124,12 @@ class KosmosG(KosmosGPreTrainedModel):
             self._null = (weights, self.conditioning(ids))
         return self._null[1]
 
-    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         image_embeds_position_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
-        **kwargs: Any,
     ) -> KosmosGOutput:
         """Logits, states and condition of a batch; pads may be on either side and change nothing on real tokens."""
         states, condition, slots = self._run(input_ids, attention_mask, image_embeds_position_mask, pixel_values)

@@ -72,14 +72,15 @@ class VisionEmbeddings(Initialised):
         expected = (self.channels, self.image_size, self.image_size)
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != expected:
             raise ImageError(
-                f"pixel_values has shape {tuple(pixel_values.shape)}, the model reads (images, {', '.join(map(str, expected))}); "
-                "prepare the images with the KosmosGProcessor of this checkpoint"
+                f"pixel_values has shape {tuple(pixel_values.shape)}, the model reads images of {expected}; "
+                "prepare them with the KosmosGProcessor of this checkpoint"
             )
         patches = rearrange(self.patch_embedding(pixel_values), "n w rows columns -> n (rows columns) w")
         first = repeat(self.class_embedding, "w -> n 1 w", n=len(patches))
         tokens = torch.cat([first, patches], dim=1)
         # Looked up rather than read as `.weight`: under ZeRO-3 only the owner's forward has the whole parameter.
-        return tokens + self.position_embedding(torch.arange(tokens.shape[1], device=tokens.device))
+        positions: Tensor = self.position_embedding(torch.arange(tokens.shape[1], device=tokens.device))
+        return tokens + positions
 
     def init_parameters(self) -> None:
         """OpenCLIP's start: N(0, 1 / W) for class and positions, torch's default for the patch projection."""
