@@ -1,0 +1,129 @@
+"""Stage 2, the aligner speaks CLIP: what the frozen language model says becomes what the U-Net listens to.
+
+    matching       = mean (M(s) - CLIP(caption))^2                 over B x Q x D
+    reconstruction = mean (N(M(s)) - s)^2 * Q / T                  over B x T x C, pads included
+    loss           = matching + reconstruction
+
+s (B, T, C) are the language model's states of the caption. N puts the states back together from the condition, so that
+M keeps what CLIP does not ask for; it is thrown away afterwards. Trained: M and N, on captions alone.
+
+Letters: B captions, T tokens padded, C language model width, Q queries, D condition width.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from transformers import CLIPTextModel
+
+from kosmosg.aligner import AlignerDecoder
+from kosmosg.errors import ConfigError
+from kosmosg.model import KosmosG
+from kosmosg.stages import Batch, StageOutput, trainable_parameters
+
+
+@dataclass(frozen=True)
+class AlignObjective:
+    """What stage 2 minimises; the defaults are the original's."""
+
+    reconstruction: float = 1.0
+    """Weight of the reconstruction loss beside the matching loss."""
+    dropout: bool = True
+    """Leave the frozen language model in training mode: its dropout makes the states noisy, as in the original."""
+
+    def __post_init__(self) -> None:
+        if self.reconstruction < 0:
+            raise ConfigError(f"align.reconstruction is {self.reconstruction}; a weight is at least 0")
+
+
+class AlignStage(nn.Module):
+    """The aligner M, its decoder N, and the two frozen models it stands between.
+
+    Batches: `kosmosg.data.collate.AlignCollate`.
+
+    Args:
+        model: whose aligner is trained; everything else of it is frozen.
+        text_encoder: the text encoder that the U-Net was trained with.
+        objective: weights of the loss.
+
+    Raises:
+        ConfigError: the aligner's width is not the text encoder's.
+    """
+
+    def __init__(self, model: KosmosG, text_encoder: CLIPTextModel, objective: AlignObjective | None = None) -> None:
+        super().__init__()
+        width, wanted = model.config.aligner_config.d_model, text_encoder.config.hidden_size
+        if width != wanted:
+            raise ConfigError(
+                f"the aligner gives conditions of width {width}, the decoder's text encoder of width {wanted}; "
+                "choose a model and a decoder that fit"
+            )
+        self.model = model
+        self.decoder = AlignerDecoder(model.config)
+        self.text_encoder = text_encoder
+        self.objective = objective or AlignObjective()
+        model.requires_grad_(False)
+        model.aligner.requires_grad_(True)
+        text_encoder.requires_grad_(False)
+        self.train()
+
+    def forward(self, batch: Batch) -> StageOutput:
+        """Sum of matching and weighted reconstruction, in fp32."""
+        input_ids = batch["input_ids"]
+        with torch.no_grad():
+            states = self.model.mllm.states(input_ids)
+            target = self.text_encoder(input_ids=batch["clip_input_ids"]).last_hidden_state
+        padding = input_ids == self.model.config.text_config.pad_token_id
+        condition = self.model.aligner(states, padding)
+        rebuilt = self.decoder(condition, states.shape[1])
+        matching, reconstruction = align_losses(condition, target, rebuilt, states)
+        loss = matching + self.objective.reconstruction * reconstruction
+        metrics = {"loss": loss, "matching": matching, "reconstruction": reconstruction}
+        return StageOutput(loss, {name: value.detach() for name, value in metrics.items()})
+
+    def train(self, mode: bool = True) -> Self:
+        """The frozen text encoder never drops anything out; the language model does if the objective says so."""
+        super().train(mode)
+        self.text_encoder.eval()
+        if not self.objective.dropout:
+            self.model.mllm.eval()
+        return self
+
+    def trainable(self) -> list[tuple[str, Parameter]]:
+        """M and N."""
+        return trainable_parameters(self)
+
+    def export(self) -> KosmosG:
+        """The model with its new aligner, without N."""
+        return self.model
+
+    def checkpoint_activations(self) -> None:
+        """Keep only the inputs of the aligner's layers and compute the rest again on the way back."""
+        self.model.aligner.gradient_checkpointing_enable({"use_reentrant": False})
+        self.decoder.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def align_losses(condition: Tensor, target: Tensor, rebuilt: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Matching and reconstruction loss, in fp32.
+
+    Args:
+        condition: (B, Q, D), what M gives.
+        target: (B, Q, D), what CLIP's text encoder gives, after its final LayerNorm.
+        rebuilt: (B, T, C), what N gives.
+        states: (B, T, C), what the language model gave.
+
+    Raises:
+        ConfigError: condition and target differ in shape, for example because the captions were cut to another number
+            of CLIP tokens than the aligner has queries.
+    """
+    if condition.shape != target.shape:
+        raise ConfigError(
+            f"the aligner gives a condition of {tuple(condition.shape)}, the text encoder {tuple(target.shape)}; "
+            "tokenise captions to as many CLIP tokens as the aligner has queries"
+        )
+    matching = nn.functional.mse_loss(condition.float(), target.float())
+    # Q / T is the original's: the sum over the states then weighs as much as the sum over the condition's Q tokens.
+    scale = condition.shape[1] / states.shape[1]
+    return matching, scale * nn.functional.mse_loss(rebuilt.float(), states.float())

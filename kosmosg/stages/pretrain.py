@@ -1,0 +1,80 @@
+"""Stage 1, multimodal language modelling: predict the next word of text in which pictures stand.
+
+    loss = mean over learnt tokens of -log p(token | everything before it)
+
+Trained: the language model, the resampler, the last block of the vision tower and its final LayerNorm. Which tokens are
+learnt is decided by the data (`labels`), never here. The aligner has no part in it yet.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.utils.checkpoint import checkpoint
+
+from kosmosg.data.interleave import IGNORED
+from kosmosg.errors import ConfigError
+from kosmosg.model import KosmosG
+from kosmosg.stages import Batch, StageOutput, read, trainable_parameters
+from kosmosg.vision import freeze_vision
+
+
+@dataclass(frozen=True)
+class PretrainObjective:
+    """What stage 1 minimises."""
+
+    logit_slices: int = 1
+    """Parts that the projection to the vocabulary is computed in. With n > 1 each part is computed twice and its logits
+    never stay in memory: at 64,007 words, 16,384 learnt tokens have 4.2 GB of fp32 logits."""
+
+    def __post_init__(self) -> None:
+        if self.logit_slices < 1:
+            raise ConfigError(f"pretrain.logit_slices is {self.logit_slices}; it is at least 1")
+
+
+class PretrainStage(nn.Module):
+    """The language model under its next-token loss. Batches: `kosmosg.data.collate.PretrainCollate`."""
+
+    def __init__(self, model: KosmosG, objective: PretrainObjective | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective or PretrainObjective()
+        model.requires_grad_(False)
+        model.mllm.requires_grad_(True)
+        freeze_vision(model.mllm.vision_model)
+
+    def forward(self, batch: Batch) -> StageOutput:
+        """Mean negative log likelihood in nats over the learnt tokens of the batch; 0 where there is none."""
+        states = read(self.model.mllm, batch)
+        learnt = batch["labels"] != IGNORED
+        # Only learnt positions meet the vocabulary: in a caption batch two thirds of the positions are image slots.
+        kept, targets = states[learnt], batch["labels"][learnt]
+        total = torch.zeros((), device=states.device)
+        # A fixed number of parts, however few tokens there are: under ZeRO-3 every rank must call the projection as
+        # often as the others.
+        slices = self.objective.logit_slices
+        for part, words in zip(kept.tensor_split(slices), targets.tensor_split(slices), strict=True):
+            if slices == 1:
+                total = total + self._negative_log_likelihood(part, words)
+            else:
+                total = total + checkpoint(self._negative_log_likelihood, part, words, use_reentrant=False)
+        tokens = learnt.sum()
+        loss = total / tokens.clamp(min=1)
+        return StageOutput(loss, {"loss": loss.detach(), "tokens": tokens.float()})
+
+    def trainable(self) -> list[tuple[str, Parameter]]:
+        """Language model, resampler, last vision block and final LayerNorm."""
+        return trainable_parameters(self)
+
+    def export(self) -> KosmosG:
+        """The model; its aligner is as new as it was."""
+        return self.model
+
+    def checkpoint_activations(self) -> None:
+        """Keep only the inputs of the layers and compute the rest again on the way back."""
+        self.model.mllm.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _negative_log_likelihood(self, states: Tensor, targets: Tensor) -> Tensor:
+        logits = self.model.mllm.logits(states).float()
+        return nn.functional.cross_entropy(logits, targets, reduction="sum")
