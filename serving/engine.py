@@ -1,7 +1,7 @@
 """The step engine: pictures at different denoising steps share one U-Net batch.
 
-One `tick` is one U-Net call. Whoever is admitted joins at the next tick, whoever leaves frees its rows at the next tick,
-and every order keeps its own scheduler, so a picture does not depend on its company (beyond rounding). It knows
+One `tick` is one U-Net call. Whoever is admitted joins at the next tick, whoever leaves frees its rows at the next
+tick, and every order keeps its own scheduler, so a picture does not depend on its company (beyond rounding). It knows
 conditions and pictures; it knows nothing of prompts, HTTP or Ray.
 
 Letters: R rows of one U-Net call, n pictures of one order, Q queries, D width of the condition, c h w of the latents.
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 Pictures = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -117,8 +117,8 @@ class Sampling:
 
     def _clean(self, prediction: Tensor, timestep: int) -> Tensor:
         """x0 by the forward process x_t = sqrt(a) x0 + sqrt(1 - a) eps, for every kind of prediction."""
-        kept = self.scheduler.alphas_cumprod[timestep].to(self.latents) ** 0.5
-        noise = (1 - kept**2) ** 0.5
+        kept: Tensor = self.scheduler.alphas_cumprod[timestep].to(self.latents) ** 0.5
+        noise: Tensor = (1 - kept**2) ** 0.5
         kind = self.scheduler.config.prediction_type
         if kind == "v_prediction":
             return kept * self.latents - noise * prediction
@@ -140,9 +140,9 @@ class StepEngine:
             picture takes two.
     """
 
-    def __init__(self, unet: nn.Module, vae: nn.Module, noise_schedule: Mapping[str, Any], max_rows: int) -> None:
-        self.unet: Any = unet
-        self.vae: Any = vae
+    def __init__(self, unet: Any, vae: Any, noise_schedule: Mapping[str, Any], max_rows: int) -> None:
+        self.unet = unet
+        self.vae = vae
         self.noise_schedule = dict(noise_schedule)
         self.max_rows = max_rows
         self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels per latent, each way

@@ -1,0 +1,253 @@
+"""Jobs on a Ray cluster: submit once, follow, look, stop.
+
+`Cluster` wraps Ray's job API where that leaves the user alone: it finds the token of a cluster that asks for one, never
+runs the same submission twice, goes on following when the connection breaks, and turns how the job ended into an exit
+code (Ray's own command flattens every failure to 1).
+"""
+
+import asyncio
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+from urllib.parse import urlsplit
+
+from kosmosg.errors import ConfigError
+
+STOPPED = 130
+"""Exit code of a job that somebody stopped, as a shell tells an interrupted program."""
+
+# What a cluster never needs; `.gitignore` is honoured by Ray as well, but an exported tree may have none.
+EXCLUDES = [".git", ".venv", "runs", "dist", "build", "tests", "docs", "**/__pycache__", "**/*_cache"]
+
+# Settings that are places to write or to read: relative ones would lie in the job's throw-away copy of the checkout.
+WRITTEN = ("output", "dest")
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def runtime_env(checkout: Path) -> dict[str, Any]:
+    """What makes the checkout's code importable on every node; `platform` is an import root, never a package."""
+    return {"working_dir": str(checkout), "excludes": EXCLUDES, "env_vars": {"PYTHONPATH": "platform"}}
+
+
+class Cluster:
+    """The job server of one Ray cluster.
+
+    Args:
+        address: the dashboard's URL, such as `http://head:8265`.
+
+    Raises ConfigError when nothing answers there, or when it asks for a token that is not known here.
+    """
+
+    def __init__(self, address: str) -> None:
+        from ray.job_submission import JobSubmissionClient
+
+        self.address = _url(address)
+        headers = _authorization(self.address)
+        try:
+            self._client: Any = JobSubmissionClient(self.address, headers=headers)
+        except (ConnectionError, RuntimeError) as error:
+            raise ConfigError(f"address: {self.address} is not a Ray job server ({_first_line(error)})") from None
+
+    def submit(self, checkout: Path, job: str, words: Sequence[str], identifier: str | None = None) -> str:
+        """Submit `python -m jobs.JOB WORDS` and give its name.
+
+        A name that the cluster already knows is not run again: the earlier submission is what you get, if it was the
+        same command. Raises ConfigError when it was another one, or when the output would be lost.
+        """
+        words = absolute(words, here=urlsplit(self.address).hostname in LOOPBACK)
+        entrypoint = shlex.join(["python", "-m", f"jobs.{job}", *words])
+        name = identifier or f"{job}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+        earlier = self._find(name)
+        if earlier is None:
+            try:
+                self._client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=runtime_env(checkout))
+            except RuntimeError as error:
+                # Two at once: the cluster accepts one, and for the other it is an earlier submission.
+                earlier = self._find(name)
+                if earlier is None:
+                    raise ConfigError(f"{self.address} refused the job: {_first_line(error)}") from error
+            else:
+                _tell(f"submitted {name}: {entrypoint}")
+                return name
+        if earlier.entrypoint != entrypoint:
+            raise ConfigError(
+                f"--id: {name} was already used for `{earlier.entrypoint}`, not for `{entrypoint}`; choose another --id"
+            )
+        _tell(f"{name} was submitted before and is {earlier.status.value}; it does not run again")
+        return name
+
+    def follow(self, name: str, out: TextIO | None = None) -> int:
+        """Copy the job's log to `out` until it ends; the exit code that tells how."""
+        out = out or sys.stdout
+        self._require(name)
+        try:
+            asyncio.run(self._copy_log(name, out))
+            ended = self._wait(name, seconds=60)
+        except KeyboardInterrupt:
+            _tell(f"{name} goes on; follow it by `kosmosg logs {name} -f`, end it by `kosmosg stop {name}`")
+            return STOPPED
+        state = ended.status.value
+        if state == "SUCCEEDED":
+            return 0
+        _tell(f"{name} {state}: {ended.message or 'no reason given'}")
+        return STOPPED if state == "STOPPED" else int(ended.driver_exit_code or 1)
+
+    def log(self, name: str) -> str:
+        """The log so far."""
+        self._require(name)
+        return str(self._client.get_job_logs(name))
+
+    def status(self, name: str | None = None) -> Iterator[str]:
+        """One line for each submission, newest first; or for one, with what it runs and why it ended."""
+        if name is not None:
+            job = self._require(name)
+            yield _line(job)
+            yield f"  runs: {job.entrypoint}"
+            if job.message:
+                yield f"  says: {' '.join(job.message.split())}"
+            return
+        submissions = [job for job in self._client.list_jobs() if job.submission_id]
+        for job in sorted(submissions, key=lambda job: -(job.start_time or 0)):
+            yield _line(job)
+        if not submissions:
+            yield f"no jobs were submitted to {self.address}"
+
+    def stop(self, name: str) -> str:
+        """Stop a job and wait for its end; one sentence about what happened."""
+        if self._require(name).status.is_terminal():
+            return f"{name} had already ended: {self._require(name).status.value}"
+        self._client.stop_job(name)
+        return f"{name} {self._wait(name, seconds=60).status.value}"
+
+    def _find(self, name: str) -> Any | None:
+        try:
+            return self._client.get_job_info(name)
+        except RuntimeError as error:
+            if "does not exist" in str(error):
+                return None
+            raise
+
+    def _require(self, name: str) -> Any:
+        job = self._find(name)
+        if job is None:
+            raise ConfigError(f"{self.address} knows no job {name!r}; `kosmosg status --address ...` lists them")
+        return job
+
+    def _wait(self, name: str, seconds: float) -> Any:
+        """The job once it has ended; its last state when it has not after `seconds`."""
+        deadline = time.monotonic() + seconds
+        while not (job := self._require(name)).status.is_terminal() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return job
+
+    async def _copy_log(self, name: str, out: TextIO) -> None:
+        """Tail the log; after a broken connection go on where it broke, as long as the job runs."""
+        seen = 0
+        while True:
+            position = 0
+            try:
+                async for text in self._client.tail_job_logs(name):
+                    fresh = text[max(0, seen - position) :]
+                    position += len(text)
+                    if fresh:
+                        out.write(fresh)
+                        out.flush()
+                        seen = position
+            except (RuntimeError, OSError) as error:
+                _tell(f"the connection to {self.address} broke ({_first_line(error)}); trying again")
+                await asyncio.sleep(2)
+            if self._require(name).status.is_terminal():
+                return
+
+
+def absolute(words: Sequence[str], here: bool) -> list[str]:
+    """`key=path` settings with paths that mean the same on the cluster as in this shell.
+
+    On the cluster the job runs in a copy of the checkout that is thrown away. So what is written must have an absolute
+    path: made one when the cluster is this machine (`here`), asked for when it is not. Existing relative paths that are
+    read become absolute too.
+    """
+    fixed = []
+    keys = {word.partition("=")[0] for word in words}
+    for word in words:
+        key, sign, value = word.partition("=")
+        relative = sign and value and not os.path.isabs(value) and "://" not in value
+        if relative and key in WRITTEN and not here:
+            raise ConfigError(f"{word}: on a cluster give an absolute path that every node sees, as {key}=/shared/runs")
+        if relative and (key in WRITTEN or ("/" in value and Path(value).exists())):
+            word = f"{key}={Path(value).resolve()}"
+        fixed.append(word)
+    if "output" not in keys:
+        if not here:
+            raise ConfigError("output: on a cluster give an absolute path that every node sees, as output=/shared/runs")
+        fixed.append(f"output={Path('runs').resolve()}")
+    return fixed
+
+
+def _url(address: str) -> str:
+    url = address if "://" in address else f"http://{address}"
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(
+            f"address: {address!r} is not a dashboard's URL; give something like http://head:8265 "
+            "(ray:// and port 6379 are other doors of a cluster)"
+        )
+    return url.rstrip("/")
+
+
+def _authorization(url: str) -> dict[str, str]:
+    """The header for a cluster that asks for a token (Ray's default since 2.5x), none for one that does not.
+
+    The cluster is asked instead of `RAY_AUTH_MODE`, because that variable is about clusters started here.
+    """
+    import requests
+
+    def answer(headers: dict[str, str]) -> int:
+        try:
+            # A job list, since some servers tell their version to anybody.
+            return int(requests.get(f"{url}/api/jobs/", headers=headers, timeout=10).status_code)
+        except requests.exceptions.RequestException as error:
+            raise ConfigError(
+                f"address: nothing answers at {url} ({type(error).__name__}); is the cluster up, and its dashboard here?"
+            ) from None
+
+    if answer({}) != 401:
+        return {}
+    token = _token()
+    if token is None:
+        raise ConfigError(
+            f"address: {url} asks for a token; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or copy the cluster's "
+            "~/.ray/auth_token here"
+        )
+    headers = {"Authorization": f"Bearer {token}"}
+    if answer(headers) in (401, 403):
+        raise ConfigError(f"address: {url} does not accept the token that is set here; get the one of that cluster")
+    return headers
+
+
+def _token() -> str | None:
+    """Ray's order: the variable, the file it names, the file in the home folder."""
+    if given := os.environ.get("RAY_AUTH_TOKEN"):
+        return given.strip()
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    return path.read_text().strip() or None if path.is_file() else None
+
+
+def _line(job: Any) -> str:
+    started = datetime.fromtimestamp((job.start_time or 0) / 1000).strftime("%Y-%m-%d %H:%M:%S")
+    seconds = ((job.end_time or time.time() * 1000) - (job.start_time or 0)) / 1000
+    return f"{job.submission_id}  {job.status.value}  started {started}  {seconds:.0f} s"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
