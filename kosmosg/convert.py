@@ -1,0 +1,322 @@
+"""Published weights in our layout: the released Kosmos-G files, transformers' Kosmos-2, and CLIP vision towers.
+
+Every converter first makes a plan: which of our parameters comes from which of theirs, which of theirs are left out and
+why, which of ours start anew. A name that fits nowhere, a shape that does not fit, or a part that is only half there
+stops it, so no weight is ever lost silently. The plan then either fills a model or is streamed to a folder, one shard
+in memory at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import ChainMap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from kosmosg.aligner import AlignerDecoder, AlignerNet
+from kosmosg.config import VOCABULARY, KosmosGConfig
+from kosmosg.errors import CheckpointError
+from kosmosg.model import KosmosG
+from kosmosg.vision import VisionTower
+from kosmosg.weights import Source, open_weights, shape_of
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+_VISION = "mllm.vision_model.model"
+_BLOCK = r"img_model\.visual\.transformer\.resblocks\.(\d+)"
+
+# Pattern of their whole name -> ours. N, which is not part of the model, is marked by "decoder:".
+_REFERENCE_NAMES = {
+    r"gpt_model\.decoder\.(embed_tokens|layers|layer_norm)\.(.+)": r"mllm.text_model.model.\1.\2",
+    r"img_connector\.(.+)": r"mllm.image_to_text_projection.\1",
+    r"img_model\.visual\.class_embedding": rf"{_VISION}.embeddings.class_embedding",
+    r"img_model\.visual\.positional_embedding": rf"{_VISION}.embeddings.position_embedding.weight",
+    r"img_model\.visual\.conv1\.weight": rf"{_VISION}.embeddings.patch_embedding.weight",
+    r"img_model\.visual\.ln_pre\.(.+)": rf"{_VISION}.pre_layrnorm.\1",
+    r"img_model\.visual\.ln_post\.(.+)": rf"{_VISION}.post_layernorm.\1",
+    rf"{_BLOCK}\.ts_attn\.(.+)": rf"{_VISION}.encoder.layers.\1.self_attn.\2",
+    rf"{_BLOCK}\.ln_(\d)\.(.+)": rf"{_VISION}.encoder.layers.\1.layer_norm\2.\3",
+    rf"{_BLOCK}\.mlp\.c_fc\.(.+)": rf"{_VISION}.encoder.layers.\1.mlp.fc1.\2",
+    rf"{_BLOCK}\.mlp\.c_proj\.(.+)": rf"{_VISION}.encoder.layers.\1.mlp.fc2.\2",
+    r"aligner\.encoder_query": r"aligner.encoder_query.weight",
+    r"aligner\.(encoder_proj|encoder)\.(.+)": r"aligner.\1.\2",
+    r"aligner\.decoder_query": r"decoder:decoder_query.weight",
+    r"aligner\.(decoder_proj|decoder)\.(.+)": r"decoder:\1.\2",
+}
+_REFERENCE_IGNORED = {
+    r"gpt_model\.decoder\.output_projection\.weight": "the same weight as embed_tokens",
+    r"gpt_model\.decoder\.embed_positions\._float_tensor": "a marker of the computed position table",
+    r"gpt_model\.decoder\.self_attn_sope\.scale": "xPos, which the original declares but never applies",
+    rf"{_BLOCK}\.attn\..+": "the attention that ts_attn replaced",
+    r"img_model\.visual\.proj": "CLIP's pooled projection, not used",
+    r"aligner\.clip_encoder\..+": "the frozen CLIP text encoder of stage 2",
+    r"diffusion_unet\..+": "the frozen U-Net; take it from Stable Diffusion",
+    r"vae\..+": "the frozen autoencoder; take it from Stable Diffusion",
+}
+_KOSMOS2_NAMES = {r"((?:text_model\.model|vision_model\.model|image_to_text_projection)\..+)": r"mllm.\1"}
+_KOSMOS2_IGNORED = {
+    r"text_model\.lm_head\.weight": "the same weight as embed_tokens",
+    r"text_model\.model\.embed_positions\..+": "the computed position table",
+    r"vision_model\.model\.embeddings\.position_ids": "a computed range",
+}
+# Tables whose rows beyond ours are never reached: positions beyond the longest sequence.
+_TRIMMED = (
+    "aligner.encoder_proj.embed_positions.weight",
+    "decoder_query.weight",
+    "decoder_proj.embed_positions.weight",
+)
+_EMBEDDING = "mllm.text_model.model.embed_tokens.weight"
+
+
+def from_reference(source: Source, config: KosmosGConfig | None = None, *, vision: Source | None = None) -> KosmosG:
+    """A model from a released Kosmos-G file, of any stage: `checkpoint_stage1.pt`, `_stage2.pt`, `_final.pt`.
+
+    `source` is the file or its state dict. Without `config` the published sizes are expected, and the aligner's
+    position table, of which 32,768 rows are stored, is cut to the 2,050 that the language model can reach. `vision`
+    (the released `ViT-L-14-sd.pt`, or any OpenAI CLIP) stands in when the file has no vision tower. Stage 1 has no
+    aligner: it starts anew. Weights keep their precision (the released files are fp16).
+
+    Raises `CheckpointError` naming the key that is unknown, missing, not finite or of another shape.
+    """
+    return plan_reference(source, config, vision=vision).build()
+
+
+def decoder_from_reference(source: Source, config: KosmosGConfig | None = None) -> AlignerDecoder:
+    """N, the aligner's decoder, from a released stage-2 file: to continue stage 2 where the original stopped."""
+    return plan_reference(source, config).build_decoder()
+
+
+def from_kosmos2(source: Source, config: KosmosGConfig | None = None) -> KosmosG:
+    """A model from `microsoft/kosmos-2-patch14-224`: a public start for stage 2. The aligner starts anew.
+
+    The first 64,007 rows of its vocabulary are Kosmos-G's; the rest, for grounding, is left out unless `config` asks
+    for it. Without `config` the published sizes are expected.
+    """
+    return plan_kosmos2(source, config).build()
+
+
+def grow_vocabulary(model: KosmosG, kosmos2: Source) -> None:
+    """Give a model the grounding tokens of Kosmos-2: its embedding rows behind ours, 64,007 to 65,036, in place."""
+    rows = open_weights(kosmos2)["text_model.model.embed_tokens.weight"]
+    ours: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+    if rows.shape[1] != ours.shape[1] or len(rows) <= len(ours):
+        raise CheckpointError(
+            f"the model's embedding is {tuple(ours.shape)}, Kosmos-2's {tuple(rows.shape)}; "
+            "Kosmos-2's must be as wide and longer"
+        )
+    known = len(ours)
+    model.mllm.resize_token_embeddings(len(rows), mean_resizing=False)
+    with torch.no_grad():
+        grown: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
+        grown[known:] = rows[known:].to(ours)
+
+
+def load_vision(tower: VisionTower, source: Source) -> None:
+    """Fill a vision tower from an OpenAI CLIP file (`visual.*`) or a transformers CLIP folder or state dict, in place.
+
+    Every parameter of the tower must be there in its shape; other parts of CLIP are left out.
+    """
+    ours = tower.state_dict()
+    found: dict[str, Tensor] = {}
+    theirs = _as_reference_vision(open_weights(source))
+    for name in theirs:
+        hugging = re.fullmatch(r"(?:vision_model\.)?((?:embeddings|pre_layrnorm|encoder|post_layernorm)\..+)", name)
+        target = f"mllm.vision_model.model.{hugging[1]}" if hugging else _rename(name, _REFERENCE_NAMES)
+        target = (target or "").removeprefix("mllm.vision_model.")
+        if target in ours:
+            found[target] = theirs[name]
+    for name, tensor in ours.items():
+        if name not in found:
+            raise CheckpointError(f"the CLIP checkpoint lacks {name}; give a CLIP whose vision tower is a ViT")
+        _same_shape(name, tuple(found[name].shape), tuple(tensor.shape))
+    tower.load_state_dict(found)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where every parameter of ours comes from, and what became of every name of theirs."""
+
+    config: KosmosGConfig
+    weights: Mapping[str, Tensor]
+    model: dict[str, str]  # our name -> their name
+    decoder: dict[str, str]  # the same for N
+    ignored: dict[str, str]  # their name -> reason
+    fresh: list[str] = field(default_factory=list)  # ours that start anew
+
+    def tensor(self, name: str, *, decoder: bool = False) -> Tensor:
+        """Their values for our name, cut to our rows. Raises `CheckpointError` when any is not finite."""
+        shape = _shapes(AlignerDecoder if decoder else KosmosG, self.config.to_json_string())[name]
+        theirs = (self.decoder if decoder else self.model)[name]
+        tensor = self.weights[theirs][: shape[0]]
+        if not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{theirs} holds values that are not finite; the checkpoint is damaged")
+        return tensor
+
+    def build(self) -> KosmosG:
+        """The model, in evaluation mode, in the precision of the checkpoint."""
+        return self._fill(KosmosG, {**{name: self.tensor(name) for name in self.model}, **self.fresh_tensors()})
+
+    def build_decoder(self) -> AlignerDecoder:
+        """N. Raises `CheckpointError` when the checkpoint has none."""
+        if not self.decoder:
+            raise CheckpointError("the checkpoint has no aligner.decoder; only those of stage 2 do")
+        return self._fill(AlignerDecoder, {name: self.tensor(name, decoder=True) for name in self.decoder})
+
+    def fresh_tensors(self) -> dict[str, Tensor]:
+        """Initial values of what starts anew, by our names: of the aligner, or nothing."""
+        if not self.fresh:
+            return {}
+        with torch.device("meta" if self.weights[next(iter(self.model.values()))].is_meta else "cpu"):
+            aligner = AlignerNet(KosmosGConfig.from_dict(self.config.to_dict()))
+        return {f"aligner.{name}": value.detach().to(self.dtype) for name, value in aligner.named_parameters()}
+
+    def _fill(self, kind: type[Model], tensors: dict[str, Tensor]) -> Model:
+        config = KosmosGConfig.from_dict(self.config.to_dict())
+        if any(tensor.is_meta for tensor in tensors.values()):
+            with torch.device("meta"):
+                model: Model = kind(config).eval()
+            model.load_state_dict(tensors, strict=False, assign=True)
+            model.tie_weights()
+            return model
+        loaded: Model = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=self.dtype)
+        return loaded
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the stored weights."""
+        return self.weights[next(iter((self.model or self.decoder).values()))].dtype
+
+
+def plan_reference(source: Source, config: KosmosGConfig | None = None, *, vision: Source | None = None) -> Plan:
+    """The plan behind `from_reference`."""
+    weights = open_weights(source)
+    if vision is not None and not any(name.startswith("img_model.visual.") for name in weights):
+        tower = _as_reference_vision(open_weights(vision))
+        kept = {name: tower[name] for name in tower if _rename(name, _REFERENCE_NAMES)}
+        weights = ChainMap(kept, weights)  # type: ignore[arg-type]  # only read
+    if "gpt_model.decoder.embed_tokens.weight" not in weights:
+        raise CheckpointError(
+            f"this is no released Kosmos-G checkpoint: it has no gpt_model.decoder, but {next(iter(weights))!r}; "
+            "for Kosmos-2 from the Hub use from_kosmos2"
+        )
+    if config is None:
+        config = _published_config(weights, "gpt_model.decoder.embed_tokens.weight")
+    return _plan(weights, config, _REFERENCE_NAMES, _REFERENCE_IGNORED)
+
+
+def plan_kosmos2(source: Source, config: KosmosGConfig | None = None) -> Plan:
+    """The plan behind `from_kosmos2`."""
+    weights = open_weights(source)
+    if "text_model.model.embed_tokens.weight" not in weights:
+        raise CheckpointError(
+            f"this is no Kosmos-2 checkpoint of transformers: it has no text_model.model, but {next(iter(weights))!r}; "
+            "for the released Kosmos-G files use from_reference"
+        )
+    if config is None:
+        config = _published_config(weights, "text_model.model.embed_tokens.weight")
+        config.text_config.vocab_size = VOCABULARY
+    return _plan(weights, config, _KOSMOS2_NAMES, _KOSMOS2_IGNORED, trimmed=(_EMBEDDING,))
+
+
+def _plan(
+    weights: Mapping[str, Tensor],
+    config: KosmosGConfig,
+    names: dict[str, str],
+    reasons: dict[str, str],
+    trimmed: tuple[str, ...] = (),
+) -> Plan:
+    shapes = {False: _shapes(KosmosG, config.to_json_string()), True: _shapes(AlignerDecoder, config.to_json_string())}
+    targets: dict[bool, dict[str, str]] = {False: {}, True: {}}
+    ignored: dict[str, str] = {}
+    for theirs in weights:
+        reason = next((why for pattern, why in reasons.items() if re.fullmatch(pattern, theirs)), None)
+        if reason is not None:
+            ignored[theirs] = reason
+            continue
+        ours = _rename(theirs, names)
+        decoder = ours is not None and ours.startswith("decoder:")
+        ours = None if ours is None else ours.removeprefix("decoder:")
+        if ours is None or ours not in shapes[decoder]:
+            raise CheckpointError(
+                f"the checkpoint holds {theirs!r}, which has no place in this model; it is of another kind or deeper "
+                f"than the configuration ({config.text_config.layers} text, "
+                f"{config.vision_config.num_hidden_layers} vision, {config.aligner_config.layers} aligner layers)"
+            )
+        _same_shape(theirs, shape_of(weights, theirs), shapes[decoder][ours], ours in _TRIMMED + trimmed)
+        targets[decoder][ours] = theirs
+    fresh = _missing(targets[False], shapes[False])
+    if targets[True]:
+        _missing(targets[True], shapes[True])
+    return Plan(config, weights, targets[False], targets[True], ignored, fresh)
+
+
+def _missing(found: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """What starts anew: the whole aligner or nothing. Any other gap is an error."""
+    missing = [name for name in shapes if name not in found]
+    fresh = [name for name in shapes if name.startswith("aligner.")]
+    if missing and missing != fresh:
+        raise CheckpointError(
+            f"the checkpoint lacks {len(missing)} parameters, the first for {missing[0]!r}; it is incomplete or "
+            "shallower than the configuration. A file without vision tower needs one given beside it (vision=)"
+        )
+    return missing
+
+
+def _published_config(weights: Mapping[str, Tensor], embedding: str) -> KosmosGConfig:
+    """The paper's configuration for a checkpoint of its width. Heads are not stored, so others must be given."""
+    config = KosmosGConfig.paper()
+    rows, width = shape_of(weights, embedding)
+    if width != config.text_config.embed_dim:
+        raise CheckpointError(
+            f"the checkpoint is {width} wide, the published model {config.text_config.embed_dim}; how many attention "
+            "heads such a model has is not stored in its weights, so pass config=KosmosGConfig(...)"
+        )
+    config.text_config.vocab_size = rows
+    config.aligner_config.max_position_embeddings = config.text_config.max_position_embeddings + 2
+    return config
+
+
+def _as_reference_vision(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """An OpenAI CLIP state dict in the released checkpoint's names; its joint projection becomes query, key, value."""
+    renamed: dict[str, Tensor] = {}
+    for name in weights:
+        joint = re.fullmatch(r"visual\.(transformer\.resblocks\.\d+)\.attn\.(in_proj_|out_proj\.)(weight|bias)", name)
+        if joint and joint[2] == "in_proj_":
+            for part, tensor in zip("qkv", weights[name].chunk(3), strict=True):
+                renamed[f"img_model.visual.{joint[1]}.ts_attn.{part}_proj.{joint[3]}"] = tensor
+        elif joint:
+            renamed.setdefault(f"img_model.visual.{joint[1]}.ts_attn.out_proj.{joint[3]}", weights[name])
+        else:
+            renamed[f"img_model.{name}" if name.startswith("visual.") else name] = weights[name]
+    return renamed
+
+
+def _rename(name: str, names: dict[str, str]) -> str | None:
+    for pattern, ours in names.items():
+        match = re.fullmatch(pattern, name)
+        if match:
+            return match.expand(ours)
+    return None
+
+
+def _same_shape(name: str, theirs: tuple[int, ...], ours: tuple[int, ...], longer: bool = False) -> None:
+    if theirs == ours or (longer and theirs[1:] == ours[1:] and theirs[0] > ours[0]):
+        return
+    raise CheckpointError(
+        f"{name} is {theirs} in the checkpoint and {ours} in the model; give the configuration it is of"
+    )
+
+
+@cache
+def _shapes(kind: type[PreTrainedModel], config: str) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a model's parameters, without making it. The configuration comes as JSON to be hashable."""
+    with torch.device("meta"):
+        model = kind(KosmosGConfig.from_dict(json.loads(config)))
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
