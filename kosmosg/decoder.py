@@ -52,6 +52,15 @@ def load_text_encoder(source: str | Path, dtype: torch.dtype | None = None) -> t
     return encoder.eval().requires_grad_(False), tokenizer
 
 
+def check_channels(unet: UNet2DConditionModel, vae: AutoencoderKL) -> None:
+    """Raises `CheckpointError` where a U-Net wants more than noisy latents."""
+    if unet.config.in_channels != vae.config.latent_channels:
+        raise CheckpointError(
+            f"the U-Net takes {unet.config.in_channels} channels, the VAE gives {vae.config.latent_channels}; "
+            "use a text-to-image decoder (inpainting and depth variants take extra channels)"
+        )
+
+
 class FrozenDecoder(nn.Module):
     """A frozen U-Net and VAE with their noise schedule.
 
@@ -78,11 +87,7 @@ class FrozenDecoder(nn.Module):
             raise CheckpointError(
                 f"the decoder predicts {prediction!r}, this loss knows 'epsilon' and 'v_prediction'; take another one"
             )
-        if unet.config.in_channels != vae.config.latent_channels:
-            raise CheckpointError(
-                f"the U-Net takes {unet.config.in_channels} channels, the VAE gives {vae.config.latent_channels}; "
-                "use a text-to-image decoder (inpainting and depth variants take extra channels)"
-            )
+        check_channels(unet, vae)
         self.unet = unet
         self.vae = vae
         self.source = source

@@ -1,0 +1,378 @@
+"""`KosmosGPipeline`: text and images in, pictures out, as a pipeline of diffusers.
+
+The model writes the condition, a stock `StableDiffusionPipeline` draws. Nothing of diffusers is forked: what Stable
+Diffusion 1.x can do by `prompt_embeds` (ControlNet, LoRA, image to image, inpainting, any fine-tune) works here.
+
+    pipe = KosmosGPipeline.from_pretrained(folder)
+    image = pipe(Prompt("<i> in the style of <i>", images=[cat, painting])).images[0]
+
+    # any other pipeline of the family, on the same weights:
+    control = StableDiffusionControlNetPipeline.from_pipe(pipe.decoder, controlnet=controlnet)
+    condition = pipe.encode(prompt)
+    control(prompt_embeds=condition.positive, negative_prompt_embeds=condition.negative, image=edges)
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeAlias
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils import logging
+from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
+from huggingface_hub import snapshot_download
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.processing_utils import ProcessorMixin
+
+from kosmosg.decoder import WORLD, check_channels, load_part
+from kosmosg.encoder import PromptEncoder
+from kosmosg.errors import CheckpointError, ConfigError, PromptError
+from kosmosg.model import Condition, KosmosG
+from kosmosg.processor import KosmosGProcessor
+from kosmosg.prompt import Prompt
+from kosmosg.schedulers import dpm_solver, make_scheduler
+
+logger = logging.get_logger(__name__)
+
+PromptLike = Prompt | str
+Decoder: TypeAlias = DiffusionPipeline | str | Path
+"""A Stable Diffusion pipeline, its folder, its Hub id, or `"world"`."""
+
+_PARTS = ("unet", "vae", "scheduler", "safety_checker", "feature_extractor")
+
+# diffusers loads a component from the module that its `model_index.json` names, and accepts it only where that module
+# also holds the base class that says how: so our two components are written there as living here.
+__all__ = [
+    "Decoder",
+    "KosmosGPipeline",
+    "PreTrainedModel",
+    "ProcessorMixin",
+    "PromptLike",
+    "dpm_solver",
+    "make_scheduler",
+]
+
+
+class KosmosGPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # type: ignore[misc]
+    """Kosmos-G and a Stable Diffusion 1.x decoder.
+
+    Args:
+        model, processor: a matching pair.
+        unet, vae, scheduler, safety_checker, feature_extractor: the decoder's parts, or
+        decoder: where to take them from. A pipeline keeps its own scheduler; a folder or id gets `dpm_solver`, the
+            sampler of the published runs.
+        default_steps, default_guidance: used when a call names none; saved with the pipeline. 50 and 6.0 are those of
+            the original app; the small decoder `"world"` was made for 20 and 3.0.
+
+    Raises:
+        CheckpointError: parts are missing or do not fit each other.
+    """
+
+    model_cpu_offload_seq = "model->unet->vae"
+    _optional_components: ClassVar[list[str]] = list(_PARTS)
+    _exclude_from_cpu_offload: ClassVar[list[str]] = ["safety_checker"]
+    # LoRA files of the community often hold weights for CLIP's text encoder as well: here nothing can take them.
+    _lora_loadable_modules: ClassVar[list[str]] = ["unet"]
+    text_encoder = None
+
+    def __init__(
+        self,
+        model: KosmosG,
+        processor: KosmosGProcessor,
+        unet: UNet2DConditionModel | None = None,
+        vae: AutoencoderKL | None = None,
+        scheduler: KarrasDiffusionSchedulers | None = None,
+        safety_checker: Any = None,
+        feature_extractor: Any = None,
+        decoder: Decoder | None = None,
+        default_steps: int | None = None,
+        default_guidance: float | None = None,
+    ) -> None:
+        super().__init__()
+        given = dict(zip(_PARTS, (unet, vae, scheduler, safety_checker, feature_extractor), strict=True))
+        if decoder is not None:
+            taken = decoder_parts(decoder)
+            given = {name: taken.get(name) if part is None else part for name, part in given.items()}
+        absent = [name for name in ("unet", "vae", "scheduler") if given[name] is None]
+        if absent:
+            raise CheckpointError(
+                f"the pipeline has no {' and no '.join(absent)}; pass decoder=, a Stable Diffusion 1.x "
+                f"pipeline, folder, Hub id, or {WORLD!r}"
+            )
+        check_channels(given["unet"], given["vae"])
+        _check_fit(model, processor, given["unet"])
+        self.register_modules(model=model.eval(), processor=processor, **given)
+        small = decoder == WORLD
+        self.register_to_config(
+            default_steps=default_steps or (20 if small else 50),
+            default_guidance=default_guidance if default_guidance is not None else (3.0 if small else 6.0),
+        )
+        self._encoder: PromptEncoder | None = None
+        self._stock: StableDiffusionPipeline | None = None
+
+    def register_to_config(self, **kwargs: Any) -> None:
+        """As in diffusers, with this module as the home of model and processor (see `__all__`)."""
+        for name in ("model", "processor"):
+            if name in kwargs:
+                kwargs[name] = (__name__, kwargs[name][1])
+        super().register_to_config(**kwargs)
+
+    # -- loading -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, decoder: Decoder | None = None, **kwargs: Any
+    ) -> Self:
+        """From a pipeline folder (`model_index.json`), or from an exported model and a `decoder`; folder or Hub id.
+
+        Given with a pipeline folder, `decoder` replaces its parts. Other options are diffusers': `torch_dtype`, ...
+        """
+        folder = _local_folder(pretrained_model_name_or_path, kwargs)
+        if (folder / "model_index.json").is_file():
+            if decoder is not None:
+                kwargs = {**decoder_parts(decoder), **kwargs}
+            pipeline: Self = super().from_pretrained(str(folder), **kwargs)
+            return pipeline
+        if decoder is None:
+            raise CheckpointError(
+                f"{pretrained_model_name_or_path} is not a pipeline folder (it has no model_index.json); if it is an "
+                f"exported model, pass decoder=, a Stable Diffusion 1.x folder, Hub id, pipeline, or {WORLD!r}"
+            )
+        from kosmosg.checkpoint import load_export
+
+        model, processor = load_export(folder)
+        unknown = sorted(set(kwargs) - {"torch_dtype"})
+        if unknown:
+            raise ConfigError(f"option {unknown[0]!r} is for pipeline folders, not for exports; leave it out")
+        pipeline = cls(model=model, processor=processor, decoder=decoder)
+        dtype = kwargs.get("torch_dtype")
+        return pipeline if dtype is None else pipeline.to(dtype)
+
+    @property
+    def decoder(self) -> StableDiffusionPipeline:
+        """The stock pipeline that draws, on the very weights of this one: for `from_pipe` of other pipelines.
+
+        It has no text encoder: give it `prompt_embeds` and `negative_prompt_embeds`.
+        """
+        parts = {name: getattr(self, name) for name in _PARTS}
+        if self._stock is None or any(getattr(self._stock, name) is not part for name, part in parts.items()):
+            self._stock = StableDiffusionPipeline(
+                **parts, text_encoder=None, tokenizer=None, requires_safety_checker=False
+            )
+        if hasattr(self, "_progress_bar_config"):
+            self._stock.set_progress_bar_config(**self._progress_bar_config)
+        return self._stock
+
+    @property
+    def encoder(self) -> PromptEncoder:
+        """Turns prompts into conditions and remembers them."""
+        if self._encoder is None or (self._encoder.model, self._encoder.processor) != (self.model, self.processor):
+            self._encoder = PromptEncoder(self.model, self.processor)
+        return self._encoder
+
+    # -- drawing -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(
+        self,
+        prompt: PromptLike | Sequence[PromptLike],
+        negative_prompt: PromptLike | Sequence[PromptLike] | None = None,
+    ) -> Condition:
+        """`Condition(positive, negative)`, each (B, Q, D): what stock pipelines take as `prompt_embeds`.
+
+        Without a negative prompt it is the null prompt, `<s>` alone. Prompts seen before cost nothing.
+        """
+        negatives = None if negative_prompt is None else _listed(negative_prompt, "negative_prompt")
+        return self.encoder(_listed(prompt, "prompt"), negatives, self._execution_device)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: PromptLike | Sequence[PromptLike] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: PromptLike | Sequence[PromptLike] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        eta: float = 0.0,
+        timesteps: list[int] | None = None,
+        sigmas: list[float] | None = None,
+        guidance_rescale: float = 0.0,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> StableDiffusionPipelineOutput | tuple[Any, Any]:
+        """Draws `num_images_per_prompt` pictures of each prompt; all of one prompt, then all of the next.
+
+        Args:
+            prompt: a `Prompt`, a text, or a list of B of them; or give `prompt_embeds` from `encode`.
+            height, width: pixels, multiples of 8; default: the size that the decoder was trained on.
+            num_inference_steps, guidance_scale: default: `default_steps`, `default_guidance`. At guidance 1 or less
+                guidance is off, as everywhere in diffusers: the negative side is not computed.
+            negative_prompt: what to keep away from, one for all or one for each; default: the null prompt.
+            generator: for reproducible pictures; a list gives each of the B x n pictures its own.
+            callback_on_step_end: as in diffusers; its first argument is the stock pipeline, `pipe.decoder`.
+            (the others: see `StableDiffusionPipeline`)
+
+        Returns:
+            `.images`, a list of B x n PIL images (or what `output_type` says), and `.nsfw_content_detected`.
+
+        Raises:
+            PromptError, ImageError: the prompt cannot be used. ConfigError: another argument cannot.
+        """
+        # 1. Settle and check what can be checked before anything is computed.
+        steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
+        guidance = self.config.default_guidance if guidance_scale is None else guidance_scale
+        if steps < 1 or not math.isfinite(guidance) or num_images_per_prompt < 1:
+            raise ConfigError(
+                f"num_inference_steps={steps}, guidance_scale={guidance}, "
+                f"num_images_per_prompt={num_images_per_prompt}: "
+                "needed are at least 1 step, a finite guidance and at least 1 image"
+            )
+        height, width = self._size(height, width)
+
+        # 2. Prompts to conditions.
+        if (prompt is None) == (prompt_embeds is None):
+            raise PromptError("give either prompt or prompt_embeds, not both and not neither")
+        if prompt is not None and negative_prompt_embeds is not None:
+            raise PromptError("negative_prompt_embeds goes with prompt_embeds; with prompt, pass negative_prompt")
+        if prompt is not None:
+            condition = self.encode(prompt, negative_prompt if guidance > 1 else None)
+            prompt_embeds, negative_prompt_embeds = condition.positive, condition.negative
+        elif negative_prompt is not None:
+            raise PromptError("negative_prompt goes with prompt; with prompt_embeds, pass negative_prompt_embeds")
+        elif negative_prompt_embeds is None and guidance > 1:
+            raise PromptError("guidance needs negative_prompt_embeds; pass those of encode(), or guidance_scale=1")
+
+        # 3. The stock pipeline draws.
+        others = dict(cross_attention_kwargs or {})
+        with _lora_scale(self.unet, others.pop("scale", 1.0)):
+            output: StableDiffusionPipelineOutput | tuple[Any, Any] = self.decoder(
+                prompt_embeds=prompt_embeds,
+                negative_prompt_embeds=negative_prompt_embeds if guidance > 1 else None,
+                height=height,
+                width=width,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                num_images_per_prompt=num_images_per_prompt,
+                generator=generator,
+                latents=latents,
+                output_type=output_type,
+                return_dict=return_dict,
+                eta=eta,
+                timesteps=timesteps,
+                sigmas=sigmas,
+                guidance_rescale=guidance_rescale,
+                cross_attention_kwargs=others or None,
+                callback_on_step_end=callback_on_step_end,
+                callback_on_step_end_tensor_inputs=list(callback_on_step_end_tensor_inputs),
+            )
+        self.maybe_free_model_hooks()
+        return output
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        trained = self.unet.config.sample_size
+        trained = (trained, trained) if isinstance(trained, int) else trained
+        factor = self.decoder.vae_scale_factor
+        sizes = [
+            asked if asked is not None else side * factor for asked, side in zip((height, width), trained, strict=True)
+        ]
+        unit = math.lcm(8, factor)
+        for name, size in zip(("height", "width"), sizes, strict=True):
+            if size < unit or size % unit:
+                below = max(size // unit, 1) * unit
+                raise ConfigError(f"{name}={size} is not a multiple of {unit} pixels; take {below} or {below + unit}")
+        return sizes[0], sizes[1]
+
+    # -- LoRA --------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load_lora_into_text_encoder(cls, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Kosmos-G stands where CLIP's text encoder stood: a LoRA's weights for that are left out, and said so."""
+        left_out = [name for name in state_dict if name.startswith("text_encoder")]
+        if left_out:
+            logger.warning(
+                f"{len(left_out)} weights of this LoRA are for CLIP's text encoder, which Kosmos-G replaces; "
+                "only those for the U-Net are used"
+            )
+
+
+def decoder_parts(decoder: Decoder) -> dict[str, Any]:
+    """U-Net, VAE, scheduler and, where there is one, safety checker of a Stable Diffusion 1.x pipeline or folder."""
+    if isinstance(decoder, DiffusionPipeline):
+        return {name: part for name in _PARTS if (part := getattr(decoder, name, None)) is not None}
+    # Precision as everywhere in diffusers: float32 unless the pipeline is cast afterwards.
+    schedule = load_part(DDPMScheduler, decoder, "scheduler")
+    return {
+        "unet": load_part(UNet2DConditionModel, decoder, "unet").eval(),
+        "vae": load_part(AutoencoderKL, decoder, "vae").eval(),
+        "scheduler": dpm_solver(schedule.config),
+    }
+
+
+def _check_fit(model: KosmosG, processor: KosmosGProcessor, unet: UNet2DConditionModel) -> None:
+    pairs = (
+        ("aligner_config.d_model", model.config.aligner_config.d_model, "U-Net's", unet.config.cross_attention_dim),
+        ("text_config.vocab_size", model.config.text_config.vocab_size, "processor's", processor.vocab_size),
+        ("vision_config.image_size", model.config.vision_config.image_size, "processor's", processor.image_size),
+        ("latent_query_num", model.config.latent_query_num, "processor's", processor.num_image_tokens),
+    )
+    for name, has, whose, needs in pairs:
+        if has != needs:
+            raise CheckpointError(
+                f"the model's {name} is {has}, the {whose} counterpart is {needs}; pair matching ones"
+            )
+
+
+def _local_folder(source: str | Path, options: dict[str, Any]) -> Path:
+    """The folder itself, or the downloaded snapshot of a Hub id.
+
+    diffusers' own download refuses components whose class lives in another package than itself or transformers.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    names = ("revision", "cache_dir", "token", "local_files_only", "force_download", "proxies")
+    chosen = {name: options.pop(name) for name in names if name in options}
+    chosen.pop("proxies", None)
+    try:
+        return Path(snapshot_download(str(source), **chosen))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{source} is neither a folder nor a reachable Hub id; check the path ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _listed(prompts: PromptLike | Sequence[PromptLike], name: str) -> list[PromptLike]:
+    listed = [prompts] if isinstance(prompts, Prompt | str) else list(prompts)
+    if not listed:
+        raise PromptError(f"{name} is an empty list; pass at least one, the empty prompt is ''")
+    return listed
+
+
+@contextmanager
+def _lora_scale(unet: UNet2DConditionModel, scale: float) -> Iterator[None]:
+    """LoRA weights of the U-Net times `scale` for a while.
+
+    The stock pipeline would also scale its text encoder and fails where it has none.
+    """
+    if scale == 1.0:
+        yield
+        return
+    scale_lora_layers(unet, scale)
+    try:
+        yield
+    finally:
+        unscale_lora_layers(unet, scale)
