@@ -19,8 +19,39 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kosmosg.data.sprites import GROUNDS, KINDS, PATTERNS, RADII, SIZE, Bools, Bytes, paint, place
+from kosmosg.data.sprites import GROUNDS, KINDS, PATTERNS, RADII, SIZE, Bools, Bytes, Ints, paint, place
 from kosmosg.errors import DataError
+
+__all__ = [
+    "COLORS",
+    "GROUNDS",
+    "KINDS",
+    "LAYOUTS",
+    "PATTERNS",
+    "PLACES",
+    "SIZE",
+    "SIZES",
+    "Bools",
+    "Bytes",
+    "Caption",
+    "Edit",
+    "Entity",
+    "Ints",
+    "Scene",
+    "Words",
+    "caption",
+    "crop",
+    "describe",
+    "is_held_out",
+    "masks",
+    "reference",
+    "render",
+    "sample_edit",
+    "sample_entity",
+    "sample_scene",
+    "sample_words",
+    "vocabulary",
+]
 
 COLORS = ("red", "orange", "lime", "green", "cyan", "blue", "purple", "pink")  # centred on 0, 45, ... 315 degrees
 SIZES = {6: "small", 8: "", 11: "large"}  # radius in pixels -> word; entities that share a picture are always small

@@ -1,0 +1,172 @@
+"""The U-Net of the small world: it learns to paint what CLIP's text states say.
+
+A stock `diffusers.UNet2DConditionModel` on 8 x 8 x 8 latents, trained on v-prediction. What makes a CPU hour enough:
+
+* Time steps are drawn where shapes and bindings are decided. On so few latents the coarse picture is settled at high noise,
+  which the plain epsilon loss hardly weighs (it multiplies the error of the picture by the signal-to-noise ratio).
+* Latents and text states live in a pool of recent scenes. Each scene is rendered, encoded and told once and then seen
+  several times under fresh noise, so that a step costs little beyond the U-Net.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from kosmosg.data.world import Bytes, caption, render, sample_scene, sample_words
+from kosmosg.foundation.clip import WIDTH, mix_colors, text_states, tokenize
+from kosmosg.foundation.fit import FitConfig, Fitted, Report, compiled, fit, generator, half
+from kosmosg.foundation.vae import decode, encode
+from kosmosg.foundation.words import TEXT_LENGTH
+
+UNET_FIT = FitConfig(steps=16000, batch=64, lr=1e-3, warmup=200, decay=4000, ema=0.999, log_every=100)
+LATENT = (8, 8, 8)
+_FRESH = 8  # new scenes in a step
+_POOL = 4096  # steps for which a scene stays in the pool
+_FIRST = 256  # steps' worth of scenes in the pool before the first step
+_EMPTY = 0.1  # share of samples with the empty caption, for classifier-free guidance
+
+
+def new_unet() -> UNet2DConditionModel:
+    """4.3 M parameters; cross-attention at both resolutions."""
+    return UNet2DConditionModel(
+        sample_size=LATENT[1],
+        in_channels=LATENT[0],
+        out_channels=LATENT[0],
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,  # diffusers reads this as the number of heads
+        norm_num_groups=16,
+    ).to(memory_format=torch.channels_last)
+
+
+def scheduler() -> DPMSolverMultistepScheduler:
+    """Stable Diffusion's betas, v-prediction, DPM-Solver++ (2M)."""
+    return DPMSolverMultistepScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        steps_offset=1,
+    )
+
+
+def sample_times(rng: np.random.Generator, count: int) -> Tensor:
+    """Three in ten uniform in 0..999, the others normal around 600 with a spread of 170, where the scene is decided."""
+    uniform = rng.integers(0, 1000, count)
+    decisive = np.clip(np.round(rng.normal(600.0, 170.0, count)), 0, 999).astype(np.int64)
+    return torch.from_numpy(np.where(rng.random(count) < 0.3, uniform, decisive))
+
+
+class Pool(NamedTuple):
+    """Latents (N, 8, 8, 8) and text states (N, 24, D) of recent scenes, a ring that `refresh` overwrites."""
+
+    latents: Tensor
+    states: Tensor
+
+    @classmethod
+    def empty(cls) -> "Pool":
+        """Room for all the scenes of the last `_POOL` steps."""
+        return cls(torch.zeros(_POOL * _FRESH, *LATENT), torch.zeros(_POOL * _FRESH, TEXT_LENGTH, WIDTH))
+
+
+class Teacher:
+    """Frozen autoencoder and text tower, and the pool of what they said of recent scenes."""
+
+    def __init__(self, vae: AutoencoderKL, text_model: CLIPTextModel, tokenizer: CLIPTokenizer, seed: int) -> None:
+        self.vae, self.text_model, self.tokenizer, self.seed = vae, text_model, tokenizer, seed
+        self.pool = Pool.empty()
+        with torch.no_grad():
+            self.null = text_model(tokenize(tokenizer, [""])).last_hidden_state[0]
+        self._until = 0  # scenes of chunks below this one are in the pool
+
+    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
+        """Latents and states of random scenes of the pool as it stands at this step."""
+        end = step + 1 + _FIRST
+        first = max(self._until, end - _POOL)
+        for begin in range(first, end, 32):
+            self._add(range(begin, min(begin + 32, end)))
+        self._until = end
+        rng = generator(self.seed, step, stream=4)
+        rows = torch.from_numpy(rng.integers(0, min(end, _POOL) * _FRESH, size))
+        states = self.pool.states[rows]
+        states[torch.from_numpy(rng.random(size) < _EMPTY)] = self.null
+        return self.pool.latents[rows], states
+
+    @torch.no_grad()
+    def _add(self, chunks: range) -> None:
+        scenes, words, texts, rngs = [], [], [], []
+        for chunk in chunks:
+            rng = generator(self.seed, chunk, stream=3)
+            for _ in range(_FRESH):
+                scenes.append(sample_scene(rng))
+                words.append(sample_words(rng, scenes[-1], color=0.88, pattern=0.85))
+                texts.append(caption(scenes[-1], words[-1], place=rng.random() > 0.04).text)
+            rngs.append(rng)
+        text = mix_colors(rngs[0], self.tokenizer, texts, scenes, words, chance=0.5)
+        rows = torch.cat([torch.arange(_FRESH) + chunk % _POOL * _FRESH for chunk in chunks])
+        self.pool.latents[rows] = encode(self.vae, render(scenes))
+        self.pool.states[rows] = text_states(self.text_model, text)
+
+
+def train_unet(
+    folder: Path,
+    vae: AutoencoderKL,
+    text_model: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    config: FitConfig = UNET_FIT,
+    report: Report = print,
+) -> tuple[UNet2DConditionModel, Fitted]:
+    """Train on scenes without held-out subjects."""
+    torch.manual_seed(config.seed)
+    unet = new_unet()
+    teacher = Teacher(vae.eval().requires_grad_(False), text_model.eval().requires_grad_(False), tokenizer, config.seed)
+    cumulative = scheduler().alphas_cumprod
+    forward = compiled(lambda noisy, times, states: unet(noisy, times, states, return_dict=False)[0])
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        rng = generator(config.seed, step)
+        latents, states = teacher.batch(step, config.batch)
+        times = sample_times(rng, config.batch)
+        noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
+        signal = cumulative[times].sqrt()[:, None, None, None]
+        spread = (1.0 - cumulative[times]).sqrt()[:, None, None, None]
+        noisy = (signal * latents + spread * noise).contiguous(memory_format=torch.channels_last)
+        with half():
+            velocity = forward(noisy, times, states).float()
+        error = (velocity - (signal * noise - spread * latents)).square().mean((1, 2, 3))
+        return error.mean(), {"late": float(error[times > 600].mean())}
+
+    fitted = fit(unet, loss, config, folder, report)
+    return unet, fitted
+
+
+@torch.no_grad()
+def paint(
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    states: Tensor,
+    null: Tensor,
+    steps: int = 20,
+    guidance: float = 3.0,
+    seed: int = 0,
+) -> Bytes:
+    """Pictures (B, 32, 32, 3) from text states (B, 24, D) with classifier-free guidance against `null` (24, D)."""
+    solver = scheduler()
+    solver.set_timesteps(steps)
+    latents = torch.randn(len(states), *LATENT, generator=torch.Generator().manual_seed(seed))
+    both = torch.cat([null.expand_as(states), states])
+    for time in solver.timesteps:
+        without, told = unet(torch.cat([latents, latents]), time, both).sample.chunk(2)
+        latents = solver.step(without + guidance * (told - without), time, latents).prev_sample
+    return decode(vae, latents)

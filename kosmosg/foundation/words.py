@@ -1,0 +1,65 @@
+"""The two tokenizers of the small world, built from its grammar.
+
+CLIP's is a real byte-pair `transformers.CLIPTokenizer` in which every word of the grammar became one token; the
+language model's is a real sentencepiece model with all bytes as a fallback, so any text can be given to either.
+"""
+
+import io
+import string
+from pathlib import Path
+
+import sentencepiece
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTokenizer
+
+from kosmosg.data.world import vocabulary
+
+TEXT_LENGTH = 24  # CLIP tokens, start and end included; the longest caption takes 21
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+_SPM_PIECES = 640
+# Words of prompts that are not captions: questions, templates of the stages, ways of asking for a picture.
+_PROMPTS = (
+    "what is in the picture? what color is the ball? which pattern has the cat? where is it? is it day or night? how many?",
+    "an image of, a picture of, a photo of. in the style of, with, without, next to, and then, day, night, the same",
+    "Question: Answer: yes no one two three left right top bottom above below. It is a small, large, medium sprite.",
+)
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """A CLIP tokenizer with one token for each word of the grammar and single bytes for everything else."""
+    corpus = [fragment for fragment in vocabulary() for _ in range(2)]
+    model = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    letters = sorted(string.printable.strip())
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096, end_of_word_suffix="</w>", initial_alphabet=letters, show_progress=False
+    )
+    model.train_from_iterator(corpus, trainer)
+    merges = _merges(model)
+    symbols = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
+    vocab = {symbol: index for index, symbol in enumerate(dict.fromkeys([*symbols, _START, _END]))}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_LENGTH)
+
+
+def train_sentencepiece(path: Path, pieces: int = _SPM_PIECES) -> None:
+    """Write the sentencepiece model of the small world's language model to `path`."""
+    buffer = io.BytesIO()
+    corpus = [*vocabulary(), *_PROMPTS]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus),
+        model_writer=buffer,
+        model_type="bpe",
+        vocab_size=pieces,
+        character_coverage=1.0,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+    )
+    path.write_bytes(buffer.getvalue())
+
+
+def _merges(model: Tokenizer) -> list[tuple[str, str]]:
+    import json
+
+    return [(left, right) for left, right in json.loads(model.to_str())["model"]["merges"]]
