@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
+from transformers import PreTrainedModel
 
 from kosmosg.mllm import KosmosGForConditionalGeneration
 from kosmosg.model import KosmosG
@@ -60,6 +61,13 @@ class Stage(Protocol):
 def trainable_parameters(stage: nn.Module) -> list[tuple[str, Parameter]]:
     """What the constructor of a stage left unfrozen."""
     return [(name, parameter) for name, parameter in stage.named_parameters() if parameter.requires_grad]
+
+
+def recompute(model: PreTrainedModel) -> None:
+    """Makes the layers of a model keep only their inputs and compute the rest again on the way back."""
+    # The first name is the new one, which older releases of transformers 5 lack; the second warns where both exist.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def read(mllm: KosmosGForConditionalGeneration, batch: Batch) -> Tensor:

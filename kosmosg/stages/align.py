@@ -21,7 +21,7 @@ from transformers import CLIPTextModel
 from kosmosg.aligner import AlignerDecoder
 from kosmosg.errors import ConfigError
 from kosmosg.model import KosmosG
-from kosmosg.stages import Batch, StageOutput, trainable_parameters
+from kosmosg.stages import Batch, StageOutput, recompute, trainable_parameters
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class AlignStage(nn.Module):
 
     def checkpoint_activations(self) -> None:
         """Keep only the inputs of the aligner's layers and compute the rest again on the way back."""
-        self.model.aligner.gradient_checkpointing_enable({"use_reentrant": False})
-        self.decoder.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(self.model.aligner)
+        recompute(self.decoder)
 
 
 def align_losses(condition: Tensor, target: Tensor, rebuilt: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from torch.nn import Parameter
 from kosmosg.decoder import FrozenDecoder
 from kosmosg.errors import ConfigError
 from kosmosg.model import KosmosG
-from kosmosg.stages import Batch, StageOutput, read, trainable_parameters
+from kosmosg.stages import Batch, StageOutput, read, recompute, trainable_parameters
 from kosmosg.vision import freeze_vision
 
 
@@ -148,7 +148,7 @@ class InstructStage(nn.Module):
 
     def checkpoint_activations(self) -> None:
         """Keep only the inputs of layers and U-Net blocks, and compute the rest again on the way back."""
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(self.model)
         self.decoder.unet.enable_gradient_checkpointing()
 
     def _noise_of(self, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from kosmosg.data.interleave import IGNORED
 from kosmosg.errors import ConfigError
 from kosmosg.model import KosmosG
-from kosmosg.stages import Batch, StageOutput, read, trainable_parameters
+from kosmosg.stages import Batch, StageOutput, read, recompute, trainable_parameters
 from kosmosg.vision import freeze_vision
 
 
@@ -73,7 +73,7 @@ class PretrainStage(nn.Module):
 
     def checkpoint_activations(self) -> None:
         """Keep only the inputs of the layers and compute the rest again on the way back."""
-        self.model.mllm.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(self.model.mllm)
 
     def _negative_log_likelihood(self, states: Tensor, targets: Tensor) -> Tensor:
         logits = self.model.mllm.logits(states).float()
