@@ -7,24 +7,18 @@ conditions and pictures; it knows nothing of prompts, HTTP or Ray.
 Letters: R rows of one U-Net call, n pictures of one order, Q queries, D width of the condition, c h w of the latents.
 """
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 from torch import Tensor
 
-Pictures = np.ndarray[Any, np.dtype[np.uint8]]
+from kosmosg.schedulers import make_scheduler
 
-# All three work on variance-preserving latents, which `Sampling.clean` relies on; Euler and its kin do not.
-SCHEDULERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
-    "dpms": lambda config: DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++"),
-    "ddim": lambda config: DDIMScheduler.from_config(config),
-    # Without Runge-Kutta warm-up steps, as Stable Diffusion 1.5 configures it: one U-Net call a step.
-    "pndm": lambda config: PNDMScheduler.from_config(config, skip_prk_steps=True),
-}
+Pictures = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -38,7 +32,7 @@ class Order:
     width: int  # pixels
     steps: int = 20
     guidance: float = 3.0  # classifier-free guidance scale; at 1 or below the negative is not computed at all
-    scheduler: str = "dpms"  # a name of SCHEDULERS
+    scheduler: str = "dpms"  # a name of kosmosg.schedulers.SCHEDULERS
     previews: int = 0  # unfinished pictures told on the way, evenly spread
 
 
@@ -71,21 +65,28 @@ Event = Progress | Preview | Finished
 
 
 class Sampling:
-    """One order on its way: its own scheduler state and latents."""
+    """One order on its way: its own scheduler state, random numbers and latents."""
 
-    def __init__(self, order: Order, scheduler: Any, latents: Tensor) -> None:
+    def __init__(self, order: Order, scheduler: Any, shape: tuple[int, ...], device: torch.device) -> None:
+        scheduler.set_timesteps(order.steps)
         self.order = order
         self.scheduler = scheduler
-        self.latents = latents * scheduler.init_noise_sigma  # (n, c, h, w), float32 whatever the U-Net computes in
-        self.timesteps = scheduler.timesteps
+        # On the CPU, so that a seed means the same picture on every device.
+        self.generators = [torch.Generator().manual_seed(seed) for seed in order.seeds]
+        noise = torch.cat([torch.randn((1, *shape), generator=generator) for generator in self.generators])
+        # (n, c, h, w), float32 whatever the U-Net computes in
+        self.latents: Tensor = noise.to(device) * scheduler.init_noise_sigma
+        self.timesteps: Tensor = scheduler.timesteps
         self.step = 0
         self.guided = order.guidance > 1
         self.left = False
         parts = (order.negative, order.positive) if self.guided else (order.positive,)
-        n = len(order.seeds)
-        self.condition = torch.cat([part.expand(n, -1, -1) for part in parts]).to(latents.device)  # (R, Q, D)
-        every = len(self.timesteps) / (order.previews + 1)
-        self.preview_at = {round(every * (i + 1)) for i in range(order.previews)} - {0, len(self.timesteps)}
+        self.condition = torch.cat([part.expand(len(noise), -1, -1) for part in parts]).to(device)  # (R, Q, D)
+        every = self.steps / (order.previews + 1)
+        self.preview_at = {round(every * (i + 1)) for i in range(order.previews)} - {0, self.steps}
+        # Ancestral samplers draw noise at each step; the others have no such argument.
+        draws = "generator" in inspect.signature(scheduler.step).parameters
+        self._extra: dict[str, Any] = {"generator": self.generators} if draws else {}
 
     @property
     def rows(self) -> int:
@@ -94,7 +95,7 @@ class Sampling:
 
     @property
     def steps(self) -> int:
-        """U-Net calls in all; PNDM makes one more than was asked for."""
+        """U-Net calls in all; some samplers make more than were asked for."""
         return len(self.timesteps)
 
     def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,21 +111,25 @@ class Sampling:
             negative, positive = prediction.chunk(2)
             prediction = negative + self.order.guidance * (positive - negative)
         timestep = self.timesteps[self.step]
-        clean = self._clean(prediction, int(timestep)) if wants_clean else None
-        self.latents = self.scheduler.step(prediction, timestep, self.latents, return_dict=False)[0]
+        before = self.latents
+        output = self.scheduler.step(prediction, timestep, before, **self._extra)
+        self.latents = output.prev_sample
         self.step += 1
-        return clean
+        if not wants_clean:
+            return None
+        told = getattr(output, "pred_original_sample", None)
+        return self._clean(prediction, before, int(timestep)) if told is None else told
 
-    def _clean(self, prediction: Tensor, timestep: int) -> Tensor:
-        """x0 by the forward process x_t = sqrt(a) x0 + sqrt(1 - a) eps, for every kind of prediction."""
-        kept: Tensor = self.scheduler.alphas_cumprod[timestep].to(self.latents) ** 0.5
+    def _clean(self, prediction: Tensor, latents: Tensor, timestep: int) -> Tensor:
+        """x0 by the forward process x_t = sqrt(a) x0 + sqrt(1 - a) eps.
+
+        Samplers that do not tell x0 themselves (DPM-Solver, UniPC, PNDM) all work on such variance-preserving latents.
+        """
+        kept: Tensor = self.scheduler.alphas_cumprod[timestep].to(latents) ** 0.5
         noise: Tensor = (1 - kept**2) ** 0.5
-        kind = self.scheduler.config.prediction_type
-        if kind == "v_prediction":
-            return kept * self.latents - noise * prediction
-        if kind == "sample":
-            return prediction
-        return (self.latents - noise * prediction) / kept
+        if self.scheduler.config.prediction_type == "v_prediction":
+            return kept * latents - noise * prediction
+        return (latents - noise * prediction) / kept
 
 
 class StepEngine:
@@ -145,7 +150,7 @@ class StepEngine:
         self.vae = vae
         self.noise_schedule = dict(noise_schedule)
         self.max_rows = max_rows
-        self.factor = 2 ** (len(self.vae.config.block_out_channels) - 1)  # pixels per latent, each way
+        self.factor = int(2 ** (len(self.vae.config.block_out_channels) - 1))  # pixels per latent, each way
         self._active: list[Sampling] = []  # in order of admission
 
     @property
@@ -164,13 +169,10 @@ class StepEngine:
         return sum(not sampling.left for sampling in self._active)
 
     def admit(self, order: Order) -> Sampling:
-        """Take an order in; it takes part from the next tick on."""
-        scheduler = SCHEDULERS[order.scheduler](self.noise_schedule)
-        scheduler.set_timesteps(order.steps)
-        shape = (1, self.unet.config.in_channels, order.height // self.factor, order.width // self.factor)
-        # On the CPU, so that a seed means the same picture on every device.
-        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in order.seeds]
-        sampling = Sampling(order, scheduler, torch.cat(noise).to(self.unet.device))
+        """Take an order in; it takes part from the next tick on. Raises ConfigError for an unknown scheduler."""
+        scheduler = make_scheduler(order.scheduler, self.noise_schedule)
+        shape = (int(self.unet.config.in_channels), order.height // self.factor, order.width // self.factor)
+        sampling = Sampling(order, scheduler, shape, self.unet.device)
         self._active.append(sampling)
         return sampling
 

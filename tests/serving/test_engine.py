@@ -5,7 +5,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-from serving.engine import SCHEDULERS, Event, Finished, Order, Preview, Progress, Sampling, StepEngine
+from kosmosg.schedulers import SCHEDULERS, make_scheduler
+from serving.engine import Event, Finished, Order, Preview, Progress, Sampling, StepEngine
 
 QUERIES, WIDTH = 4, 16
 
@@ -85,7 +86,7 @@ def test_pictures_are_those_of_stock_diffusers(parts, scheduler: str, guidance: 
         unet=parts[0],
         text_encoder=None,
         tokenizer=None,
-        scheduler=SCHEDULERS[scheduler](schedule().config),
+        scheduler=make_scheduler(scheduler, schedule().config),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -167,9 +168,10 @@ def test_leaving_frees_the_place_at_the_next_tick(parts) -> None:
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_previews_come_evenly_and_the_last_guess_is_nearly_the_picture(parts, kind: str) -> None:
+@pytest.mark.parametrize("scheduler", ["dpms", "ddim", "euler"])
+def test_previews_come_evenly_and_approach_the_picture(parts, kind: str, scheduler: str) -> None:
     told_engine = StepEngine(*parts, noise_schedule=schedule(kind).config, max_rows=8)
-    sampling = told_engine.admit(order((7,), steps=10, previews=4, scheduler="ddim", guidance=1.0))
+    sampling = told_engine.admit(order((7,), steps=10, previews=4, scheduler=scheduler, guidance=1.0))
     told = [event for _, event in run(told_engine)]
     previews = [event for event in told if isinstance(event, Preview)]
     assert [preview.step for preview in previews] == [2, 4, 6, 8]
