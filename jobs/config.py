@@ -19,6 +19,7 @@ from kosmosg.errors import ConfigError, KosmosGError
 from kosmosg_platform.cluster import ScaleConfig
 from kosmosg_platform.config import Section, describe, resolve
 from kosmosg_platform.engine import EngineConfig
+from kosmosg_platform.recipe import BuildConfig
 from kosmosg_platform.schedule import TrainConfig
 from kosmosg_platform.tracking import TrackingConfig
 
@@ -63,7 +64,7 @@ class WorldConfig(Section):
 
     scenes: int = Field(default=8000, ge=1)
     """Composition records."""
-    edits: int = Field(default=2000, ge=0)
+    edits: int = Field(default=3000, ge=0)
     """Edit records (before, instruction, after)."""
     seed: int = 0
     """Seed of all scenes; the same seed gives the same records."""
@@ -129,6 +130,7 @@ class Experiment(Section):
     align: dict[str, Any] = Field(default_factory=dict)
     instruct: dict[str, Any] = Field(default_factory=dict)
     world: WorldConfig = WorldConfig()
+    build: BuildConfig = BuildConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     generate: GenerateConfig = GenerateConfig()
 

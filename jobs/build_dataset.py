@@ -1,0 +1,91 @@
+"""Build a dataset: pictures or text in, Parquet records with captions, entities and masks out.
+
+    kosmosg run build_dataset world                                # the small world: DEST/composition and DEST/edit
+    kosmosg run build_dataset photos source=my_photos dest=mine    # photos, and a contact sheet to look at
+    kosmosg run build_dataset captions source=my_text dest=words   # text files with a caption a line
+
+Run it again after a stop, after new photos came, or after a setting changed: only what is missing is built. Rows that
+cannot be used are listed in DEST/quarantine with stage and reason; the rest goes on.
+"""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from jobs.config import Experiment, main
+from kosmosg.data.readers import Reader
+from kosmosg.errors import DataError
+from kosmosg_platform.build import BuildResult, build
+from kosmosg_platform.cluster import connect
+from kosmosg_platform.dataset import RecordDataset
+from kosmosg_platform.log import say
+from kosmosg_platform.recipe import line_reader, photo_reader, world_readers
+from kosmosg_platform.storage import Layout
+
+SHEET_RECORDS = 60
+
+
+def run(experiment: Experiment) -> list[BuildResult]:
+    """Build every dataset of the experiment; returns what each holds."""
+    results = []
+    with ExitStack() as stack:
+        for folder, reader in targets(experiment):
+            result = build(
+                folder,
+                reader,
+                experiment.build.stages(reader),
+                experiment.build.compose,
+                experiment.build.settings(reader),
+                limit=experiment.limit,
+                max_refused=experiment.build.max_refused,
+                start_ray=lambda: stack.enter_context(connect(experiment)),
+                say=say,
+            )
+            if result.built_shards or not (folder / "sheet.png").is_file():
+                write_sheet(folder, result)
+            results.append(result)
+    for line in summary(results):
+        print(line, flush=True)
+    return results
+
+
+def targets(experiment: Experiment) -> list[tuple[Path, Reader]]:
+    """Every dataset folder to build, with the reader of its source. Raises DataError when there is no source."""
+    config = experiment.build
+    layout = Layout(experiment.output)
+    if config.reader == "world":
+        world = experiment.world
+        readers = world_readers(config, world.scenes, world.edits, world.seed)
+        return [(experiment.dest / r.kind if experiment.dest else layout.dataset(r.kind), r) for r in readers]
+    if experiment.source is None:
+        raise DataError("source: say what to read, for example source=my_photos")
+    source = Path(experiment.source)
+    if config.reader == "photos":
+        return [(experiment.dest or layout.dataset("photos"), photo_reader(config, source))]
+    return [(experiment.dest or layout.dataset("captions"), line_reader(config, source))]
+
+
+def write_sheet(folder: Path, result: BuildResult) -> None:
+    """DEST/sheet.png, for kinds with pictures."""
+    from kosmosg.data.sheet import contact_sheet, spread
+
+    if result.kind in ("composition", "edit") and result.rows:
+        records = RecordDataset(folder)
+        shown = [records[index] for index in spread(len(records), SHEET_RECORDS)]
+        contact_sheet(shown, result.kind, columns=3 if result.kind == "edit" else 2).save(folder / "sheet.png")
+
+
+def summary(results: list[BuildResult]) -> list[str]:
+    """The closing table."""
+    lines = []
+    for result in results:
+        done = f"{result.built_shards} shards built" if result.built_shards else "nothing to build"
+        rate = f", {result.rate:,.0f} rows/s" if result.built_rows else ""
+        lines.append(f"{result.kind}: {result.rows:,} records in {result.folder}")
+        lines.append(f"  {done}, {result.kept_shards} kept, {result.seconds:.1f} s{rate}")
+        lines += [f"  refused   {count:>7,}  {reason}" for reason, count in result.reasons.items()]
+        lines += [f"  entities left out {count:>7,}  {reason}" for reason, count in result.entities_left_out.items()]
+    return lines
+
+
+if __name__ == "__main__":
+    main("build_dataset", run)

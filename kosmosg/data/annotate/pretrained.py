@@ -1,0 +1,56 @@
+"""What the model-based annotators share: where a model runs, in which precision, and how a missing one is told."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from kosmosg.errors import DataError
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model is loaded."""
+
+    device: str = "auto"  # "cuda" when there is one, else "cpu"; or any torch device
+    dtype: str = "auto"  # float16 on a GPU (as the original annotated), float32 on a CPU; or "bfloat16", ...
+
+    def resolve(self) -> tuple[torch.device, torch.dtype]:
+        """The torch device and dtype. Raises DataError for names that torch does not know."""
+        name = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise DataError(f"device {self.device!r} is not one of torch's; use auto, cpu, cuda or cuda:0") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise DataError(f"device {self.device!r} was asked for, but torch sees no GPU; use device auto or cpu")
+        if self.dtype == "auto":
+            return device, torch.float16 if device.type == "cuda" else torch.float32
+        dtype = getattr(torch, self.dtype, None)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise DataError(
+                f"dtype {self.dtype!r} is not a floating type of torch; use auto, float32, float16, bfloat16"
+            )
+        return device, dtype
+
+
+AUTO = Loading()
+
+
+def load_pretrained(model_class: Any, processor_class: Any, model: str, loading: Loading) -> tuple[Any, Any, str]:
+    """Model (eval mode, on its device), processor or tokenizer, and the name for the records, with the hub's commit.
+
+    `model` is a hub id or a local folder. Raises DataError when neither can be read.
+    """
+    device, dtype = loading.resolve()
+    try:
+        processor = processor_class.from_pretrained(model)
+        network = model_class.from_pretrained(model, dtype=dtype).to(device).eval()
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise DataError(
+            f"annotator {model!r} is neither a model folder here nor one that the hub gives "
+            f"({type(error).__name__}: {first}); check the name, or download it first"
+        ) from error
+    commit = getattr(network.config, "_commit_hash", None)
+    return network, processor, f"{model}@{commit[:12]}" if commit else model

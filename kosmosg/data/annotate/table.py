@@ -1,0 +1,139 @@
+"""Samples as Arrow tables, so that any engine can carry them from stage to stage and machine to machine.
+
+One row is one source row: a sample on its way, a record that is ready, or a refusal. A refused row stays in the table,
+untouched by later stages, until it is written to quarantine: nothing gets lost between two stages.
+"""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from kosmosg.data.annotate import Cut, Reference, Sample, Span
+from kosmosg.data.encoding import decode_image, decode_mask, encode_image, encode_mask
+from kosmosg.data.readers import Bad, Ready, Row
+from kosmosg.data.schema import Refusal
+
+_SPAN = pa.struct([("text", pa.string()), ("start", pa.int32()), ("end", pa.int32())])
+_CUT = pa.struct([("probability", pa.binary()), ("reference", pa.binary()), ("reference_mask", pa.binary())])
+_REFUSAL = pa.struct([(name, pa.string()) for name in ("id", "source", "stage", "reason", "message")])
+
+ROWS = pa.schema(
+    [
+        ("shard", pa.int32()),  # the piece of work that this row belongs to
+        ("shard_rows", pa.int32()),  # how many rows that piece has, so that a torn piece is noticed
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("encoded", pa.binary()),
+        ("sha256", pa.string()),
+        ("hints", pa.string()),  # JSON
+        ("caption", pa.string()),
+        ("spans", pa.list_(_SPAN)),
+        ("cuts", pa.list_(_CUT)),
+        ("left_out", pa.list_(pa.string())),
+        ("names", pa.string()),  # JSON: the annotators so far
+        ("refusal", _REFUSAL),
+    ]
+)
+
+
+@dataclass
+class Carried:
+    """One row between stages: a sample or a refusal, never both; neither for a piece of work without any row."""
+
+    shard: int
+    shard_rows: int
+    sample: Sample | None = None
+    refusal: Refusal | None = None
+    names: dict[str, str] = field(default_factory=dict)
+
+    def refused(self, stage: str, reason: str, message: str) -> "Carried":
+        """The same row, turned down by a stage."""
+        if self.sample is None:
+            raise ValueError("only a sample can be refused")
+        told = Refusal(id=self.sample.id, source=self.sample.source, stage=stage, reason=reason, message=message)
+        return replace(self, sample=None, refusal=told)
+
+
+def carry(rows: Sequence[Row], shard: int) -> tuple[list[Carried], list[Mapping[str, Any]]]:
+    """What a reader gave for one piece of work: rows for the annotators, and records that need none."""
+    carried: list[Carried] = []
+    ready: list[Mapping[str, Any]] = []
+    for row in rows:
+        if isinstance(row, Ready):
+            ready.append(row.record)
+        elif isinstance(row, Bad):
+            carried.append(Carried(shard, len(rows), refusal=row.refusal))
+        else:
+            carried.append(Carried(shard, len(rows), sample=row))
+    return carried, ready
+
+
+def to_table(rows: Sequence[Carried]) -> pa.Table:
+    """Rows as an Arrow table of schema `ROWS`."""
+    return pa.Table.from_pylist([_plain(row) for row in rows], schema=ROWS)
+
+
+def from_table(table: pa.Table) -> list[Carried]:
+    """The inverse of `to_table`."""
+    return [_carried(row) for row in table.to_pylist()]
+
+
+def _plain(row: Carried) -> dict[str, Any]:
+    plain: dict[str, Any] = {"shard": row.shard, "shard_rows": row.shard_rows, "refusal": row.refusal}
+    sample = row.sample
+    if sample is None:
+        return plain
+    return plain | {
+        "id": sample.id,
+        "source": sample.source,
+        "encoded": sample.encoded,
+        "sha256": sample.sha256,
+        "hints": json.dumps(dict(sample.hints)),
+        "caption": sample.caption,
+        "spans": [span._asdict() for span in sample.spans],
+        "cuts": [_plain_cut(cut) for cut in sample.cuts],
+        "left_out": sample.left_out,
+        "names": json.dumps(row.names),
+    }
+
+
+def _plain_cut(cut: Cut) -> dict[str, bytes | None]:
+    out = io.BytesIO()
+    # Level 1: a probability map shrinks to a few per cent even so, and lives for seconds only.
+    Image.fromarray(cut.probability).save(out, format="PNG", compress_level=1)
+    return {
+        "probability": out.getvalue(),
+        "reference": encode_image(cut.reference.image) if cut.reference else None,
+        "reference_mask": encode_mask(cut.reference.mask) if cut.reference else None,
+    }
+
+
+def _carried(row: Mapping[str, Any]) -> Carried:
+    if row["id"] is None:
+        return Carried(row["shard"], row["shard_rows"], refusal=row["refusal"])
+    sample = Sample(
+        id=row["id"],
+        source=row["source"],
+        encoded=row["encoded"],
+        sha256=row["sha256"],
+        hints=json.loads(row["hints"]),
+        caption=row["caption"],
+        spans=[Span(span["text"], span["start"], span["end"]) for span in row["spans"]],
+        cuts=[_cut(cut) for cut in row["cuts"]],
+        left_out=list(row["left_out"]),
+    )
+    return Carried(row["shard"], row["shard_rows"], sample=sample, names=json.loads(row["names"]))
+
+
+def _cut(plain: Mapping[str, Any]) -> Cut:
+    with Image.open(io.BytesIO(plain["probability"]), formats=["PNG"]) as image:
+        probability = np.asarray(image.convert("L"))
+    if plain["reference"] is None:
+        return Cut(probability)
+    return Cut(probability, Reference(decode_image(plain["reference"]), decode_mask(plain["reference_mask"])))
