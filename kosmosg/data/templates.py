@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from kosmosg.data.annotate.nouns import COLOURS
 from kosmosg.data.encoding import decode_image, decode_mask
 from kosmosg.errors import ConfigError, DataError
 
@@ -27,11 +28,6 @@ Draws = Callable[[], float]  # the next uniform number in [0, 1)
 Piece = str | int  # a stretch of text, or the index of the entity whose picture stands here
 PromptPart = str | Image.Image  # what `KosmosGProcessor.sequence` takes
 
-# An annotator that answers with one of these has named a property, not a thing. Matched as written, case and all.
-COLOUR_WORDS = frozenset(
-    {"yellow", "blue", "red", "green", "white", "black", "brown", "grey", "gray", "purple", "pink", "orange", "cyan"}
-    | {"silver", "gold", "golden"}
-)
 # An entity's words run on to the next of these: a plural s or a possessive belongs to the entity, not to the rest.
 WORD_ENDS = frozenset(" ,.!?;:)]}")
 
@@ -184,13 +180,14 @@ def split_at_tags(caption: str, tags: Sequence[str], drop_text: bool) -> list[Pi
 def is_usable_tag(tag: str, tags: Sequence[str], caption: str) -> bool:
     """Whether a tag names one thing that the caption mentions: no colour word, no part of another tag.
 
-    "dog" is refused beside "hot dog", since a search for it would find the sausage.
+    "dog" is refused beside "hot dog", since a search for it would find the sausage. Colours count as they are written
+    in the list, case and all, as in the original.
 
     Raises:
         re.error: the tag has characters with a meaning in regular expressions. The original compares tags with each
             other without escaping them, and this is that comparison.
     """
-    if tag in COLOUR_WORDS or _find(tag, caption) is None:
+    if tag in COLOURS or _find(tag, caption) is None:
         return False
     return sum(re.search(rf"\b{tag}\b", other) is not None for other in tags) <= 1
 

@@ -13,7 +13,7 @@ number of workers.
 Letters: B samples, Q queries, D condition width, (c, h, w) latent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal, Self
 
@@ -150,6 +150,14 @@ class InstructStage(nn.Module):
         """Keep only the inputs of layers and U-Net blocks, and compute the rest again on the way back."""
         recompute(self.model)
         self.decoder.unet.enable_gradient_checkpointing()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # An engine casts the whole stage to its precision, buffers too. In bf16 the first timesteps' share of signal
+        # rounds to 1, and their noise would vanish: the schedule moves between devices but keeps its fp32 values.
+        schedule = self.decoder.alphas_cumprod
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.decoder.alphas_cumprod = schedule.to(self.decoder.alphas_cumprod.device)
+        return self
 
     def _noise_of(self, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
