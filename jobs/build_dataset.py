@@ -14,14 +14,14 @@ from pathlib import Path
 from jobs.config import Experiment, main
 from kosmosg.data.readers import Reader
 from kosmosg.errors import DataError
+from kosmosg_platform.annotation import line_reader, photo_reader, world_readers
 from kosmosg_platform.build import BuildResult, build
 from kosmosg_platform.cluster import connect
 from kosmosg_platform.dataset import RecordDataset
 from kosmosg_platform.log import say
-from kosmosg_platform.recipe import line_reader, photo_reader, world_readers
 from kosmosg_platform.storage import Layout
 
-SHEET_RECORDS = 60
+SHEET_RECORDS = 40
 
 
 def run(experiment: Experiment) -> list[BuildResult]:

@@ -16,10 +16,10 @@ from typing import Any
 from pydantic import Field
 
 from kosmosg.errors import ConfigError, KosmosGError
+from kosmosg_platform.annotation import BuildConfig
 from kosmosg_platform.cluster import ScaleConfig
 from kosmosg_platform.config import Section, describe, resolve
 from kosmosg_platform.engine import EngineConfig
-from kosmosg_platform.recipe import BuildConfig
 from kosmosg_platform.schedule import TrainConfig
 from kosmosg_platform.tracking import TrackingConfig
 
@@ -55,8 +55,6 @@ class DataConfig(Section):
     """Records of kind interleaved."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Share of each kind of training sample, by the names that the stage knows; any positive numbers."""
-    loaders: int = Field(default=0, ge=0)
-    """Processes per worker that read and decode; 0 reads in the training process."""
 
 
 class WorldConfig(Section):

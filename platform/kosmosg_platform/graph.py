@@ -8,6 +8,7 @@ Every row that is read is written: as a record, or as a refusal with stage, reas
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -55,6 +56,8 @@ def run_graph(plan: Plan, works: Sequence[Work]) -> Iterator[dict[str, Any]]:
     import ray
     from ray.data import ActorPoolStrategy, DataContext
 
+    # Ray Data tells every plan and every finished execution; our caller tells progress.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = DataContext.get_current().copy()
     # A block must stay whole (and so a shard): never split by size, never merged with its neighbour.
     context.target_max_block_size = None

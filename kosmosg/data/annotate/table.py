@@ -4,23 +4,24 @@ One row is one source row: a sample on its way, a record that is ready, or a ref
 untouched by later stages, until it is written to quarantine: nothing gets lost between two stages.
 """
 
-import io
 import json
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from PIL import Image
 
 from kosmosg.data.annotate import Cut, Reference, Sample, Span
-from kosmosg.data.encoding import decode_image, decode_mask, encode_image, encode_mask
 from kosmosg.data.readers import Bad, Ready, Row
 from kosmosg.data.schema import Refusal
 
 _SPAN = pa.struct([("text", pa.string()), ("start", pa.int32()), ("end", pa.int32())])
-_CUT = pa.struct([("probability", pa.binary()), ("reference", pa.binary()), ("reference_mask", pa.binary())])
+_PIXELS = pa.struct([("shape", pa.list_(pa.int32())), ("data", pa.binary())])
+_CUT = pa.struct([("probability", _PIXELS), ("reference", _PIXELS), ("reference_mask", _PIXELS)])
 _REFUSAL = pa.struct([(name, pa.string()) for name in ("id", "source", "stage", "reason", "message")])
 
 ROWS = pa.schema(
@@ -103,15 +104,22 @@ def _plain(row: Carried) -> dict[str, Any]:
     }
 
 
-def _plain_cut(cut: Cut) -> dict[str, bytes | None]:
-    out = io.BytesIO()
-    # Level 1: a probability map shrinks to a few per cent even so, and lives for seconds only.
-    Image.fromarray(cut.probability).save(out, format="PNG", compress_level=1)
+def _plain_cut(cut: Cut) -> dict[str, Any]:
+    reference = cut.reference
     return {
-        "probability": out.getvalue(),
-        "reference": encode_image(cut.reference.image) if cut.reference else None,
-        "reference_mask": encode_mask(cut.reference.mask) if cut.reference else None,
+        "probability": _pack(cut.probability),
+        "reference": _pack(np.asarray(reference.image)) if reference else None,
+        "reference_mask": _pack(reference.mask.astype(np.uint8)) if reference else None,
     }
+
+
+def _pack(pixels: NDArray[np.uint8]) -> dict[str, Any]:
+    # Not PNG: these live for seconds, and opening an image file costs more than inflating its pixels.
+    return {"shape": pixels.shape, "data": zlib.compress(np.ascontiguousarray(pixels).tobytes(), 1)}
+
+
+def _unpack(packed: Mapping[str, Any]) -> NDArray[np.uint8]:
+    return np.frombuffer(zlib.decompress(packed["data"]), dtype=np.uint8).reshape(packed["shape"])
 
 
 def _carried(row: Mapping[str, Any]) -> Carried:
@@ -132,8 +140,8 @@ def _carried(row: Mapping[str, Any]) -> Carried:
 
 
 def _cut(plain: Mapping[str, Any]) -> Cut:
-    with Image.open(io.BytesIO(plain["probability"]), formats=["PNG"]) as image:
-        probability = np.asarray(image.convert("L"))
+    probability = _unpack(plain["probability"])
     if plain["reference"] is None:
         return Cut(probability)
-    return Cut(probability, Reference(decode_image(plain["reference"]), decode_mask(plain["reference_mask"])))
+    mask = _unpack(plain["reference_mask"]) > 0
+    return Cut(probability, Reference(Image.fromarray(_unpack(plain["reference"])), mask))

@@ -1,0 +1,189 @@
+"""The section `build`: which source is read, who annotates it, how records are cut. Words become readers and callables.
+
+Neural annotators are imported only where they run: choosing one here costs nothing.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from kosmosg.data.annotate import Annotator
+from kosmosg.data.compose import ComposeOptions
+from kosmosg.data.readers import Reader
+from kosmosg_platform.config import Section
+from kosmosg_platform.graph import Stage
+
+
+class AnnotatorConfig(Section):
+    """What all annotators share; the model settings count for those with a model."""
+
+    model: str | None = None
+    """Hub id or local folder; null takes the annotator's default."""
+    device: str = "auto"
+    """Torch device; auto is the GPU of the actor where it has one, else the CPU."""
+    dtype: str = "auto"
+    """float32, float16 or bfloat16; auto is float16 on a GPU, float32 on a CPU."""
+    batch_size: int = Field(default=16, ge=1)
+    """Samples that the model sees at once."""
+    actors: int = Field(default=1, ge=1)
+    """Copies of the model, each in its own process."""
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs that each copy takes from the cluster; parts of one may be shared."""
+
+    def shaping(self) -> dict[str, Any]:
+        """The settings that change what is written; where and how often the model runs does not."""
+        return self.model_dump(mode="json", exclude={"device", "actors", "gpus"})
+
+
+class CaptionerConfig(AnnotatorConfig):
+    """Who captions the pictures."""
+
+    use: Literal["world", "sidecar", "blip2"] = "world"
+    """world: the scene's own words; sidecar: text file beside the photo, or folder name; blip2: a BLIP-2 model."""
+    template: str = "a photo of {name}"
+    """The sentence that `sidecar` puts around a folder name."""
+
+
+class EntityConfig(AnnotatorConfig):
+    """Who says which words of a caption are things."""
+
+    use: Literal["world", "noun", "language"] = "world"
+    """world: exact; noun: the first noun phrase of a simple caption; language: a causal language model."""
+
+
+class MaskConfig(AnnotatorConfig):
+    """Who says where the things are."""
+
+    use: Literal["world", "grabcut", "clipseg"] = "world"
+    """world: exact; grabcut: the one subject of a photo, without any weights; clipseg: a CLIPSeg model."""
+
+
+class BuildConfig(Section):
+    """How `build_dataset` turns a source into a dataset."""
+
+    reader: Literal["world", "photos", "lines"] = "world"
+    """world: the procedural small world; photos: a folder of photos; lines: text files with one caption a line."""
+    kind: Literal["caption", "text"] = "caption"
+    """What `lines` makes: captions (stage 2) or plain documents (stage 1)."""
+    column: str | None = None
+    """Column of a .tsv (name, or number from 0) or key of a .jsonl in which `lines` finds the text; null guesses."""
+    shard_rows: int | None = Field(default=None, ge=1)
+    """Source rows in a shard, about; null takes what suits the reader."""
+    square: bool = True
+    """Cut the middle square of every photo first, as the original did."""
+    working_size: int = Field(default=1024, ge=64)
+    """Longest side in pixels at which photos are annotated."""
+    captioner: CaptionerConfig = CaptionerConfig()
+    entities: EntityConfig = EntityConfig()
+    masks: MaskConfig = MaskConfig()
+    compose: ComposeOptions = ComposeOptions()
+    max_refused: float = Field(default=0.5, ge=0, le=1)
+    """Share of rows in quarantine above which nothing is published."""
+
+    @model_validator(mode="after")
+    def _annotators_fit_the_reader(self) -> Self:
+        words = {"captioner": self.captioner.use, "entities": self.entities.use, "masks": self.masks.use}
+        for name, use in words.items():
+            if self.reader == "photos" and use == "world":
+                raise ValueError(f"{name}.use: 'world' annotates scenes, not photos; start from the preset photos")
+            if self.reader == "world" and use != "world":
+                raise ValueError(f"{name}.use: {use!r} cannot read scenes; use world, or the preset photos")
+        return self
+
+    def settings(self, reader: Reader) -> dict[str, Any]:
+        """Everything here that shapes a record, as plain values: the key of every shard, and part of the manifest."""
+        if not reader.annotated:
+            return {}
+        return {
+            "captioner": self.captioner.shaping(),
+            "entities": self.entities.shaping(),
+            "masks": self.masks.shaping(),
+            "compose": self.model_dump(mode="json")["compose"],
+        }
+
+    def stages(self, reader: Reader) -> list[Stage]:
+        """The annotators of a build as stages of the graph."""
+        if not reader.annotated:
+            return []
+        parts: list[tuple[str, str, str, AnnotatorConfig]] = [
+            ("caption", "captioner", self.captioner.use, self.captioner),
+            ("entities", "entity_finder", self.entities.use, self.entities),
+            ("masks", "segmenter", self.masks.use, self.masks),
+        ]
+        return [_stage(name, role, use, config) for name, role, use, config in parts]
+
+
+def photo_reader(config: BuildConfig, source: Path) -> Reader:
+    """The reader of a folder of photos."""
+    from kosmosg.data.readers.photos import PhotoReader
+
+    return PhotoReader(source, config.shard_rows or 8, config.square, config.working_size)
+
+
+def line_reader(config: BuildConfig, source: Path) -> Reader:
+    """The reader of text files."""
+    from kosmosg.data.readers.lines import LineReader
+
+    return LineReader(source, config.kind, config.column, config.shard_rows or 16_384)
+
+
+def world_readers(config: BuildConfig, scenes: int, edits: int, seed: int) -> list[Reader]:
+    """The readers of the small world: scenes, and edits if there are to be any."""
+    from kosmosg.data.readers.world import EditReader, SceneReader
+
+    rows = config.shard_rows or 500
+    readers: list[Reader] = [SceneReader(scenes, seed, rows)]
+    return [*readers, EditReader(edits, seed, rows)] if edits else readers
+
+
+def _stage(name: str, role: str, use: str, config: AnnotatorConfig) -> Stage:
+    if use in _NEURAL:
+        return Stage(name, role, partial(_neural, use, config), config.batch_size, config.actors, config.gpus)
+    # The light annotators take whole shards: the world paints all references of a batch in one go.
+    return Stage(name, role, partial(_light, use, config), batch_size=1024)
+
+
+_NEURAL = frozenset({"blip2", "language", "clipseg"})
+
+
+def _light(use: str, config: AnnotatorConfig) -> Annotator:
+    if use == "sidecar":
+        from kosmosg.data.annotate.sidecar import SidecarCaptioner
+
+        return SidecarCaptioner(config.template) if isinstance(config, CaptionerConfig) else SidecarCaptioner()
+    if use == "noun":
+        from kosmosg.data.annotate.nouns import NounFinder
+
+        return NounFinder()
+    if use == "grabcut":
+        from kosmosg.data.annotate.grabcut import GrabCutSegmenter
+
+        return GrabCutSegmenter()
+    from kosmosg.data.annotate import world
+
+    exact: dict[type[AnnotatorConfig], type[Annotator]] = {
+        CaptionerConfig: world.WorldCaptioner,
+        EntityConfig: world.WorldEntityFinder,
+        MaskConfig: world.WorldSegmenter,
+    }
+    return exact[type(config)]()
+
+
+def _neural(use: str, config: AnnotatorConfig) -> Annotator:
+    from kosmosg.data.annotate.pretrained import Loading
+
+    loading = Loading(config.device, config.dtype)
+    given: dict[str, Any] = {} if config.model is None else {"model": config.model}
+    if use == "blip2":
+        from kosmosg.data.annotate.blip2 import Blip2Captioner
+
+        return Blip2Captioner(loading=loading, **given)
+    if use == "language":
+        from kosmosg.data.annotate.language import LanguageEntityFinder
+
+        return LanguageEntityFinder(loading=loading, **given)
+    from kosmosg.data.annotate.clipseg import ClipSegSegmenter
+
+    return ClipSegSegmenter(loading=loading, **given)
