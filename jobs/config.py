@@ -15,13 +15,15 @@ from typing import Any
 
 from pydantic import Field
 
+from kosmosg.data.interleave import PretrainTemplates
+from kosmosg.data.templates import InstructTemplates
 from kosmosg.errors import ConfigError, KosmosGError
+from kosmosg.stages.align import AlignObjective
+from kosmosg.stages.instruct import InstructObjective
+from kosmosg.stages.pretrain import PretrainObjective
 from kosmosg_platform.annotation import BuildConfig
-from kosmosg_platform.cluster import ScaleConfig
 from kosmosg_platform.config import Section, describe, resolve
-from kosmosg_platform.engine import EngineConfig
-from kosmosg_platform.schedule import TrainConfig
-from kosmosg_platform.tracking import TrackingConfig
+from kosmosg_platform.training import TrainingExperiment
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "tiny"
@@ -54,7 +56,14 @@ class DataConfig(Section):
     interleaved: Path | None = None
     """Records of kind interleaved."""
     weights: dict[str, float] = Field(default_factory=dict)
-    """Share of each kind of training sample, by the names that the stage knows; any positive numbers."""
+    """Share of each kind of sample: text, caption, interleaved (pretrain), caption (align), composition, edit, t2i
+    (instruct). Kinds without a share are left out; null or empty takes the stage's own mixture."""
+    length: int = Field(default=2048, ge=8)
+    """Longest row in tokens; what is beyond it is cut, images only whole."""
+    empty_captions: float = Field(default=0.0, ge=0, le=1)
+    """Chance that `align` reads the empty caption instead, so that the null condition is aligned too."""
+    pad_captions: bool = False
+    """Let `align` pad every batch to `length`: its loss counts pads, and only so is it the same on any workers."""
 
 
 class WorldConfig(Section):
@@ -66,6 +75,22 @@ class WorldConfig(Section):
     """Edit records (before, instruction, after)."""
     seed: int = 0
     """Seed of all scenes; the same seed gives the same records."""
+
+
+class TemplatesConfig(Section):
+    """The random choices by which records become training samples."""
+
+    pretrain: PretrainTemplates = PretrainTemplates()
+    instruct: InstructTemplates = InstructTemplates()
+
+
+class DemoConfig(Section):
+    """What `demo` runs."""
+
+    preset: str = "world"
+    """Preset of the demo's jobs."""
+    settings: tuple[str, ...] = ()
+    """Further key=value for all of the demo's jobs."""
 
 
 class EvaluateConfig(Section):
@@ -102,13 +127,11 @@ class GenerateConfig(Section):
     """Seed of the noise; null draws one."""
 
 
-class Experiment(Section):
+class Experiment(TrainingExperiment):
     """One run. Order of precedence: these defaults < preset < the preset's `jobs.<job>` < key=value."""
 
-    output: Path = Path("runs")
-    """Everything that a run writes lies under this folder."""
     source: str | None = None
-    """What `build_dataset` reads: a folder, a file or `world`."""
+    """What `build_dataset` reads (a folder or a file), or the run folder that `export` takes."""
     dest: Path | None = None
     """Where `build_dataset` and `export` write; null means under `output`."""
     limit: int | None = Field(default=None, ge=1)
@@ -120,17 +143,15 @@ class Experiment(Section):
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
-    train: TrainConfig = TrainConfig()
-    scale: ScaleConfig = ScaleConfig()
-    engine: EngineConfig = EngineConfig()
-    tracking: TrackingConfig = TrackingConfig()
-    pretrain: dict[str, Any] = Field(default_factory=dict)
-    align: dict[str, Any] = Field(default_factory=dict)
-    instruct: dict[str, Any] = Field(default_factory=dict)
+    templates: TemplatesConfig = TemplatesConfig()
+    pretrain: PretrainObjective = PretrainObjective()
+    align: AlignObjective = AlignObjective()
+    instruct: InstructObjective = InstructObjective()
     world: WorldConfig = WorldConfig()
     build: BuildConfig = BuildConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     generate: GenerateConfig = GenerateConfig()
+    demo: DemoConfig = DemoConfig()
 
 
 def load(job: str, preset: str = DEFAULT_PRESET, overrides: Sequence[str] = ()) -> Experiment:

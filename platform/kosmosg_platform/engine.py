@@ -37,6 +37,8 @@ class EngineConfig(Section):
     """Arithmetic of the forward and backward pass; the optimizer always keeps fp32 weights. fp16 needs a GPU (V100)."""
     offload_optimizer: bool = False
     """Keep the optimizer's state in CPU memory (zero_stage 1 to 3)."""
+    checkpoint_activations: bool = False
+    """Recompute activations on the way back instead of keeping them: less memory, about a third more time."""
     loss_scale: int = Field(default=16, ge=1, le=32)
     """Power of two of the first loss scale (fp16 only; the original starts at 4 = 2^2)."""
     loss_scale_window: int = Field(default=256, ge=1)
@@ -225,7 +227,7 @@ class Engine:
 
     def _slice(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
         """This worker's part of a full tensor in ZeRO-3: equal parts, the last one padded with zeros."""
-        size: int = parameter.ds_tensor.numel()
+        size: int = parameter.ds_tensor.numel()  # type: ignore[attr-defined] # what DeepSpeed adds to it
         start = size * torch.distributed.get_rank()
         part = torch.zeros(size, dtype=value.dtype, device=value.device)
         mine = value.flatten()[start : start + size]

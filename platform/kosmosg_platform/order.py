@@ -54,7 +54,7 @@ class SampleOrder:
         self._sizes = [sizes[name] for name in self._names]
         self._shares = _integers([weights[name] for name in self._names])
         self._pattern, self._before = _interleave(self._shares)
-        self._keys = [_hash(seed, *name.encode()) for name in self._names]
+        self._keys = [mix(seed, *name.encode()) for name in self._names]
 
     def draw(self, position: int) -> Draw:
         """The sample at a position (0-based) of the whole run."""
@@ -63,8 +63,8 @@ class SampleOrder:
         count = period * self._shares[source] + self._before[offset]
         epoch, place = divmod(count, self._sizes[source])
         key = self._keys[source]
-        index = permute(place, self._sizes[source], _hash(key, epoch))
-        return Draw(self._names[source], index, epoch, _hash(key, count, 1) >> 1)
+        index = permute(place, self._sizes[source], mix(key, epoch))
+        return Draw(self._names[source], index, epoch, mix(key, count, 1) >> 1)
 
     def step(self, step: int, rank: int = 0, world_size: int = 1) -> list[Draw]:
         """The slice of one worker at an optimizer step; slices of all ranks in order are the whole batch."""
@@ -96,7 +96,7 @@ def permute(place: int, size: int, key: int) -> int:
     while True:
         left, right = value >> half, value & mask
         for turn in range(4):
-            left, right = right, left ^ (_hash(key, turn, right) & mask)
+            left, right = right, left ^ (mix(key, turn, right) & mask)
         value = (left << half) | right
         if value < size:
             return value
@@ -133,7 +133,7 @@ def _interleave(shares: list[int]) -> tuple[list[int], list[int]]:
     return pattern, before
 
 
-def _hash(*words: int) -> int:
+def mix(*words: int) -> int:
     """64 well mixed bits of any integers (the finisher of splitmix64, chained)."""
     state = 0x9E3779B97F4A7C15
     for word in words:

@@ -44,6 +44,8 @@ class TrainConfig(Section):
     """Optimizer steps between logged metrics."""
     sample_every: int = Field(default=0, ge=0)
     """Optimizer steps between sample pictures; 0 draws them once, at the end."""
+    restart: bool = False
+    """Start over even if a run of the same settings is unfinished or finished under `output`."""
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:
