@@ -14,20 +14,24 @@ from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from kosmosg.aligner import AlignerDecoder, AlignerNet
+from kosmosg.checkpoint import SHARD_BYTES, check_processor, parameter_shapes, publish, write_weights
 from kosmosg.config import VOCABULARY, KosmosGConfig
 from kosmosg.errors import CheckpointError
+from kosmosg.layers import KosmosGPreTrainedModel
 from kosmosg.model import KosmosG
+from kosmosg.processor import KosmosGProcessor
 from kosmosg.vision import VisionTower
 from kosmosg.weights import Source, open_weights, shape_of
 
-Model = TypeVar("Model", bound=PreTrainedModel)
+Model = TypeVar("Model", bound=KosmosGPreTrainedModel)
 
 _VISION = "mllm.vision_model.model"
 _BLOCK = r"img_model\.visual\.transformer\.resblocks\.(\d+)"
@@ -137,6 +141,29 @@ def load_vision(tower: VisionTower, source: Source) -> None:
             raise CheckpointError(f"the CLIP checkpoint lacks {name}; give a CLIP whose vision tower is a ViT")
         _same_shape(name, tuple(found[name].shape), tuple(tensor.shape))
     tower.load_state_dict(found)
+
+
+def import_weights(
+    plan: Plan, folder: str | Path, processor: KosmosGProcessor | None = None, *, shard_bytes: int = SHARD_BYTES
+) -> Path:
+    """Stream a plan into an export folder, holding one shard in memory, and return the folder.
+
+    With `processor` (from the released sentencepiece file) the export is complete; without, only the model loads. N,
+    where the checkpoint has it, goes into the subfolder `aligner_decoder`. README.md says what became of every name.
+    """
+
+    def fill(draft: Path) -> None:
+        _write_part(plan, draft, decoder=False, shard_bytes=shard_bytes)
+        if plan.decoder:
+            (draft / "aligner_decoder").mkdir()
+            _write_part(plan, draft / "aligner_decoder", decoder=True, shard_bytes=shard_bytes)
+        if processor is not None:
+            check_processor(processor, plan.config, "the processor given")
+            processor.save_pretrained(draft)
+        (draft / "experiment.yaml").write_text("{}\n")
+        (draft / "README.md").write_text(_import_card(plan))
+
+    return publish(Path(folder), fill)
 
 
 @dataclass(frozen=True)
@@ -298,6 +325,30 @@ def _as_reference_vision(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return renamed
 
 
+def _write_part(plan: Plan, folder: Path, *, decoder: bool, shard_bytes: int) -> None:
+    config = KosmosGConfig.from_dict(plan.config.to_dict())
+    config.dtype, config.architectures = plan.dtype, [(AlignerDecoder if decoder else KosmosG).__name__]
+    config.save_pretrained(folder)
+    names = plan.decoder if decoder else plan.model
+    loaded = ((name, plan.tensor(name, decoder=decoder)) for name in names)
+    write_weights(loaded if decoder else chain(loaded, plan.fresh_tensors().items()), folder, shard_bytes)
+
+
+def _import_card(plan: Plan) -> str:
+    lines = ["# Imported weights", ""]
+    lines.append(
+        f"{len(plan.model)} parameters of the model and {len(plan.decoder)} of the aligner's decoder N were taken."
+    )
+    if plan.fresh:
+        lines.append("The source has no aligner; it starts anew and has to be trained (stage 2).")
+    lines += ["", "Left out:", ""]
+    reasons: dict[str, int] = {}
+    for reason in plan.ignored.values():
+        reasons[reason] = reasons.get(reason, 0) + 1
+    lines += [f"- {count} x {reason}" for reason, count in reasons.items()]
+    return "\n".join(lines) + "\n"
+
+
 def _rename(name: str, names: dict[str, str]) -> str | None:
     for pattern, ours in names.items():
         match = re.fullmatch(pattern, name)
@@ -315,8 +366,6 @@ def _same_shape(name: str, theirs: tuple[int, ...], ours: tuple[int, ...], longe
 
 
 @cache
-def _shapes(kind: type[PreTrainedModel], config: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a model's parameters, without making it. The configuration comes as JSON to be hashable."""
-    with torch.device("meta"):
-        model = kind(KosmosGConfig.from_dict(json.loads(config)))
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+def _shapes(kind: type[KosmosGPreTrainedModel], config: str) -> dict[str, tuple[int, ...]]:
+    """`parameter_shapes`, kept; the configuration comes as JSON because that is hashable."""
+    return parameter_shapes(KosmosGConfig.from_dict(json.loads(config)), kind)

@@ -40,6 +40,19 @@ class KosmosGPreTrainedModel(PreTrainedModel):
     _no_split_modules: ClassVar[list[str]] = ["MagnetoLayer", "CrossLayer", "VisionLayer"]
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
 
+    def __init__(self, config: KosmosGConfig) -> None:
+        super().__init__(config)
+        _share_attention(config)
+
+    def set_attn_implementation(
+        self, attn_implementation: str | dict[str, str], allow_all_kernels: bool = False
+    ) -> None:
+        """Choose the attention kernel of the whole model: vision, language and aligner share one."""
+        name = attn_implementation if isinstance(attn_implementation, str) else attn_implementation[""]
+        # As a dictionary, so that transformers does not look for a separate model behind each sub-configuration.
+        super().set_attn_implementation({"": name}, allow_all_kernels=allow_all_kernels)
+        _share_attention(self.config)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise one module's own parameters; called by transformers for whatever a checkpoint did not bring."""
@@ -50,6 +63,11 @@ class KosmosGPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, Initialised):
             module.init_parameters()
+
+
+def _share_attention(config: KosmosGConfig) -> None:
+    """Tell the sub-configurations which kernel is in use; `generate()` asks the text configuration for its masks."""
+    config._attn_implementation = config._attn_implementation
 
 
 class Initialised(nn.Module):
