@@ -1,4 +1,4 @@
-"""The published size, counted on the meta device: parameters and floating point operations (reference.md section 10)."""
+"""The published size, counted on the meta device: parameters and floating point operations."""
 
 import pytest
 import torch
