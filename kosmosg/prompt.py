@@ -205,10 +205,15 @@ def read_image(picture: Picture, limits: PromptLimits = DEFAULT_LIMITS, name: st
     try:
         with Image.open(source, formats=[kind for kind in FORMATS if kind in Image.OPEN]) as opened:
             return _to_rgb(opened, limits, name)
+    except ImageError:
+        raise
     except UnidentifiedImageError as error:
         raise ImageError(f"{name} is not a picture that can be read; pass {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has more pixels than the limit of {limits.pixels}; resize it first") from error
+    except Exception as error:
+        # Decoders raise whatever they like on hostile headers (AVIF a RuntimeError, TIFF a TypeError).
+        raise ImageError(f"{name} is damaged and cannot be decoded ({error}); save it again") from error
 
 
 def _to_rgb(image: Image.Image, limits: PromptLimits, name: str) -> Image.Image:
@@ -242,8 +247,8 @@ def _to_rgb(image: Image.Image, limits: PromptLimits, name: str) -> Image.Image:
             upright = Image.new("RGBA", layered.size, (255, 255, 255, 255))
             upright.alpha_composite(layered)
         return upright.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        # Pillow's decoders raise any of these on truncated or damaged files.
+    except Exception as error:
+        # On truncated or damaged files Pillow's decoders raise OSError, SyntaxError, ValueError, and many more.
         raise ImageError(f"{name} is damaged and cannot be decoded ({error}); save it again") from error
 
 

@@ -19,6 +19,7 @@ WORK = 320  # pixels of the longer side while cutting; finer finds no better bor
 ITERATIONS = 5
 BORDER = 0.03  # of the width: surely background
 CORE = 0.08  # squared radius, as part of the ellipse's: surely the subject
+FAINT = 12.0  # Lab units, summed over channels: what stands out by less does not stand out
 PAIR = 0.3  # part of the main piece's weight that makes another piece belong to the subject
 HABIT = (0.5, 0.52, 0.36, 0.40)  # centre x, y and half axes x, y, as parts of width and height
 
@@ -60,8 +61,11 @@ def subject(pixels: Array) -> Array:
 
 
 def cut(pixels: Array) -> Bools:
-    """GrabCut of a BGR picture from the ellipse of `first_guess`."""
-    state = first_guess(pixels)
+    """GrabCut of a BGR picture from the ellipse of `first_guess`; nothing where nothing stands out."""
+    weight = contrast(pixels)
+    if weight.max() < 0.1:
+        return np.zeros(pixels.shape[:2], dtype=bool)
+    state = first_guess(weight)
     cv2.setRNGSeed(0)  # its mixtures start from k-means; a fixed seed makes a build repeatable
     try:
         cv2.grabCut(pixels, state, None, np.zeros((1, 65)), np.zeros((1, 65)), ITERATIONS, cv2.GC_INIT_WITH_MASK)
@@ -71,12 +75,14 @@ def cut(pixels: Array) -> Bools:
     return np.isin(state, (cv2.GC_FGD, cv2.GC_PR_FGD))
 
 
-def first_guess(pixels: Array) -> Array:
-    """GrabCut's start (H, W): sure background at the border, a likely subject in an ellipse, a sure one in its core."""
-    height, width = pixels.shape[:2]
+def first_guess(weight: Floats) -> Array:
+    """GrabCut's start (H, W): sure background at the border, a likely subject in an ellipse, a sure one in its core.
+
+    `weight` is how much every pixel stands out (`contrast`).
+    """
+    height, width = weight.shape
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    weight = contrast(pixels)
-    weight /= max(float(weight.sum()), 1e-6)
+    weight = weight / max(float(weight.sum()), 1e-6)
     centre_x, centre_y = float((weight * x).sum()), float((weight * y).sum())
     spread_x = float(np.sqrt((weight * (x - centre_x) ** 2).sum()))
     spread_y = float(np.sqrt((weight * (y - centre_y) ** 2).sum()))
@@ -93,12 +99,15 @@ def first_guess(pixels: Array) -> Array:
 
 
 def contrast(pixels: Array) -> Floats:
-    """How much every pixel differs from the border along its smoothest way there, weighted to the middle: (H, W)."""
+    """How much every pixel differs from the border along its smoothest way there, weighted to the middle.
+
+    (H, W), 0 to 1.
+    """
     height, width = pixels.shape[:2]
     smooth = cv2.cvtColor(cv2.bilateralFilter(pixels, 7, 40, 7), cv2.COLOR_BGR2LAB)
     distance = cv2.resize(barrier(cv2.resize(smooth, (128, 128), interpolation=cv2.INTER_AREA)), (width, height))
     distance = cv2.GaussianBlur(distance, (0, 0), max(width / 100, 0.5))
-    distance = np.clip(distance / max(float(np.percentile(distance, 98)), 1e-6), 0, 1)
+    distance = np.clip(distance / max(float(np.percentile(distance, 98)), FAINT), 0, 1)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     off_x, off_y = (x - width / 2) / (0.3 * width), (y - 0.52 * height) / (0.33 * height)
     middle = np.exp(-(off_x**2 + off_y**2) / 2)
