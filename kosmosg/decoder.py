@@ -47,7 +47,7 @@ def load_part(kind: Any, source: str | Path, subfolder: str, **options: Any) -> 
 
 def load_text_encoder(source: str | Path, dtype: torch.dtype | None = None) -> tuple[CLIPTextModel, CLIPTokenizer]:
     """The decoder's own CLIP text encoder, frozen in eval mode, and its tokenizer: the target of stage 2."""
-    encoder = load_part(CLIPTextModel, source, "text_encoder", torch_dtype=dtype)
+    encoder = load_part(CLIPTextModel, source, "text_encoder", dtype=dtype or torch.float32)
     tokenizer = load_part(CLIPTokenizer, source, "tokenizer")
     return encoder.eval().requires_grad_(False), tokenizer
 
@@ -100,11 +100,10 @@ class FrozenDecoder(nn.Module):
     def from_pretrained(cls, source: str | Path, dtype: torch.dtype | None = None) -> Self:
         """Loads `unet/`, `vae/` and `scheduler/` of a diffusers folder, a Hub id, or `"world"`.
 
-        `dtype` is the precision of the weights (default: as saved is read, as float32 it is kept); the loss is always
-        computed in float32.
+        `dtype` is the precision of the weights (default: float32); the loss is always computed in float32.
         """
-        unet = load_part(UNet2DConditionModel, source, "unet", torch_dtype=dtype or torch.float32)
-        vae = load_part(AutoencoderKL, source, "vae", torch_dtype=dtype or torch.float32)
+        unet = load_part(UNet2DConditionModel, source, "unet", dtype=dtype or torch.float32)
+        vae = load_part(AutoencoderKL, source, "vae", dtype=dtype or torch.float32)
         schedule = load_part(DDPMScheduler, source, "scheduler")
         return cls(unet, vae, dict(schedule.config), source)
 

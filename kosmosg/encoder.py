@@ -67,6 +67,11 @@ class PromptEncoder:
         rows = self._rows([*asked, *against], torch.device(device or self.model.device))
         return Condition(torch.stack(rows[: len(asked)]), torch.stack(rows[len(asked) :]))
 
+    def __contains__(self, prompt: Prompt) -> bool:
+        """Whether the condition of a prompt is kept, so that asking for it costs nothing."""
+        with self._lock:
+            return prompt.sha256() in self._kept
+
     def clear(self) -> None:
         """Forgets everything; needed only after a change of the model that no parameter shows."""
         with self._lock:

@@ -12,6 +12,7 @@ Diffusion 1.x can do by `prompt_embeds` (ControlNet, LoRA, image to image, inpai
     control(prompt_embeds=condition.positive, negative_prompt_embeds=condition.negative, image=edges)
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,6 @@ from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, StableDif
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.schedulers import KarrasDiffusionSchedulers
-from diffusers.utils import logging
 from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
 from huggingface_hub import snapshot_download
 from torch import Tensor
@@ -38,7 +38,7 @@ from kosmosg.processor import KosmosGProcessor
 from kosmosg.prompt import Prompt
 from kosmosg.schedulers import dpm_solver, make_scheduler
 
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 PromptLike = Prompt | str
 Decoder: TypeAlias = DiffusionPipeline | str | Path
@@ -131,7 +131,7 @@ class KosmosGPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # typ
     ) -> Self:
         """From a pipeline folder (`model_index.json`), or from an exported model and a `decoder`; folder or Hub id.
 
-        Given with a pipeline folder, `decoder` replaces its parts. Other options are diffusers': `torch_dtype`, ...
+        Given with a pipeline folder, `decoder` replaces its parts. Other options are diffusers': `dtype`, ...
         """
         folder = _local_folder(pretrained_model_name_or_path, kwargs)
         if (folder / "model_index.json").is_file():
@@ -147,11 +147,11 @@ class KosmosGPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # typ
         from kosmosg.checkpoint import load_export
 
         model, processor = load_export(folder)
-        unknown = sorted(set(kwargs) - {"torch_dtype"})
+        unknown = sorted(set(kwargs) - {"dtype", "torch_dtype"})
         if unknown:
             raise ConfigError(f"option {unknown[0]!r} is for pipeline folders, not for exports; leave it out")
         pipeline = cls(model=model, processor=processor, decoder=decoder)
-        dtype = kwargs.get("torch_dtype")
+        dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
         return pipeline if dtype is None else pipeline.to(dtype)
 
     @property
@@ -299,14 +299,23 @@ class KosmosGPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # typ
 
     # -- LoRA --------------------------------------------------------------------------------------------------------
 
+    def fuse_lora(self, components: Sequence[str] = ("unet",), **kwargs: Any) -> None:
+        """As in diffusers; the U-Net is the only part that can hold a LoRA."""
+        super().fuse_lora(components=list(components), **kwargs)
+
+    def unfuse_lora(self, components: Sequence[str] = ("unet",), **kwargs: Any) -> None:
+        """As in diffusers; the inverse of `fuse_lora`."""
+        super().unfuse_lora(components=list(components), **kwargs)
+
     @classmethod
     def load_lora_into_text_encoder(cls, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """Kosmos-G stands where CLIP's text encoder stood: a LoRA's weights for that are left out, and said so."""
         left_out = [name for name in state_dict if name.startswith("text_encoder")]
         if left_out:
             logger.warning(
-                f"{len(left_out)} weights of this LoRA are for CLIP's text encoder, which Kosmos-G replaces; "
-                "only those for the U-Net are used"
+                "%d weights of this LoRA are for CLIP's text encoder, which Kosmos-G replaces; "
+                "only those for the U-Net are used",
+                len(left_out),
             )
 
 

@@ -38,14 +38,12 @@ def dpm_solver(scheduler_config: Mapping[str, Any]) -> DPMSolverMultistepSchedul
     )
 
 
-def _leading(kind: Any) -> Callable[[Mapping[str, Any]], Any]:
-    return lambda config: kind.from_config(config, timestep_spacing="leading", steps_offset=1)
-
-
 SCHEDULERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     # The original app and evaluations:
     "dpms": dpm_solver,
-    "ddim": _leading(DDIMScheduler),
+    "ddim": lambda config: DDIMScheduler.from_config(
+        config, clip_sample=False, timestep_spacing="leading", steps_offset=1
+    ),
     "pndm": lambda config: PNDMScheduler.from_config(
         config, skip_prk_steps=True, timestep_spacing="leading", steps_offset=1
     ),

@@ -1,6 +1,7 @@
 """Fixtures for the whole test tree."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,31 @@ def save_tiny_sd(folder: Path, sample_size: int = 8, dim: int = 32) -> Path:
 def tiny_sd_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny stock Stable Diffusion; 16 x 16 pixels, conditions 32 wide. Read only."""
     return save_tiny_sd(tmp_path_factory.mktemp("sd") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_processor(tiny_sentencepiece: Path):
+    """The processor of `tiny_model`."""
+    from kosmosg import KosmosGProcessor
+
+    return KosmosGProcessor.from_sentencepiece(tiny_sentencepiece, image_size=32, num_image_tokens=4, max_length=510)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_processor):
+    """A Kosmos-G of random weights in eval mode, with the vocabulary of `tiny_processor`. Read only."""
+    import torch
+
+    from kosmosg import KosmosG, KosmosGConfig
+
+    torch.manual_seed(0)
+    return KosmosG(KosmosGConfig.tiny(tiny_processor.vocab_size)).eval()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray cluster for the whole test run."""
+    from kosmosg_platform.cluster import ScaleConfig, local
+
+    with local(ScaleConfig(workers=2)):
+        yield
