@@ -1,0 +1,131 @@
+"""The job build_dataset as a user runs it: presets, real photos, real captions, and mistakes told in one sentence."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.build_dataset import run
+from jobs.config import load
+from kosmosg.data.encoding import decode_image, decode_mask
+from kosmosg_platform.dataset import RecordDataset, read_manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "jobs.build_dataset", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": f"{ROOT / 'platform'}", "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["photos", "source={tmp}/absent"], "there is no folder"),
+        (["photos", "source={tmp}"], "no photos under"),
+        (["photos"], "source: say what to read"),
+        (["captions", "source={tmp}/absent.txt"], "there is no file or folder"),
+        (["tiny", "build.captoiner.use=blip2"], "did you mean build.captioner?"),
+        (["tiny", "build.captioner.use=blip2"], "cannot read scenes"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path, arguments: list[str], told: str) -> None:
+    given = [argument.format(tmp=tmp_path) for argument in arguments] + [f"output={tmp_path}/out"]
+    done = subprocess.run(command(*given), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert told in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_tiny_builds_both_kinds_of_the_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = load("build_dataset", "tiny", [f"output={tmp_path}"])
+    composition, edit = run(experiment)
+    assert (composition.kind, edit.kind) == ("composition", "edit")
+    assert len(RecordDataset(tmp_path / "build_dataset/composition", "composition")) == experiment.world.scenes
+    assert len(RecordDataset(tmp_path / "build_dataset/edit", "edit")) == experiment.world.edits
+    assert Image.open(tmp_path / "build_dataset/composition/sheet.png").width > 300
+    told = capsys.readouterr().out
+    assert f"composition: {experiment.world.scenes} records" in told
+    assert "rows/s" in told
+    assert [result.built_shards for result in run(experiment)] == [0, 0]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_real_photos_become_composition_records(shared_data: Path, tmp_path: Path) -> None:
+    for folder in sorted((shared_data / "dreambench").glob("*/"))[:12]:
+        (tmp_path / "photos" / folder.name).mkdir(parents=True)
+        for path in folder.glob("*.jpg"):
+            shutil.copyfile(path, tmp_path / "photos" / folder.name / path.name)
+    data = next((tmp_path / "photos" / "cat").glob("*.jpg")).read_bytes()
+    (tmp_path / "photos" / "cat" / "corrupt.jpg").write_bytes(data[: len(data) // 3])
+    (result,) = run(
+        load("build_dataset", "photos", [f"source={tmp_path}/photos", f"dest={tmp_path}/set", "build.working_size=400"])
+    )
+    assert (result.rows, result.refused) == (12, 1)
+    assert result.reasons == {"decode: unreadable": 1}
+    records = {record["id"].split("/")[0]: record for record in RecordDataset(tmp_path / "set", "composition")}
+    assert records["bear_plushie"]["caption"] == "a photo of a bear plushie"
+    assert [entity["text"] for entity in records["bear_plushie"]["entities"]] == ["bear plushie"]
+    assert records["cat2"]["entities"][0]["text"] == "cat"
+    for record in records.values():
+        (entity,) = record["entities"]
+        x0, y0, x1, y1 = entity["box"]
+        assert x1 - x0 == y1 - y0
+        assert x1 <= record["width"]
+        assert y1 <= record["height"]
+        assert decode_image(record["image"]).size == (record["width"], record["height"])
+        crop, mask = decode_image(entity["crop"]), decode_mask(entity["mask"])
+        assert (crop.height, crop.width) == mask.shape
+        assert 0.15 < mask.mean() < 1
+        assert entity["score"] > 0.9
+    # The can stands upright in the middle: its mask covers a tall box and not its surroundings.
+    mask = decode_mask(records["can"]["entities"][0]["mask"])
+    assert np.flatnonzero(mask.any(axis=0)).size < 0.8 * mask.shape[1]
+    assert (tmp_path / "set/sheet.png").stat().st_size > 20_000
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_real_captions_become_a_dataset(shared_data: Path, tmp_path: Path) -> None:
+    arguments = [f"source={shared_data}/captions", f"dest={tmp_path}/set", "limit=60000"]
+    (result,) = run(load("build_dataset", "captions", arguments))
+    captions = RecordDataset(tmp_path / "set", "caption")
+    assert len(captions) == result.rows == 60_000
+    assert captions[0]["text"].startswith("Two young guys with shaggy hair")
+    assert captions[59_999]["source"] == "flickr30k.train.3.txt.gz"
+    assert captions[0]["image"] is None
+    assert "annotators" in read_manifest(tmp_path / "set")
+
+
+@pytest.mark.slow
+def test_a_build_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    """kill -9 of the driver after its first shards; the same command then finishes, and keeps what was there."""
+    arguments = ["tiny", "world.scenes=20000", "world.edits=0", "build.shard_rows=200", f"output={tmp_path}"]
+    folder = tmp_path / "build_dataset/composition"
+    first = subprocess.Popen(
+        command(*arguments), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    until = time.monotonic() + 120
+    while len(list(folder.glob(".receipts/part-*.json"))) < 3 and time.monotonic() < until:
+        assert first.poll() is None, "the build ended before it could be killed"
+        time.sleep(0.1)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert not (folder / "manifest.json").exists()
+    shorter = [*arguments, "limit=2000"]  # the shards of a smaller limit are the first ones of the larger
+    second = subprocess.run(command(*shorter), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=240)
+    assert second.returncode == 0, second.stderr
+    kept = int(second.stdout.split(" kept")[0].rsplit(",", 1)[-1])
+    assert kept >= 2
+    assert len(RecordDataset(folder)) == 2000
