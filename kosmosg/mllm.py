@@ -64,14 +64,16 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
         image_embeds_position_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        image_tokens: Tensor | None = None,
     ) -> Tensor:
         """States after the final LayerNorm, (B, T, C), with gradient and without logits: what the stages train on.
 
         `input_ids` (B, T); `image_embeds_position_mask` (B, T) True on image slots; `pixel_values` (N, 3, S, S) of all
-        images in reading order. Without `attention_mask` pads must be on the right. Raises `PromptError` when images
+        images in reading order, or `image_tokens` (N, Q, C) when they are known already. Without `attention_mask` pads
+        must be on the right. Raises `PromptError` when images
         and slots disagree or the batch is longer than the position table.
         """
-        embeddings = self.embed(input_ids, image_embeds_position_mask, pixel_values)
+        embeddings = self.embed(input_ids, image_embeds_position_mask, pixel_values, image_tokens)
         if attention_mask is None:
             states: Tensor = self.text_model.model(embeddings, position_rows(input_ids != self._pad))
             return states
@@ -101,7 +103,7 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
         embeddings: Tensor = self.text_model.model.embed_tokens(input_ids)
         if image_tokens is None and pixel_values is not None and len(pixel_values):
             image_tokens = self.image_tokens(pixel_values)
-        if not torch.compiler.is_compiling():
+        if readable(input_ids):
             self._check_slots(image_embeds_position_mask, image_tokens)
         if image_tokens is None or image_embeds_position_mask is None:
             return embeddings
@@ -374,6 +376,11 @@ class SinusoidalPositions(Initialised):
         table = torch.cat([angle.sin(), angle.cos()], dim=1)
         table = nn.functional.pad(table, (0, self.width - table.shape[1]))
         return torch.where(torch.arange(self.length + 2)[:, None] == 1, torch.zeros_like(table), table)
+
+
+def readable(values: Tensor) -> bool:
+    """Whether values can be looked at: not while a graph is compiled, and not on the meta device, which has none."""
+    return not (torch.compiler.is_compiling() or values.is_meta)
 
 
 def position_rows(real: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from kosmosg.aligner import AlignerNet
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import PromptError
 from kosmosg.layers import KosmosGPreTrainedModel
-from kosmosg.mllm import KosmosGForConditionalGeneration, move, move_back, token_slots
+from kosmosg.mllm import KosmosGForConditionalGeneration, move, move_back, readable, token_slots
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,13 @@ class KosmosG(KosmosGPreTrainedModel):
         attention_mask: Tensor | None = None,
         image_embeds_position_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        image_tokens: Tensor | None = None,
     ) -> Tensor:
-        """(B, Q, D), with gradient: states of the language model, read by the aligner. Pads may be on either side."""
-        _, condition, _ = self._run(input_ids, attention_mask, image_embeds_position_mask, pixel_values)
+        """(B, Q, D), with gradient: states of the language model, read by the aligner. Pads may be on either side.
+
+        `image_tokens` (N, Q, C), what `mllm.image_tokens` gave for these images before, saves the vision tower.
+        """
+        _, condition, _ = self._run(input_ids, attention_mask, image_embeds_position_mask, pixel_values, image_tokens)
         return condition
 
     def null_condition(self) -> Tensor:
@@ -159,7 +163,12 @@ class KosmosG(KosmosGPreTrainedModel):
         self.mllm.set_output_embeddings(value)
 
     def _run(
-        self, input_ids: Tensor, attention_mask: Tensor | None, image_mask: Tensor | None, pixel_values: Tensor | None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        image_mask: Tensor | None,
+        pixel_values: Tensor | None,
+        image_tokens: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """States of the right-padded batch, condition, and where each token went."""
         pad = self.config.text_config.pad_token_id
@@ -168,9 +177,9 @@ class KosmosG(KosmosGPreTrainedModel):
         real = move(real, slots)
         input_ids = move(input_ids, slots).masked_fill(~real, pad)
         image_mask = None if image_mask is None else move(image_mask, slots)
-        states = self.mllm.states(input_ids, image_mask, pixel_values)
-        # Reading one value back is cheaper than twenty-four masked attentions; a compiled graph may not look.
-        padded = torch.compiler.is_compiling() or not bool(real.all())
+        states = self.mllm.states(input_ids, image_mask, pixel_values, image_tokens=image_tokens)
+        # Reading one value back is cheaper than masked attention in the aligner.
+        padded = not (readable(real) and bool(real.all()))
         return states, self.aligner(states, ~real if padded else None), slots
 
     def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
