@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -96,16 +96,24 @@ class DemoConfig(Section):
 class EvaluateConfig(Section):
     """What `evaluate` measures."""
 
-    model: Path | None = None
-    """Export folder to judge; null takes the furthest stage under `output`."""
-    cases: int = Field(default=64, ge=1)
-    """Prompts with held-out subjects."""
+    models: dict[str, Path] = {}
+    """Export folders to judge, by the name they get in table and sheet; empty takes the furthest stage under `output`."""
+    cases: int = Field(default=32, ge=1)
+    """Prompts of each kind (one, two and three entities), all with held-out subjects."""
+    style: Literal["class", "image"] = "image"
+    """`image` asks for "<i> and <i> at sea", `class` for "a ball <i> and a cat <i> at sea"."""
+    text_only: bool = True
+    """Also ask the last model in plain words, without images: what it would draw if it did not look."""
     steps: int = Field(default=20, ge=1)
     """Denoising steps of a picture."""
-    guidance: float = 3.0
+    guidance: float = Field(default=3.0, ge=0)
     """Classifier-free guidance."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of prompts and noise."""
+    batch: int = Field(default=16, ge=1)
+    """Pictures drawn together."""
+    rows: int = Field(default=12, ge=1)
+    """Rows of the contact sheet: the first prompts of each kind in turn."""
 
 
 class GenerateConfig(Section):
