@@ -20,29 +20,28 @@ SAID = {
 }
 
 
-def journey_report(folder: Path, found: Mapping[str, Mapping[str, Any]]) -> Report:
+def journey_report(folder: Path, found: Mapping[str, Mapping[str, Any]], tracking: str) -> Report:
     """Compose the page from what each step found (see `jobs/demo.py`); pictures are read from `folder`."""
     seconds = sum(float(step["seconds"]) for step in found.values())
     scores: list[dict[str, Any]] = found["evaluate"]["scores"]
     facts = {"whole road": f"{seconds / 60:.1f} min", "records": str(sum(found["build_dataset"]["rows"].values()))}
     for variant, row in {row["variant"]: row for row in scores if row["set"] == "two"}.items():
-        facts[f"hue error, {variant}"] = f"{row['hue_error']:.0f}°"
+        facts[f"hue error, {variant}"] = f"{row['hue']:.0f}°"
     sections = [
         Section(
             "Subjects it has never seen",
-            "Each row is one prompt, none selected. The reference images show subjects whose combination of shape, colour "
-            "and pattern was kept from every training stage, taken from other scenes than the one asked for.",
+            "Each row is one prompt, none selected. The reference images show subjects whose combination of shape, "
+            "colour and pattern was kept from every training stage, cut out of other scenes than the one asked for.",
             [Figure.of(Image.open(folder / "evaluate" / "sheet.png"), "reference images | prompt | result")],
         ),
-        Section("Scores", _reading(scores), table=score_table(scores)),
+        Section("Scores", _reading(), table=score_table(scores)),
         Section("Losses", figures=[Figure(_losses(found), "training loss of each stage")]),
         _endpoint(folder, found["endpoint"]),
         Section("What ran", table=_steps(found)),
         Section(
             "Look further",
-            "Every stage is a run in MLflow, linked to its parent, with curves, sample pictures, the resolved settings and "
-            "the registered model. From the folder that holds this demo's output: "
-            "mlflow ui --backend-store-uri sqlite:///mlflow.db",
+            "Every stage is a run in MLflow, linked to its parent, with curves, sample pictures, the resolved settings "
+            f"and the registered model: mlflow ui --backend-store-uri {tracking}",
         ),
     ]
     return Report(
@@ -62,18 +61,18 @@ def score_table(scores: list[dict[str, Any]]) -> Table:
             row["set"],
             str(row["prompts"]),
             *(f"{row[name]:.2f}" for name in ("kind", "pattern")),
-            f"{row['hue_error']:.0f}°",
-            *(f"{row[name]:.2f}" for name in ("background", "subject")),
+            f"{row['hue']:.0f}°",
+            *(f"{row[name]:.2f}" for name in ("background", "whole")),
         ]
         for row in scores
     ]
     return Table(columns, rows)
 
 
-def _reading(scores: list[dict[str, Any]]) -> str:
+def _reading() -> str:
     return (
-        "Shares of entities (of pictures, for the background) that the recogniser reads as asked for; the hue error is a "
-        "median in degrees, where chance is 90. A whole subject has shape, pattern and hue (within 22.5°) right. "
+        "Shares of entities (of pictures, for the background) that the recogniser reads as asked for; the hue error "
+        "is a median in degrees, where chance is 90. A whole subject has shape, pattern and hue (within 22.5°) right. "
         "“text only” asks the same model in plain words, without the reference images."
     )
 

@@ -1,0 +1,178 @@
+"""The whole road on this machine: dataset, three stages, evaluation, endpoint, one page that shows it.
+
+Builds a composition dataset of the small world with Ray Data, trains `pretrain`, `align` and `instruct` with Ray Train
+and DeepSpeed, tracks them in MLflow, judges the model before and after the last stage on subjects that no training ever
+saw, deploys the endpoint with Ray Serve and asks it over HTTP with an interleaved prompt. Leaves report.html and
+sheet.png in <output>/demo.
+
+Stop it whenever you like: started again, it goes on where it was.
+"""
+
+import base64
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import yaml
+
+from jobs import align, build_dataset, evaluate, instruct, pretrain
+from jobs.config import Experiment, load, main
+from kosmosg.data.encoding import decode_image, encode_image
+from kosmosg.eval.sheet import SheetRow, result_sheet
+from kosmosg.eval.world import world_prompts
+from kosmosg.prompt import Prompt
+from kosmosg_platform.cluster import connect
+from kosmosg_platform.config import digest, to_yaml
+from kosmosg_platform.endpoint import served
+from kosmosg_platform.journey import journey_report
+from kosmosg_platform.log import say
+from kosmosg_platform.storage import STAGES, Layout, read_json, write_json, write_text
+from kosmosg_platform.tracking import Run
+
+ROUTE = "/v1/generate"
+REQUEST_SECONDS = 120.0
+
+
+@dataclass
+class Road:
+    """What the steps of one demo share: its settings, where it writes, and what each step found."""
+
+    experiment: Experiment
+    folder: Path
+    tracking: str
+    run: Run
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> Layout:
+        """The output tree of the demo's own jobs."""
+        return Layout(self.folder)
+
+    def job(self, name: str, *settings: str) -> Experiment:
+        """The experiment of one of the demo's jobs: same preset, writing under the demo's folder."""
+        shared = (f"output={self.folder}", f"tracking.uri={self.tracking}", f"tracking.parent_run={self.run.id}")
+        return load(name, self.experiment.demo.preset, [*shared, *self.experiment.demo.settings, *settings])
+
+
+Step = Callable[[Road], dict[str, Any]]
+
+
+def run(experiment: Experiment) -> Path:
+    """Walk the road; gives the path of the report."""
+    layout = Layout(experiment.output)
+    folder = layout.job("demo")
+    say(f"demo: everything lands in {folder}")
+    key = digest({"demo": str(folder)})
+    mlflow_run = Run.open(experiment.tracking, layout, "demo", key=key, tags={"job": "demo"})
+    road = Road(experiment, folder, experiment.tracking.uri or layout.tracking, mlflow_run)
+    write_text(folder / "experiment.yaml", to_yaml(experiment))
+    began = time.perf_counter()
+    try:
+        with connect(road.job("pretrain")):
+            for name, step in STEPS.items():
+                walk(road, name, step)
+        # The endpoint brings a cluster of its own, as a deployment would; two at once would crowd a laptop.
+        walk(road, "endpoint", ask_endpoint)
+    except BaseException:
+        mlflow_run.close("KILLED")
+        raise
+    report = journey_report(folder, road.found, road.tracking).write(folder / "report.html")
+    sheet = Path(shutil.copyfile(folder / "evaluate" / "sheet.png", folder / "sheet.png"))
+    for file in (report, sheet):
+        mlflow_run.log_file(file)
+    mlflow_run.close()
+    say(f"demo: done in {(time.perf_counter() - began) / 60:.1f} min")
+    print(f"report: {report}\nsheet:  {sheet}")
+    return report
+
+
+def walk(road: Road, name: str, step: Step) -> None:
+    """Do one step, or take what it found before; other settings of the demo do it again."""
+    note = road.folder / "steps" / f"{name}.json"
+    demo = road.experiment.demo
+    key = digest({"preset": demo.preset, "settings": list(demo.settings)})
+    known = read_json(note) if note.is_file() else {}
+    if known.get("key") == key:
+        road.found[name] = known["found"]
+        say(f"demo: {name} is done already ({known['found']['seconds']:.0f} s then)")
+        return
+    say(f"demo: {name}")
+    began = time.perf_counter()
+    found = {**step(road), "seconds": round(time.perf_counter() - began, 1)}
+    write_json(note, {"key": key, "found": found})
+    road.found[name] = found
+    say(f"demo: {name} took {found['seconds']:.0f} s")
+
+
+def build(road: Road) -> dict[str, Any]:
+    """The datasets; a stopped build goes on by itself."""
+    results = build_dataset.run(road.job("build_dataset"))
+    return {"rows": {result.kind: result.rows for result in results}}
+
+
+def train(job: ModuleType, name: str) -> Step:
+    """A step that trains one stage from its parent's export; a stopped one goes on from its last checkpoint."""
+
+    def step(road: Road) -> dict[str, Any]:
+        result = job.run(road.job(name))
+        return {"export": str(result.export), "run_id": result.run_id, "metrics": dict(result.metrics)}
+
+    return step
+
+
+def judge(road: Road) -> dict[str, Any]:
+    """The same prompts before and after the last stage."""
+    models = {"before instruct": road.found["align"]["export"], "after instruct": road.found["instruct"]["export"]}
+    folder = evaluate.run(road.job("evaluate", f"evaluate.models={yaml.safe_dump(models, default_flow_style=True)}"))
+    return {"scores": read_json(folder / "scores.json")}
+
+
+def ask_endpoint(road: Road) -> dict[str, Any]:
+    """Deploy, ask over HTTP with pictures between the words, take down."""
+    folder = road.folder / "endpoint"
+    prompt = world_prompts(1, entities=2, seed=1, style="image", layout="beside")[0].prompt
+    settings = (f"model={road.found['instruct']['export']}", f"decoder={road.experiment.decoder}")
+    with served([road.experiment.demo.preset, *settings], folder / "server.log") as url:
+        began = time.perf_counter()
+        answer = httpx.post(f"{url}{ROUTE}", json=request_of(prompt), timeout=REQUEST_SECONDS)
+        seconds = time.perf_counter() - began
+    answer.raise_for_status()
+    picture = answer.json()["data"][0]
+    sheet = result_sheet([SheetRow(prompt, [decode_image(base64.b64decode(picture["b64_json"]))])], ["answer"])
+    sheet.save(folder / "sheet.png")
+    return {
+        "route": ROUTE,
+        "prompt": prompt.text,
+        "images": len(prompt.images),
+        "request_seconds": round(seconds, 2),
+        "seed": picture["seed"],
+        "sheet": "endpoint/sheet.png",
+    }
+
+
+def request_of(prompt: Prompt) -> Mapping[str, Any]:
+    """The body of a request: text and images in order."""
+    parts: list[dict[str, Any]] = []
+    for part in prompt.parts:
+        if isinstance(part, str):
+            parts.append({"type": "text", "text": part})
+        else:
+            data = base64.b64encode(encode_image(part)).decode()
+            parts.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}})
+    return {"parts": parts, "seed": 7}
+
+
+STEPS: Mapping[str, Step] = {
+    "build_dataset": build,
+    **{name: train(job, name) for name, job in zip(STAGES, (pretrain, align, instruct), strict=True)},
+    "evaluate": judge,
+}
+
+
+if __name__ == "__main__":
+    main("demo", run)
