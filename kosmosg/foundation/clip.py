@@ -1,13 +1,14 @@
-"""The CLIP of the small world: a text tower that the U-Net listens to, a vision tower that the language model looks with.
+"""The CLIP of the small world: the U-Net listens to its text tower, the language model sees with its vision tower.
 
-A stock `transformers.CLIPModel`, trained with CLIP's contrastive loss and two additions that make it worth more samples:
+A stock `transformers.CLIPModel`, trained with CLIP's contrastive loss and two additions that save samples:
 
 * *Dense heads* (thrown away afterwards). Every image patch, and every one of 64 places asked of the text states by
   cross-attention, must tell what stands there: shape, pattern, hue, background. A pair of sentence vectors says too
   little about which word belongs to which place; the U-Net would have to learn that binding alone, at its own cost.
-* *Colours between the words.* Half of the colour words are given as a mixture of the embeddings of the two nearest ones,
-  in proportion to the hue. Text states thereby form a continuous circle of hues of which the eight words are points, and
-  the U-Net that is trained on them can be asked for any hue, by whoever can write such a state: the aligned MLLM.
+* *Colours between the words.* Half of the colour words are given as a mixture of the embeddings of the two nearest
+  ones, in proportion to the hue. Text states thereby form a continuous circle of hues of which the eight words are
+  points, and the U-Net that is trained on them can be asked for any hue, by whoever can write such a state: the
+  aligned MLLM.
 """
 
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ _PLACES = len(GROUNDS) * 2
 
 
 class TextBatch(NamedTuple):
-    """Token ids (B, 24), and for each token the id (B, 24) and the share (B, 24) of another one mixed into its embedding."""
+    """Token ids (B, 24); for each the id of another token (B, 24) and its share of the embedding (B, 24)."""
 
     ids: Tensor
     others: Tensor
@@ -224,7 +225,7 @@ def _targets(scenes: Sequence[Scene], occupants: Bytes) -> Targets:
 
 
 def _dense(outputs: Tensor, targets: Targets) -> Tensor:
-    """Cross-entropies of shape, pattern and background and the squared error of the hue, entities counted where they are."""
+    """Cross-entropies of shape, pattern and background plus the squared error of the hue, where an entity is."""
     kind, pattern, hue, place = outputs.split([len(KINDS) + 1, len(PATTERNS), 2, _PLACES], dim=-1)
     there = (targets.kind < len(KINDS)).float()
     per_entity = F.cross_entropy(pattern.transpose(1, 2), targets.pattern, reduction="none")
@@ -232,4 +233,5 @@ def _dense(outputs: Tensor, targets: Targets) -> Tensor:
     shape = F.cross_entropy(kind.transpose(1, 2), targets.kind, reduction="none")
     shape = shape * (1.0 + 2.0 * there)  # background patches are most of a picture
     ground = F.cross_entropy(place.mean(1), targets.place)
-    return shape.mean() + (per_entity * there).sum() / there.sum() + 0.5 * ground
+    loss: Tensor = shape.mean() + (per_entity * there).sum() / there.sum() + 0.5 * ground
+    return loss

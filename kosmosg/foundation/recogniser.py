@@ -1,9 +1,9 @@
 """The judge of the small world: reads a picture at the places where a scene expects its entities.
 
 A convolutional network looks at the crop around each place and names shape (or nothing), pattern and hue; another one
-names the background from the whole picture. It is never trained together with anything that it judges, and unlike all
-other parts it has seen the held-out subjects, so that it can recognise them. Noise and blur in training keep it honest on
-the softer pictures of a diffusion model.
+names the background from the whole picture. It is never trained together with anything that it judges, and unlike
+all other parts it has seen the held-out subjects, so that it can recognise them. Noise and blur in training keep it
+honest on the softer pictures of a diffusion model.
 """
 
 import json
@@ -72,14 +72,20 @@ class Recogniser(nn.Module):
         ]  # fmt: skip
         kind, pattern, hue, ground, night = (torch.cat(part) for part in zip(*parts, strict=True))
         degrees = torch.rad2deg(torch.atan2(hue[..., 1], hue[..., 0])) % 360.0
-        return Reading(*(x.argmax(-1).numpy() for x in (kind, pattern)), degrees.double().numpy(),
-                       *(x.argmax(-1).numpy() for x in (ground, night)))  # fmt: skip
+        return Reading(
+            kind=kind.argmax(-1).numpy(),
+            pattern=pattern.argmax(-1).numpy(),
+            hue=degrees.double().numpy(),
+            ground=ground.argmax(-1).numpy(),
+            night=night.argmax(-1).numpy(),
+        )
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors` and a `config.json` that names the classes, in half precision."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
-            name: value.half() if value.is_floating_point() else value for name, value in self.state_dict().items()
+            name: (value.half() if value.is_floating_point() else value).contiguous()
+            for name, value in self.state_dict().items()
         }
         save_file(tensors, folder / "model.safetensors")
         names = {"kinds": [*KINDS, "nothing"], "patterns": PATTERNS, "grounds": GROUNDS}
@@ -162,7 +168,7 @@ def _network(outputs: int, widths: tuple[int, int, int]) -> nn.Sequential:
         channels = width
     # Where a stripe lies matters, so the last grid is flattened, not averaged away.
     layers += [nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(9 * channels, 128), nn.ReLU(), nn.Linear(128, outputs)]
-    return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    return nn.Sequential(*layers)
 
 
 def _soften(rng: np.random.Generator, pixels: Tensor) -> Tensor:

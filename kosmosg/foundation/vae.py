@@ -16,7 +16,7 @@ from torch import Tensor
 from kosmosg.data.world import Bytes, render, sample_scene
 from kosmosg.foundation.fit import FitConfig, Fitted, Report, fit, generator, half
 
-VAE_FIT = FitConfig(steps=2300, batch=32, lr=2e-3, warmup=50, decay=1500, ema=0.995)
+VAE_FIT = FitConfig(steps=1800, batch=32, lr=2e-3, warmup=50, decay=1000, ema=0.99)
 _KL = 5e-4  # weight of the KL term per latent value, against pixels in -1..1
 
 

@@ -19,7 +19,7 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 _SPM_PIECES = 640
 # Words of prompts that are not captions: questions, templates of the stages, ways of asking for a picture.
 _PROMPTS = (
-    "what is in the picture? what color is the ball? which pattern has the cat? where is it? is it day or night? how many?",
+    "what is in the picture? what color is the ball? which pattern has the cat? where is it? how many?",
     "an image of, a picture of, a photo of. in the style of, with, without, next to, and then, day, night, the same",
     "Question: Answer: yes no one two three left right top bottom above below. It is a small, large, medium sprite.",
 )
