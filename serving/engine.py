@@ -4,64 +4,18 @@ One `tick` is one U-Net call. Whoever is admitted joins at the next tick, whoeve
 tick, and every order keeps its own scheduler, so a picture does not depend on its company (beyond rounding). It knows
 conditions and pictures; it knows nothing of prompts, HTTP or Ray.
 
-Letters: R rows of one U-Net call, n pictures of one order, Q queries, D width of the condition, c h w of the latents.
+Letters: R rows of one U-Net call, n pictures of one order, Q D of the condition, c h w of the latents.
 """
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kosmosg.schedulers import make_scheduler
-
-Pictures = np.ndarray[Any, np.dtype[np.uint8]]
-
-
-@dataclass(frozen=True)
-class Order:
-    """One request as the engine sees it: n pictures of one condition."""
-
-    positive: Tensor  # (Q, D)
-    negative: Tensor  # (Q, D)
-    seeds: tuple[int, ...]  # one picture each; picture i is the same whether it is drawn alone or with others
-    height: int  # pixels
-    width: int  # pixels
-    steps: int = 20
-    guidance: float = 3.0  # classifier-free guidance scale; at 1 or below the negative is not computed at all
-    scheduler: str = "dpms"  # a name of kosmosg.schedulers.SCHEDULERS
-    previews: int = 0  # unfinished pictures told on the way, evenly spread
-
-
-@dataclass(frozen=True)
-class Progress:
-    """`step` of `steps` is done."""
-
-    step: int
-    steps: int
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What the pictures would be if the network's present guess were right: (n, H, W, 3)."""
-
-    step: int
-    steps: int
-    pictures: Pictures
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The pictures, (n, H, W, 3), and the U-Net evaluations (rows) they took."""
-
-    pictures: Pictures
-    evaluations: int
-
-
-Event = Progress | Preview | Finished
+from serving.orders import Embeddings, Event, Finished, Order, Pictures, Preview, Progress
 
 
 class Sampling:
@@ -80,8 +34,9 @@ class Sampling:
         self.step = 0
         self.guided = order.guidance > 1
         self.left = False
-        parts = (order.negative, order.positive) if self.guided else (order.positive,)
-        self.condition = torch.cat([part.expand(len(noise), -1, -1) for part in parts]).to(device)  # (R, Q, D)
+        sides: tuple[Embeddings, ...] = (order.negative, order.positive) if self.guided else (order.positive,)
+        rows = [torch.tensor(side).expand(len(noise), -1, -1) for side in sides]
+        self.condition = torch.cat(rows).to(device)  # (R, Q, D)
         every = self.steps / (order.previews + 1)
         self.preview_at = {round(every * (i + 1)) for i in range(order.previews)} - {0, self.steps}
         # Ancestral samplers draw noise at each step; the others have no such argument.

@@ -55,7 +55,9 @@ def environment(checkout: Path) -> dict[str, str]:
     """Variables under which a process finds the checkout's packages, whatever folder it runs in."""
     paths = [str(checkout), str(checkout / "platform"), *filter(None, [os.environ.get("PYTHONPATH")])]
     # Safe path: a folder of the user's that happens to be called `jobs` must not win over ours.
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    ours = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    # transformers otherwise tells every user at every start which of its own optional packages are absent.
+    return {"TRANSFORMERS_VERBOSITY": "error", **os.environ, **ours}
 
 
 def execute(checkout: Path, module: str, arguments: Sequence[str]) -> NoReturn:

@@ -6,7 +6,8 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 from kosmosg.schedulers import SCHEDULERS, make_scheduler
-from serving.engine import Event, Finished, Order, Preview, Progress, Sampling, StepEngine
+from serving.engine import Sampling, StepEngine
+from serving.orders import Event, Finished, Order, Preview, Progress
 
 QUERIES, WIDTH = 4, 16
 
@@ -56,7 +57,7 @@ def order(seeds: tuple[int, ...] = (5,), **changes: object) -> Order:
     draw = torch.Generator().manual_seed(sum(seeds))
     conditions = torch.randn(2, QUERIES, WIDTH, generator=draw)
     settings = {"height": 32, "width": 32, "steps": 5} | changes
-    return Order(conditions[0], conditions[1], seeds, **settings)  # type: ignore[arg-type]
+    return Order(conditions[0].numpy(), conditions[1].numpy(), seeds, **settings)  # type: ignore[arg-type]
 
 
 def run(engine: StepEngine) -> list[tuple[Sampling, Event]]:
@@ -93,8 +94,8 @@ def test_pictures_are_those_of_stock_diffusers(parts, scheduler: str, guidance: 
     )
     stock.set_progress_bar_config(disable=True)
     expected = stock(
-        prompt_embeds=asked.positive[None],
-        negative_prompt_embeds=asked.negative[None],
+        prompt_embeds=torch.tensor(asked.positive)[None],
+        negative_prompt_embeds=torch.tensor(asked.negative)[None],
         num_images_per_prompt=2,
         num_inference_steps=asked.steps,
         guidance_scale=guidance,

@@ -1,0 +1,122 @@
+"""`python -m serving [PRESET] [key=value ...] [--host H] [--port P] [--address A]`: deploy, tell, stay, take down.
+
+python -m serving world model=runs/demo/instruct/export --port 8000
+"""
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+from kosmosg.errors import ConfigError, KosmosGError
+from kosmosg_platform.config import describe
+from kosmosg_platform.log import quiet_libraries, say
+from serving.config import DEFAULT_PRESET, PRESETS, ServingConfig, load
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry; ends the process with 0 when it was stopped, 2 for a mistake of the user."""
+    options = _parser().parse_args(arguments)
+    presets = [word for word in options.words if "=" not in word]
+    overrides = [word for word in options.words if "=" in word]
+    try:
+        if len(presets) > 1:
+            raise ConfigError(f"{' '.join(presets)}: give at most one preset, then key=value; see --help")
+        if options.address:
+            overrides.append(f"scale.address={options.address}")
+        config = load(presets[0] if presets else DEFAULT_PRESET, overrides)
+        _check(config, options.host, options.port)
+        deploy(config, options.host, options.port)
+    except KosmosGError as error:
+        print(f"kosmosg serve: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def deploy(config: ServingConfig, host: str, port: int) -> None:
+    """Deploy on a cluster and stay until the process is interrupted or terminated."""
+    began = time.perf_counter()
+    say(f"serving {config.folder} with the decoder {config.decoder}")
+    say("starting Ray (about ten seconds), then loading the model")
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+    from ray.serve.schema import LoggingConfig
+
+    from kosmosg_platform.cluster import connect
+    from serving.app import NAME, build
+
+    quiet_libraries()
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    with connect(config):
+        # After Ray's start, which installs handlers of its own.
+        stop = threading.Event()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, lambda *_: stop.set())
+        serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=LoggingConfig(log_level="WARNING"))
+        try:
+            serve.run(build(config), name=NAME, route_prefix="/")
+            say(f"ready after {time.perf_counter() - began:.0f} s at http://{host}:{port}  (Ctrl-C ends it)")
+            say(f"  kosmosg generate 'a red ball in the snow' --url http://{host}:{port} -o out.png")
+            say(f"  the interface: http://{host}:{port}/docs")
+            stop.wait()
+            say("stopping")
+        except RuntimeError as error:
+            raise ConfigError(f"the deployment failed: {_cause(error)}") from error
+        finally:
+            if config.scale.address or os.environ.get("RAY_ADDRESS"):
+                # Somebody else's cluster goes on, and other applications on it too. One of our own simply ends.
+                serve.delete(NAME)
+
+
+def _check(config: ServingConfig, host: str, port: int) -> None:
+    """What can be told before Ray is started."""
+    from diffusers import DDPMScheduler
+
+    from kosmosg.checkpoint import read_config
+    from kosmosg.decoder import load_part
+
+    read_config(config.folder)
+    load_part(DDPMScheduler, config.decoder, "scheduler")
+    with socket.socket() as probe:
+        # As servers do: the port of one that has just ended may be taken again.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"--port: {host}:{port} cannot be listened at ({error.strerror}); choose another"
+            ) from None
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of a deployment's failure is the exception; before it stands the remote traceback."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _parser() -> argparse.ArgumentParser:
+    keys = "\n".join(f"  {path} = {default}\n      {text}" for path, default, text in describe(ServingConfig))
+    presets = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+    parser = argparse.ArgumentParser(
+        prog="kosmosg serve",
+        description="Deploy the endpoint, and keep it up until Ctrl-C.",
+        epilog=f"presets: {presets}; or the path of a YAML file\n\nkeys:\n{keys}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", metavar="PRESET key=value", help="settings; keys are listed below")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 is the whole network")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen at")
+    parser.add_argument("--address", default=os.environ.get("RAY_ADDRESS"), help="Ray cluster to deploy on")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""The Ray Serve application: ingress -> encoder -> decoder.
+
+`build` is what Ray deploys: `serving.app:build` with the settings as arguments in a Serve config file, or the object
+that `kosmosg serve` makes.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayActorError, RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from kosmosg.errors import KosmosGError
+from kosmosg.prompt import Prompt
+from kosmosg_platform.config import validate
+from serving.config import ServingConfig
+from serving.errors import ApiError
+from serving.ingress import http_app
+from serving.orders import About, Encoded, Event, Order
+
+NAME = "kosmosg"
+"""Name of the application in Ray Serve."""
+
+logger = logging.getLogger("ray.serve")
+
+
+def build(args: Mapping[str, Any] | ServingConfig) -> serve.Application:
+    """The application of a configuration; as plain data it is that of a preset file. Raises ConfigError."""
+    # Here, because the ingress lives in this module and is up before these have even been imported.
+    from serving.decoder import Decoder
+    from serving.encoder import Encoder
+
+    config = args if isinstance(args, ServingConfig) else validate(ServingConfig, args)
+    encoding, decoding = config.encoding, config.decoding
+    encoder = serve.deployment(
+        Encoder,
+        name="Encoder",
+        num_replicas=encoding.replicas,
+        # Two batches: one that is computed, one that gathers.
+        max_ongoing_requests=2 * encoding.batch,
+        max_queued_requests=encoding.queue,
+        ray_actor_options={"num_cpus": encoding.cpus, "num_gpus": encoding.gpus},
+    ).bind(
+        config.folder,
+        config.precision,
+        encoding.batch,
+        encoding.wait_ms,
+        encoding.cache,
+        threads=max(1, int(encoding.cpus)),
+    )
+    decoder = serve.deployment(
+        Decoder,
+        name="Decoder",
+        num_replicas=decoding.replicas,
+        max_ongoing_requests=decoding.orders,
+        max_queued_requests=decoding.queue,
+        ray_actor_options={"num_cpus": decoding.cpus, "num_gpus": decoding.gpus},
+    ).bind(config.decoder, config.precision, decoding.rows, threads=max(1, int(decoding.cpus)))
+    ingress: serve.Application = serve.deployment(
+        serve.ingress()(Ingress),
+        name="Ingress",
+        # It only waits for others, so it takes in whatever comes; the decoder's queue is what refuses.
+        max_ongoing_requests=1000,
+        ray_actor_options={"num_cpus": 0},
+    ).bind(config, encoder, decoder)
+    return ingress
+
+
+class Ingress:
+    """The routes, and behind them the two deployments."""
+
+    def __init__(self, config: ServingConfig, encoder: DeploymentHandle, decoder: DeploymentHandle) -> None:
+        self._config = config
+        self._encoder = encoder
+        self._decoder = decoder
+        self._about: About | None = None
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return http_app(self, self._config)
+
+    async def about(self) -> About:
+        """Asked once, when both have their weights."""
+        if self._about is None:
+            if missing := await self.missing():
+                raise self._unavailable("starting", f"not ready: {', '.join(missing)}")
+            queries, width = await self._encoder.about.remote()
+            native_size, size_step, schedulers = await self._decoder.about.remote()
+            self._about = About(native_size, size_step, schedulers, queries, width)
+        return self._about
+
+    async def missing(self) -> list[str]:
+        """Ray's own view of the replicas, so that a crash after the start shows as well."""
+        status = await asyncio.to_thread(serve.status)
+        deployments = status.applications[serve.get_replica_context().app_name].deployments
+        return [f"{name} {info.status.value.lower()}" for name, info in deployments.items() if info.status != "HEALTHY"]
+
+    async def encode(self, prompt: Prompt, negative: str | None) -> Encoded:
+        """By any replica of the encoder."""
+        try:
+            encoded: Encoded = await self._encoder.encode.remote(prompt, negative)
+        except (KosmosGError, RayError, BackPressureError, DeploymentUnavailableError) as error:
+            raise self._told(error, self._config.encoding.queue) from error
+        return encoded
+
+    async def draw(self, order: Order) -> AsyncGenerator[Event]:
+        """By any replica of the decoder; closing this generator cancels the call there."""
+        response = self._decoder.options(stream=True).draw.remote(order)
+        try:
+            async for event in response:
+                yield event
+        except (KosmosGError, RayError, BackPressureError, DeploymentUnavailableError) as error:
+            raise self._told(error, self._config.decoding.queue) from error
+        except (GeneratorExit, asyncio.CancelledError):
+            # The client went away. (Never cancel a call that was refused: Ray raises the refusal again.)
+            response.cancel()
+            raise
+
+    def _told(self, error: Exception, queue: int) -> Exception:
+        """What a failed call means to the client."""
+        if isinstance(error, BackPressureError):
+            return ApiError(
+                429,
+                "queue_full",
+                f"{queue} requests are waiting already, which is the limit; try again later",
+                retry_after=self._config.retry_after,
+            )
+        if isinstance(error, RayActorError | DeploymentUnavailableError):
+            logger.error("a replica is gone", exc_info=error)
+            return self._unavailable("replica_lost", "the replica that worked on this was lost; try again")
+        return ApiError.of(error)
+
+    def _unavailable(self, code: str, message: str) -> ApiError:
+        return ApiError(503, code, message, retry_after=self._config.retry_after)

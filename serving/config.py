@@ -1,0 +1,135 @@
+"""The endpoint as one value: what it serves, how large, and what it accepts.
+
+Resolved like a job's settings: these defaults < preset < key=value.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kosmosg.errors import ConfigError
+from kosmosg_platform.cluster import ScaleConfig
+from kosmosg_platform.config import Section, resolve
+from kosmosg_platform.storage import Layout
+
+PRESETS = Path(__file__).parent / "presets"
+DEFAULT_PRESET = "world"
+
+Share = Annotated[float, Field(ge=0)]
+
+
+class Defaults(Section):
+    """What a request gets that does not say."""
+
+    steps: int = Field(default=50, ge=1)
+    """Denoising steps (the original app's)."""
+    guidance: float = Field(default=6.0, ge=0)
+    """Classifier-free guidance (the original app's)."""
+    scheduler: str = "dpms"
+    """Sampler, a name of `kosmosg.schedulers`."""
+
+
+class Limits(Section):
+    """What one request may ask for. A refusal names the limit."""
+
+    n: int = Field(default=4, ge=1)
+    """Pictures."""
+    steps: int = Field(default=100, ge=1)
+    """Denoising steps."""
+    guidance: float = Field(default=30.0, ge=1)
+    """Classifier-free guidance."""
+    pixels: int = Field(default=768 * 768, ge=1)
+    """Width times height of a picture."""
+    partial_images: int = Field(default=8, ge=0)
+    """Unfinished pictures in a stream."""
+    images: int = Field(default=16, ge=0)
+    """Images in a prompt."""
+    image_pixels: int = Field(default=50_000_000, ge=1)
+    """Pixels of one image, before it is made small."""
+    image_bytes: int = Field(default=20_000_000, ge=1)
+    """Bytes of one encoded image."""
+    characters: int = Field(default=8_000, ge=1)
+    """Text of a prompt, and of a negative prompt."""
+    body_bytes: int = Field(default=64_000_000, ge=1)
+    """Bytes of a request. Base64 makes images a third larger."""
+
+
+class EncoderConfig(Section):
+    """Prompts to conditions."""
+
+    replicas: int = Field(default=1, ge=1)
+    """Processes with a copy of the model."""
+    batch: int = Field(default=8, ge=1)
+    """Prompts that are encoded together."""
+    wait_ms: float = Field(default=5.0, ge=0)
+    """Milliseconds that a prompt waits for company."""
+    cache: int = Field(default=256, ge=0)
+    """Conditions kept, by content of the prompt (0.24 MB each at 77 x 768)."""
+    queue: int = Field(default=64, ge=1)
+    """Requests that may wait; the next is refused with 429."""
+    cpus: Share = 0.5
+    """CPU cores of a replica."""
+    gpus: Share = 0.0
+    """GPUs of a replica; a fraction shares one with the decoder."""
+
+
+class DecoderConfig(Section):
+    """Conditions to pictures."""
+
+    replicas: int = Field(default=1, ge=1)
+    """Processes with a copy of U-Net and VAE."""
+    rows: int = Field(default=16, ge=2)
+    """Rows of one U-Net call at its native size; a guided picture takes two."""
+    orders: int = Field(default=16, ge=1)
+    """Requests under way in a replica; those that do not fit into a call take turns by age."""
+    queue: int = Field(default=32, ge=1)
+    """Requests that may wait; the next is refused with 429."""
+    cpus: Share = 1.0
+    """CPU cores of a replica."""
+    gpus: Share = 0.0
+    """GPUs of a replica."""
+
+
+class ServingConfig(Section):
+    """The endpoint. Order of precedence: these defaults < preset < key=value."""
+
+    model: Path | None = None
+    """Export folder; null takes the furthest stage under `output`."""
+    output: Path = Path("runs")
+    """Where exports are looked for."""
+    decoder: str = "world"
+    """`world`, or the folder or hub id of a Stable Diffusion 1.x pipeline."""
+    name: str = "kosmosg"
+    """What the model is called in requests and answers."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of model, U-Net and VAE; the samplers always compute in fp32."""
+    retry_after: int = Field(default=2, ge=1)
+    """Seconds that a refused client is told to wait."""
+    defaults: Defaults = Defaults()
+    limits: Limits = Limits()
+    encoding: EncoderConfig = EncoderConfig()
+    decoding: DecoderConfig = DecoderConfig()
+    scale: ScaleConfig = ScaleConfig()
+
+    @property
+    def folder(self) -> Path:
+        """The export folder that is meant. Raises ConfigError when there is none."""
+        return self.model.absolute() if self.model else Layout(self.output).newest_export()
+
+
+def load(preset: str = DEFAULT_PRESET, overrides: Sequence[str] = ()) -> ServingConfig:
+    """The resolved and checked configuration. Raises ConfigError."""
+    from kosmosg.schedulers import SCHEDULERS  # brings diffusers, which the ingress does without
+
+    config = resolve(ServingConfig, preset, "serve", overrides, PRESETS)
+    if config.defaults.scheduler not in SCHEDULERS:
+        raise ConfigError(
+            f"defaults.scheduler: there is no {config.defaults.scheduler!r}; choose one of {', '.join(SCHEDULERS)}"
+        )
+    for key in ("steps", "guidance"):
+        default, limit = getattr(config.defaults, key), getattr(config.limits, key)
+        if default > limit:
+            raise ConfigError(f"defaults.{key}: {default} is above limits.{key}, {limit}; change one of them")
+    return config

@@ -1,0 +1,123 @@
+"""What goes wrong, in the shape that OpenAI's clients understand: {"error": {"type", "code", "message", "param"}}."""
+
+import logging
+import re
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from kosmosg.errors import KosmosGError
+
+logger = logging.getLogger(__name__)
+
+TYPES = {404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error", 503: "unavailable_error"}
+
+
+class ApiError(Exception):
+    """An answer other than 200. `retry_after` is in seconds."""
+
+    def __init__(
+        self, status: int, code: str, message: str, param: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+    @classmethod
+    def of(cls, error: BaseException) -> "ApiError":
+        """Any exception as an answer: the user's mistakes keep their sentence, faults of ours are told to the log."""
+        if isinstance(error, ApiError):
+            return error
+        if isinstance(error, KosmosGError):
+            kind = next((kind for kind in type(error).__mro__ if kind.__module__ == "kosmosg.errors"), KosmosGError)
+            code = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
+            return cls(422, code, _sentence(error))
+        logger.error("a request failed", exc_info=error)
+        return cls(500, "internal_error", "the server failed at this request; it is logged there")
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The JSON body."""
+        kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"type": kind, "code": self.code, "message": self.message, "param": self.param}}
+
+    def response(self) -> JSONResponse:
+        """The HTTP answer."""
+        headers = {"Retry-After": str(self.retry_after)} if self.retry_after else None
+        return JSONResponse(self.body, self.status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the app leave in that shape."""
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return ApiError(400, "invalid_json", f"the body is not JSON: {first['ctx']['error']}").response()
+        # The first word is where it was ("body"); the tags of unions are inside the path as well, and help.
+        param = ".".join(str(part) for part in first["loc"][1:])
+        told = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"]
+        message = f"{param or 'body'}: {told[0].lower()}{told[1:]}"
+        return ApiError(422, first["type"], message, param or None).response()
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+        path = request.url.path
+        code, message = {
+            404: ("not_found", f"there is no {path}; see /openapi.json"),
+            405: ("method_not_allowed", f"{path} does not take {request.method}; see /openapi.json"),
+        }.get(error.status_code, ("refused", str(error.detail)))
+        return ApiError(error.status_code, code, message).response()
+
+    @app.exception_handler(ApiError)
+    @app.exception_handler(KosmosGError)
+    @app.exception_handler(Exception)
+    async def told(request: Request, error: Exception) -> JSONResponse:
+        return ApiError.of(error).response()
+
+
+class BodyLimit:
+    """ASGI middleware: a body beyond `limit` bytes is refused with 413, and never all in memory."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app = app
+        self.limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
+            await self.app(scope, receive, send)
+            return
+        error = ApiError(413, "body_too_large", f"the request is larger than the limit of {self.limit} bytes")
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        messages: list[Message] = []
+        size = int(declared) if declared.isdigit() else 0
+        more = size <= self.limit
+        received = 0
+        while more:
+            messages.append(await receive())
+            received += len(messages[-1].get("body", b""))
+            size = max(size, received)
+            more = messages[-1].get("more_body", False) and size <= self.limit
+        if size > self.limit:
+            await error.response()(scope, receive, send)
+            return
+        messages.reverse()
+
+        async def replayed() -> Message:
+            return messages.pop() if messages else await receive()
+
+        await self.app(scope, replayed, send)
+
+
+def _sentence(error: BaseException) -> str:
+    """The message alone: an error that crossed processes carries the remote traceback in its text."""
+    cause = getattr(error, "cause", None)
+    return str(cause if isinstance(cause, BaseException) else error)

@@ -1,0 +1,79 @@
+"""What travels between the parts of the endpoint. Plain values and numpy: whoever only passes them on needs no torch.
+
+Letters: n pictures, Q queries, D width of the condition, H W pixels.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Pictures = np.ndarray[Any, np.dtype[np.uint8]]
+"""(n, H, W, 3)"""
+
+Embeddings = np.ndarray[Any, np.dtype[np.float32]]
+"""(Q, D)"""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A prompt as a condition, and what it cost."""
+
+    positive: Embeddings
+    negative: Embeddings
+    tokens: int  # of the prompt, image slots included
+    cached: bool  # nothing had to be encoded
+
+
+@dataclass(frozen=True)
+class Order:
+    """One request as the step engine sees it: n pictures of one condition."""
+
+    positive: Embeddings
+    negative: Embeddings
+    seeds: tuple[int, ...]  # one picture each; picture i is the same whether it is drawn alone or with others
+    height: int  # pixels
+    width: int  # pixels
+    steps: int = 20
+    guidance: float = 3.0  # classifier-free guidance scale; at 1 or below the negative is not computed at all
+    scheduler: str = "dpms"  # a name of kosmosg.schedulers.SCHEDULERS
+    previews: int = 0  # unfinished pictures told on the way, evenly spread
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`step` of `steps` is done."""
+
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What the pictures would be if the network's present guess were right."""
+
+    step: int
+    steps: int
+    pictures: Pictures
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The pictures, and the U-Net evaluations (rows) they took."""
+
+    pictures: Pictures
+    evaluations: int
+
+
+Event = Progress | Preview | Finished
+
+
+@dataclass(frozen=True)
+class About:
+    """What the loaded parts say about themselves."""
+
+    native_size: int  # pixels per side that the decoder was trained at
+    size_step: int  # widths and heights are multiples of this many pixels
+    schedulers: tuple[str, ...]
+    queries: int  # Q
+    width: int  # D
