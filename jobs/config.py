@@ -18,6 +18,7 @@ from pydantic import Field
 from kosmosg.data.interleave import PretrainTemplates
 from kosmosg.data.templates import InstructTemplates
 from kosmosg.errors import ConfigError, KosmosGError
+from kosmosg.foundation import FoundationConfig
 from kosmosg.stages.align import AlignObjective
 from kosmosg.stages.instruct import InstructObjective
 from kosmosg.stages.pretrain import PretrainObjective
@@ -157,6 +158,7 @@ class Experiment(TrainingExperiment):
     instruct: InstructObjective = InstructObjective()
     world: WorldConfig = WorldConfig()
     build: BuildConfig = BuildConfig()
+    foundation: FoundationConfig = FoundationConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     generate: GenerateConfig = GenerateConfig()
     demo: DemoConfig = DemoConfig()

@@ -1,10 +1,24 @@
-"""The frozen decoder of the small world: what Stable Diffusion is to the paper, trained from nothing in two CPU hours.
+"""The frozen decoder of the small world: what Stable Diffusion is to the paper, made from nothing on a CPU.
 
-`vae`, `clip`, `recogniser` and `unet` train one part each with the loop of `fit`; `build` puts them into one folder in
-the diffusers layout. `kosmosg run foundation world` does all of it; the result ships in `kosmosg/assets/world`.
+`vae`, `clip`, `recogniser` and `unet` train one part each with the loop of `fit`; `gate` measures the result and
+`build` puts it into one folder in the diffusers layout. `kosmosg run foundation world` does all of it; what it made
+ships in `kosmosg/assets/world`.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass(frozen=True)
+class FoundationConfig:
+    """How thoroughly the job `foundation` trains and measures."""
+
+    effort: float = 1.0
+    """Share of the shipped weights' steps, for every part; 0.01 only shows that everything runs."""
+    scenes: int = 192
+    """Held-out scenes for each row of the scores."""
+    seed: int = 0
+    """Seed of all weights and all data."""
 
 
 def world_folder() -> Path:

@@ -11,9 +11,9 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kosmosg.data.world import caption, render, sample_scene
+from kosmosg.data.world import Words, caption, render, sample_scene
 from kosmosg.eval.world import score
-from kosmosg.foundation.clip import tokenize
+from kosmosg.foundation.clip import mix_colors, text_states, tokenize
 from kosmosg.foundation.recogniser import Recogniser
 from kosmosg.foundation.unet import paint
 from kosmosg.foundation.vae import decode, encode, reconstruction_psnr
@@ -28,23 +28,28 @@ Scores = dict[str, dict[str, float]]
 def measure(folder: Path, n: int = 192, seed: int = 11, guidance: float = 3.0, steps: int = 20) -> Scores:
     """Scores of a world folder on n held-out scenes of one, two and three entities.
 
-    Rows `one`, `two`, `three` are painted from perfect words, `... ceiling` is the autoencoder's reconstruction of the
-    true picture; `vae` holds its `psnr` in dB.
+    Rows `one`, `two`, `three` are painted from perfect words. `two exact` mixes colour words to the exact hue, which
+    no caption can say: how finely the decoder listens. `... ceiling` is the autoencoder's reconstruction of the true
+    picture; `vae` holds its `psnr` in dB.
     """
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
     vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
     text_model = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     recogniser = Recogniser.load(folder / "recogniser")
+    with torch.no_grad():
+        null = text_model(tokenize(tokenizer, [""])).last_hidden_state[0]
     scores: Scores = {"vae": {"psnr": reconstruction_psnr(vae)}}
     for name, layouts in _LAYOUTS.items():
         rng = np.random.default_rng([seed, len(layouts), n])
         scenes = [sample_scene(rng, True, layout=layouts[index % len(layouts)]) for index in range(n)]
-        with torch.no_grad():
-            told = text_model(tokenize(tokenizer, [caption(scene).text for scene in scenes])).last_hidden_state
-            null = text_model(tokenize(tokenizer, [""])).last_hidden_state[0]
-        pictures = paint(unet, vae, told, null, steps, guidance, seed)
-        scores[name] = score(pictures, scenes, recogniser)
+        texts, words = [caption(scene).text for scene in scenes], [[Words()] * len(scene.entities) for scene in scenes]
+        for label, exact in ((name, 0.0), (f"{name} exact", 1.0)):
+            if exact and name != "two":
+                continue
+            with torch.no_grad():
+                told = text_states(text_model, mix_colors(rng, tokenizer, texts, scenes, words, chance=exact))
+            scores[label] = score(paint(unet, vae, told, null, steps, guidance, seed), scenes, recogniser)
         scores[f"{name} ceiling"] = score(decode(vae, encode(vae, render(scenes))), scenes, recogniser)
     return scores
 
