@@ -24,47 +24,11 @@ from kosmosg.stages.instruct import InstructObjective
 from kosmosg.stages.pretrain import PretrainObjective
 from kosmosg_platform.annotation import BuildConfig
 from kosmosg_platform.config import Section, describe, resolve
+from kosmosg_platform.sources import DataConfig, ModelConfig
 from kosmosg_platform.training import TrainingExperiment
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "tiny"
-
-
-class ModelConfig(Section):
-    """Where the model comes from. Only the first stage builds one; later stages take their parent's."""
-
-    init: str = "tiny"
-    """A new model of a known shape (`tiny`, `world`, `paper`), or the folder of an export to go on from."""
-    tokenizer: str = "world"
-    """`world` (shipped with the package) or the path of a sentencepiece model such as `sentencepiece.bpe.model`."""
-    vision: str | None = None
-    """Weights for the vision tower: `world`, or a folder or hub id of a CLIP vision model; null starts from random."""
-
-
-class DataConfig(Section):
-    """The dataset folders of a run; what `build_dataset` leaves. A null folder is looked for in `folder`."""
-
-    folder: Path | None = None
-    """Parent of the dataset folders: its `composition`, `edit`, ... are used; null means <output>/build_dataset."""
-    composition: Path | None = None
-    """Records of kind composition."""
-    edit: Path | None = None
-    """Records of kind edit."""
-    captions: Path | None = None
-    """Records of kind caption, with or without images."""
-    text: Path | None = None
-    """Records of kind text."""
-    interleaved: Path | None = None
-    """Records of kind interleaved."""
-    weights: dict[str, float] = Field(default_factory=dict)
-    """Share of each kind of sample: text, caption, interleaved (pretrain), caption (align), composition, edit, t2i
-    (instruct). Kinds without a share are left out; null or empty takes the stage's own mixture."""
-    length: int = Field(default=2048, ge=8)
-    """Longest row in tokens; what is beyond it is cut, images only whole."""
-    empty_captions: float = Field(default=0.0, ge=0, le=1)
-    """Chance that `align` reads the empty caption instead, so that the null condition is aligned too."""
-    pad_captions: bool = False
-    """Let `align` pad every batch to `length`: its loss counts pads, and only so is it the same on any workers."""
 
 
 class WorldConfig(Section):
@@ -145,8 +109,9 @@ class Experiment(TrainingExperiment):
     """Where `build_dataset` and `export` write; null means under `output`."""
     limit: int | None = Field(default=None, ge=1)
     """Use at most this many source items; null means all."""
-    parent: Path | None = None
-    """Export folder that a stage starts from; null takes the newest of the previous stage under `output`."""
+    parent: str | None = None
+    """Export folder that a stage starts from; null takes the newest of the previous stage under `output`, `new` makes
+    a new model as `pretrain` does."""
     decoder: str = "world"
     """The frozen decoder: `world`, or a folder or hub id of a Stable Diffusion pipeline."""
 

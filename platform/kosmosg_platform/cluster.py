@@ -55,18 +55,20 @@ def connect(experiment: Scaled) -> Iterator[None]:
         yield
         return
     address = experiment.scale.address or os.environ.get("RAY_ADDRESS")
-    if address:
-        _join(address)
-    else:
-        _start(experiment.scale)
+    if not address:
+        with local(experiment.scale):
+            yield
+        return
+    _join(address)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _start(scale: ScaleConfig) -> None:
-    """A cluster of this machine alone, reachable from this machine alone."""
+@contextmanager
+def local(scale: ScaleConfig) -> Iterator[None]:
+    """A cluster of this machine alone, reachable from this machine alone, for the time of the block."""
     import ray
 
     from kosmosg_platform import checkout
@@ -90,6 +92,10 @@ def _start(scale: ScaleConfig) -> None:
         configure_logging=True,
         _node_ip_address="127.0.0.1",
     )
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _join(address: str) -> None:

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kosmosg.errors import CheckpointError, ConfigError
+from kosmosg.stages import StageOutput
 from kosmosg_platform.config import Section
 from kosmosg_platform.schedule import TrainConfig
 
@@ -68,6 +69,9 @@ class Engine:
         self._passes = passes
         on_gpu = torch.cuda.is_available()
         deepspeed = _deepspeed(on_gpu)
+        # DeepSpeed finds tensors in tuples and dictionaries only. Left as it is, the stage's output would keep ZeRO-3
+        # from gathering the stage's own parameters again on the way back.
+        stage.register_forward_hook(lambda _module, _inputs, out: (out.loss, out.metrics))
         optimizer = torch.optim.AdamW(
             [parameter for _, parameter in parameters],
             lr=0.0,
@@ -100,13 +104,14 @@ class Engine:
         """True in ZeRO-3: a forward pass then needs all workers."""
         return self._stage3
 
-    def __call__(self, batch: Mapping[str, Tensor]) -> Any:
+    def __call__(self, batch: Mapping[str, Tensor]) -> StageOutput:
         """Forward pass of one micro-batch: moved to the device, pictures and other reals in the engine's precision."""
         moved = {
             key: value.to(self.device, dtype=self.dtype if value.is_floating_point() else None, non_blocking=True)
             for key, value in batch.items()
         }
-        return self._engine(moved)
+        loss, metrics = self._engine(moved)
+        return StageOutput(loss, metrics)
 
     def backward(self, loss: Tensor) -> None:
         """Backward pass; gradients are averaged over micro-batches and workers."""

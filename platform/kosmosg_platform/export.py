@@ -1,6 +1,5 @@
 """From a checkpoint of a run to an export folder that users and the next stage load."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,5 @@ def export(job: Job, folder: Path) -> tuple[Stage, int]:
         "mlflow_run": job.run.id,
     }
     facts |= {name: value for name, value in last_metrics(job).items() if name == "loss"}
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    job.recipe.save(stage, partial, facts)
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    job.recipe.save(stage, folder, facts)
     return stage, progress.step

@@ -77,7 +77,8 @@ class Recipe(Protocol):
         ...
 
     def save(self, stage: Stage, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Write the export folder of a trained stage; `facts` (figures of the run) are for its model card."""
+        """Write the export folder of a trained stage, whole or not at all; `facts` (figures of the run) are for its
+        model card."""
         ...
 
 

@@ -1,0 +1,107 @@
+"""Stage 2: teach the aligner to speak CLIP, so that the frozen U-Net understands what the language model says.
+
+Trains the aligner on captions alone. Starts from `pretrain` (or from parent=FOLDER, or from nothing with parent=new);
+leaves a model in <output>/align/export, from which `instruct` starts. Stop it whenever you like: the same command goes
+on.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from jobs.config import Experiment, main
+from kosmosg import Prompt
+from kosmosg.checkpoint import save_export
+from kosmosg.data.collate import AlignCollate
+from kosmosg.data.templates import caption_of
+from kosmosg.decoder import load_text_encoder
+from kosmosg.stages import Stage
+from kosmosg.stages.align import AlignStage
+from kosmosg_platform.card import model_card
+from kosmosg_platform.config import plain
+from kosmosg_platform.dataset import RecordDataset
+from kosmosg_platform.launch import FitResult, fit
+from kosmosg_platform.samples import draw_sheet
+from kosmosg_platform.sources import Mixture, Origin, mixture
+from kosmosg_platform.storage import Layout
+
+LENGTH = 86  # tokens, <s> and 85 more: the original leaves out longer captions (laion loader, stage 2)
+SHOWN = 6  # captions of a sample sheet
+
+
+@dataclass(frozen=True)
+class AlignRecipe:
+    """What travels to the workers of stage 2."""
+
+    experiment: Experiment
+    origin: Origin
+    mixture: Mixture
+    stage: str = "align"
+
+    def facts(self) -> dict[str, Any]:
+        data = self.experiment.data
+        return {
+            "objective": asdict(self.experiment.align),
+            "length": data.length,
+            "empty_captions": data.empty_captions,
+            "pad_captions": data.pad_captions,
+            "data": self.mixture.facts(),
+            **self.origin.facts(),
+        }
+
+    def build_stage(self) -> AlignStage:
+        model, _ = self.origin.load()
+        encoder, _ = load_text_encoder(self.experiment.decoder)
+        return AlignStage(model, encoder, self.experiment.align)
+
+    def datasets(self) -> Mapping[str, RecordDataset]:
+        return self.mixture.open()
+
+    def weights(self) -> Mapping[str, float]:
+        return self.mixture.weights
+
+    def build_collate(self) -> AlignCollate:
+        processor = self.origin.processor()
+        encoder, tokenizer = load_text_encoder(self.experiment.decoder)
+        data = self.experiment.data
+        return AlignCollate(
+            processor,
+            tokenizer,
+            clip_length=encoder.config.max_position_embeddings,
+            length=min(data.length or LENGTH, processor.max_length),
+            empty=data.empty_captions,
+            pad_to_length=data.pad_captions,
+        )
+
+    def pictures(self, stage: Stage) -> Sequence[tuple[str, Image.Image]]:
+        """The first captions, drawn through language model and aligner."""
+        captions = next(iter(self.datasets().values()))
+        prompts = [Prompt(caption_of(captions[row]).replace("<i>", "")) for row in range(min(SHOWN, len(captions)))]
+        processor = self.origin.processor()
+        sheet = draw_sheet(stage.export(), processor, self.experiment.decoder, prompts, [None] * len(prompts))
+        return [("captions", sheet)]
+
+    def save(self, stage: Stage, folder: Path, facts: Mapping[str, Any]) -> None:
+        settings = plain(self.experiment)
+        card = model_card(facts, settings, self.facts())
+        save_export(stage.export(), self.origin.processor(), folder, settings, card)
+
+
+def recipe(experiment: Experiment) -> AlignRecipe:
+    """The recipe that the settings mean. Raises ConfigError when data or parent are missing."""
+    layout = Layout(experiment.output)
+    sources = mixture("align", experiment.data, layout)
+    origin = Origin.of("align", experiment.model, experiment.decoder, experiment.parent, layout)
+    return AlignRecipe(experiment, origin, sources)
+
+
+def run(experiment: Experiment) -> FitResult:
+    """Train, go on with, or find finished, stage 2."""
+    return fit(recipe(experiment), experiment)
+
+
+if __name__ == "__main__":
+    main("align", run)

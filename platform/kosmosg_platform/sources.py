@@ -1,0 +1,248 @@
+"""Where a stage's model and data come from: the sections `model` and `data`, and what they stand for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from kosmosg import KosmosG, KosmosGConfig, KosmosGProcessor
+from kosmosg.checkpoint import load_export
+from kosmosg.errors import ConfigError
+from kosmosg_platform.config import Section, plain
+from kosmosg_platform.dataset import RecordDataset
+from kosmosg_platform.storage import STAGES, Layout, require_dataset, sha256
+
+WORLD = "world"
+NEW = "new"
+IMAGE_SIZES = {"tiny": 32, "world": 32, "paper": 224}
+"""Models that can be made from nothing, and the pixels per side that each reads."""
+
+# For each stage, its kinds of samples, their usual share, and the record folders that can serve each kind, best first.
+MIXTURES: Mapping[str, Mapping[str, tuple[float, tuple[str, ...]]]] = {
+    # Paper: batches of 0.5M tokens of text, 0.5M of captioned pictures, 0.2M of interleaved documents.
+    "pretrain": {
+        "text": (5, ("text", "captions", "composition")),
+        "caption": (5, ("captions", "composition")),
+        "interleaved": (2, ("interleaved", "composition")),
+    },
+    "align": {"caption": (1, ("captions", "composition"))},
+    # Paper: composition, editing and captioned pictures 2:2:1.
+    "instruct": {
+        "composition": (2, ("composition",)),
+        "edit": (2, ("edit",)),
+        "t2i": (1, ("captions", "composition")),
+    },
+}
+_NEEDS_PICTURES = {("pretrain", "caption"), ("instruct", "t2i")}
+_RECORD_KIND = {"captions": "caption"}  # where the setting's name is not the name of the kind
+
+
+class ModelConfig(Section):
+    """Where the model comes from. Only the first stage builds one; later stages take their parent's."""
+
+    init: str = "tiny"
+    """A new model of a known shape (`tiny`, `world`, `paper`), or the folder of an export to go on from."""
+    tokenizer: str = WORLD
+    """`world` (shipped with the package) or the path of a sentencepiece model such as `sentencepiece.bpe.model`."""
+    vision: str | None = None
+    """Weights for the vision tower: `world`, or the folder or file of a CLIP vision model; null starts from random."""
+
+
+class DataConfig(Section):
+    """The dataset folders of a run: what `build_dataset` leaves. A null folder is looked for in `folder`."""
+
+    folder: Path | None = None
+    """Parent of the dataset folders: its `composition`, `edit`, ... are used; null means <output>/build_dataset."""
+    composition: Path | None = None
+    """Records of kind composition."""
+    edit: Path | None = None
+    """Records of kind edit."""
+    captions: Path | None = None
+    """Records of kind caption, with or without images."""
+    text: Path | None = None
+    """Records of kind text."""
+    interleaved: Path | None = None
+    """Records of kind interleaved."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Share of each kind of sample: text, caption, interleaved (pretrain), caption (align), composition, edit, t2i
+    (instruct). Empty takes the paper's mixture of those kinds that there are records for."""
+    length: int | None = Field(default=None, ge=8)
+    """Longest row in tokens, what is beyond it is cut; null means 86 for align, else what the model can read."""
+    empty_captions: float = Field(default=0.0, ge=0, le=1)
+    """Chance that `align` reads the empty caption instead, so that the null condition is aligned too."""
+    pad_captions: bool = False
+    """Let `align` pad every batch to `length`: its loss counts pads, and only so is it the same on any workers."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The sources of a stage: dataset folder and share of each kind of sample."""
+
+    folders: Mapping[str, Path]
+    weights: Mapping[str, float]
+
+    def open(self) -> dict[str, RecordDataset]:
+        """The datasets by kind of sample."""
+        return {kind: RecordDataset(folder) for kind, folder in self.folders.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """Digest and share of each source, for the run's identity."""
+        return {
+            kind: {"sha256": RecordDataset(folder).manifest["sha256"], "weight": self.weights[kind]}
+            for kind, folder in sorted(self.folders.items())
+        }
+
+
+def mixture(stage: str, data: DataConfig, layout: Layout) -> Mixture:
+    """Which records a stage reads, in which shares. Raises ConfigError when some are missing."""
+    kinds = MIXTURES[stage]
+    unknown = set(data.weights) - set(kinds)
+    if unknown:
+        raise ConfigError(f"data.weights.{min(unknown)}: {stage} has no such kind; it knows {', '.join(kinds)}")
+    folders = {kind: _serving(stage, kind, data, layout) for kind in kinds}
+    if data.weights:
+        weights = {kind: weight for kind, weight in data.weights.items() if weight > 0}
+    else:
+        weights = {kind: share for kind, (share, _) in kinds.items() if folders[kind] is not None}
+    chosen: dict[str, Path] = {}
+    for kind in weights or kinds:
+        folder = folders[kind]
+        if folder is None:
+            setting = kinds[kind][1][-1]
+            folder = require_dataset(_folder(setting, data, layout), setting)
+        chosen[kind] = folder
+    if not weights:
+        raise ConfigError("data.weights: all shares are 0; give at least one kind a share")
+    return Mixture(chosen, weights)
+
+
+def _serving(stage: str, kind: str, data: DataConfig, layout: Layout) -> Path | None:
+    """The first finished dataset that can serve a kind of sample. A folder named in the settings must be there."""
+    for setting in MIXTURES[stage][kind][1]:
+        folder = _folder(setting, data, layout)
+        if getattr(data, setting) is not None:
+            require_dataset(folder, setting)
+        if not (folder / "manifest.json").is_file():
+            continue
+        dataset = RecordDataset(folder, _RECORD_KIND.get(setting, setting))
+        without_pictures = len(dataset) == 0 or dataset[0].get("image") is None
+        if (stage, kind) in _NEEDS_PICTURES and without_pictures:
+            continue
+        return folder
+    return None
+
+
+def _folder(setting: str, data: DataConfig, layout: Layout) -> Path:
+    given: Path | None = getattr(data, setting)
+    if given is not None:
+        return given.absolute()
+    return (data.folder.absolute() / setting) if data.folder else layout.dataset(setting)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a stage's model comes from: an export folder, or a new model."""
+
+    model: ModelConfig
+    decoder: str
+    parent: Path | None
+    """Export folder to start from; None makes a new model."""
+
+    @classmethod
+    def of(cls, stage: str, model: ModelConfig, decoder: str, parent: str | None, layout: Layout) -> "Origin":
+        """The origin that the settings mean. Raises ConfigError when the previous stage has left nothing."""
+        if parent == NEW:
+            return cls(model, decoder, None)
+        if parent is not None:
+            return cls(model, decoder, Path(parent).absolute())
+        if stage == STAGES[0]:
+            folder = Path(model.init)
+            return cls(model, decoder, None if model.init in IMAGE_SIZES else folder.absolute())
+        return cls(model, decoder, layout.export(STAGES[STAGES.index(stage) - 1]))
+
+    def facts(self) -> dict[str, Any]:
+        """What identifies the origin: a digest of the parent's weights, or the settings of the new model."""
+        if self.parent is None:
+            known = self.model.init in IMAGE_SIZES
+            if not known:
+                raise ConfigError(f"model.init: {self.model.init!r} is none of {', '.join(IMAGE_SIZES)}")
+            return {"parent": NEW, "model": plain(self.model), "decoder": decoder_facts(self.decoder)}
+        files = [*self.parent.glob("*.safetensors"), *self.parent.glob("config.json")]
+        if not files:
+            raise ConfigError(f"parent: {self.parent} is no export folder; give one with config.json and weights")
+        return {"parent": sha256(files), "decoder": decoder_facts(self.decoder)}
+
+    def load(self) -> tuple[KosmosG, KosmosGProcessor]:
+        """Model, in training mode, and processor. A new model's weights come from torch's seed."""
+        model, processor = self._new() if self.parent is None else load_export(self.parent)
+        model.train()
+        return model, processor
+
+    def processor(self) -> KosmosGProcessor:
+        """The processor alone."""
+        if self.parent is not None:
+            return KosmosGProcessor.from_pretrained(self.parent)
+        config = _shape(self.model.init, 1000)
+        return KosmosGProcessor.from_sentencepiece(
+            tokenizer_path(self.model.tokenizer),
+            IMAGE_SIZES[self.model.init],
+            config.latent_query_num,
+            config.max_tokens,
+        )
+
+    def _new(self) -> tuple[KosmosG, KosmosGProcessor]:
+        processor = self.processor()
+        config = _shape(self.model.init, processor.vocab_size)
+        if self.model.init == "paper":
+            if config.text_config.vocab_size != processor.vocab_size:
+                raise ConfigError(
+                    f"model.tokenizer: it has {processor.vocab_size} words with the specials, the paper's model "
+                    f"{config.text_config.vocab_size}; give the released sentencepiece.bpe.model"
+                )
+        else:
+            _fit_to_decoder(config, self.decoder)
+        model = KosmosG(config)
+        if self.model.vision is not None:
+            _load_vision(model, self.model.vision)
+        return model, processor
+
+
+def tokenizer_path(tokenizer: str) -> Path:
+    """The sentencepiece file that a setting names."""
+    from kosmosg.foundation import world_folder
+
+    return world_folder() / "sentencepiece.bpe.model" if tokenizer == WORLD else Path(tokenizer)
+
+
+def decoder_facts(decoder: str) -> str:
+    """What identifies a decoder: a digest of its weights if they lie in a folder, else its name."""
+    from kosmosg.decoder import decoder_source
+
+    files = sorted(Path(decoder_source(decoder)).glob("*/*.safetensors"))
+    return sha256(files) if files else decoder
+
+
+def _shape(init: str, vocab_size: int) -> KosmosGConfig:
+    if init == "tiny":
+        return KosmosGConfig.tiny(vocab_size)
+    return KosmosGConfig.world(vocab_size) if init == "world" else KosmosGConfig.paper()
+
+
+def _fit_to_decoder(config: KosmosGConfig, decoder: str) -> None:
+    """Shape the aligner of a small new model after the text encoder that its decoder listens to."""
+    from transformers import CLIPTextConfig
+
+    from kosmosg.decoder import load_part
+
+    text: Any = load_part(CLIPTextConfig, decoder, "text_encoder")
+    config.aligner_config.d_model = text.hidden_size
+    config.aligner_config.num_queries = text.max_position_embeddings
+
+
+def _load_vision(model: KosmosG, vision: str) -> None:
+    from kosmosg.convert import load_vision
+    from kosmosg.foundation import world_folder
+
+    load_vision(model.mllm.vision_model, world_folder() / "vision_model" if vision == WORLD else vision)
