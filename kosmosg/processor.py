@@ -21,10 +21,11 @@ import numpy as np
 import sentencepiece
 import torch
 from PIL import Image
-from transformers import BatchFeature
+from transformers import AutoProcessor, BatchFeature
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils.hub import cached_file
 
+from kosmosg.config import KosmosGConfig
 from kosmosg.errors import CheckpointError, ConfigError, ImageError, PromptError
 from kosmosg.prompt import Prompt
 
@@ -152,12 +153,14 @@ class KosmosGProcessor(ProcessorMixin):
         prompts: Prompt | str | Sequence[Prompt | str],
         return_tensors: str = "pt",
         padding_side: Literal["right", "left"] = "right",
+        with_pixels: bool = True,
     ) -> BatchFeature:
         """A batch: `input_ids (B, T)` long, `attention_mask (B, T)` long, `image_embeds_position_mask (B, T)` bool,
         and, if any prompt has an image, `pixel_values (N, 3, S, S)` float in reading order over the whole batch.
 
         A `str` is a prompt without images. The empty prompt is `<s>` alone, the null prompt of guidance. Padding goes
-        to the right as in training; pass `padding_side="left"` for `generate()`.
+        to the right as in training; pass `padding_side="left"` for `generate()`. `with_pixels=False` leaves the images
+        out, for a caller who knows what they put into their slots.
 
         Raises:
             PromptError: a prompt is longer than `max_length` tokens (nothing is ever cut off), or the list is empty.
@@ -185,7 +188,7 @@ class KosmosGProcessor(ProcessorMixin):
                 )
             rows.append((ids, mask))
             images += found
-        return self._collate(rows, images, padding_side)
+        return self._collate(rows, images if with_pixels else [], padding_side)
 
     def null(self, batch_size: int = 1) -> BatchFeature:
         """The batch of the null prompt, `<s>` alone: what condition dropout trained and guidance subtracts."""
@@ -272,3 +275,6 @@ class KosmosGProcessor(ProcessorMixin):
     def batch_decode(self, sequences: Sequence[Sequence[int]] | torch.Tensor, **kwargs: Any) -> list[str]:
         """`decode` for each row."""
         return [self.decode(row) for row in sequences]
+
+
+AutoProcessor.register(KosmosGConfig, KosmosGProcessor, exist_ok=True)

@@ -62,7 +62,7 @@ class Prompt:
         ImageError: an image cannot be read or is beyond the limits.
     """
 
-    __slots__ = ("_digest", "parts")
+    __slots__ = ("_digest", "_image_digests", "parts")
 
     parts: tuple[str | Image.Image, ...]
     """Text and RGB images in order; empty texts are left out, so the empty prompt has no parts."""
@@ -140,6 +140,7 @@ class Prompt:
                 filled.append(_checked_text(part))
         self.parts = tuple(filled)
         self._digest: str | None = None
+        self._image_digests: tuple[str, ...] | None = None
 
     @property
     def text(self) -> str:
@@ -151,19 +152,23 @@ class Prompt:
         """The images in order, upright RGB. Treat them as read-only: the digest is computed once."""
         return tuple(part for part in self.parts if isinstance(part, Image.Image))
 
+    def image_sha256s(self) -> tuple[str, ...]:
+        """Hex digest of each image's size and pixels, in order: a reference seen before is known by it."""
+        if self._image_digests is None:
+            self._image_digests = tuple(
+                hashlib.sha256(b"%dx%d:" % image.size + image.tobytes()).hexdigest() for image in self.images
+            )
+        return self._image_digests
+
     def sha256(self) -> str:
         """Hex digest of the content (text and pixels, not file bytes): the key of every condition cache."""
         if self._digest is None:
-            digest = hashlib.sha256()
+            digest, images = hashlib.sha256(), iter(self.image_sha256s())
             for part in self.parts:
-                # Each part is framed by kind and size, so that no two prompts share one byte stream.
-                if isinstance(part, str):
-                    data = part.encode()
-                    digest.update(b"T%d:" % len(data))
-                    digest.update(data)
-                else:
-                    digest.update(b"I%dx%d:" % part.size)
-                    digest.update(part.tobytes())
+                # Each part is framed by kind and length, so that no two prompts share one byte stream.
+                data = part.encode() if isinstance(part, str) else next(images).encode()
+                digest.update(b"%s%d:" % (b"T" if isinstance(part, str) else b"I", len(data)))
+                digest.update(data)
             self._digest = digest.hexdigest()
         return self._digest
 

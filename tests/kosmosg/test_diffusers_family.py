@@ -329,4 +329,4 @@ def test_from_pipe_copies_nothing(pipe: KosmosGPipeline) -> None:
     assert other.model is pipe.model
     assert other.unet is pipe.unet
     assert other.config.default_steps == pipe.config.default_steps
-    assert copy.deepcopy(pipe.encoder).capacity == pipe.encoder.capacity
+    assert copy.deepcopy(pipe.encoder).conditions.capacity == pipe.encoder.conditions.capacity

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from kosmosg import (
     PromptError,
 )
 from kosmosg.checkpoint import save_export
+from kosmosg.encoder import PromptEncoder
 from kosmosg.schedulers import SCHEDULERS, make_scheduler
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 40), "blue")
@@ -297,7 +299,9 @@ def test_stock_pipelines_share_the_weights(pipe: KosmosGPipeline, stock: StableD
 def test_prompts_seen_before_cost_nothing(pipe: KosmosGPipeline) -> None:
     calls: list[int] = []
     handle = pipe.model.aligner.register_forward_pre_hook(lambda module, arguments: calls.append(len(arguments[0])))
+    assert PROMPT not in pipe.encoder
     pipe.encode([PROMPT, "a cat", "a cat"])
+    assert PROMPT in pipe.encoder
     assert sum(calls) == 3  # two prompts and the null prompt
     calls.clear()
     pipe.encode(["a cat", Prompt("<i> in the style of <i>", [RED.copy(), BLUE.copy()])], negative_prompt="")
@@ -305,7 +309,23 @@ def test_prompts_seen_before_cost_nothing(pipe: KosmosGPipeline) -> None:
     pipe.encode("a dog", negative_prompt="a cat")
     assert calls == [1]
     handle.remove()
-    assert pipe.encoder.misses == 4
+    assert pipe.encoder.conditions.misses == 4
+
+
+def test_images_seen_before_skip_the_vision_tower(pipe: KosmosGPipeline) -> None:
+    seen: list[int] = []
+    handle = pipe.model.mllm.vision_model.register_forward_pre_hook(
+        lambda module, arguments: seen.append(len(arguments[0]))
+    )
+    pipe.encode([PROMPT, Prompt("<i>", [RED])])
+    assert sum(seen) == 2
+    seen.clear()
+    mixed = Prompt("<i> and <i> with <i>", [BLUE, Image.new("RGB", (9, 9)), RED])
+    condition = pipe.encode(mixed)
+    assert seen == [1]
+    handle.remove()
+    expected = pipe.model.encode(pipe.processor(mixed))
+    torch.testing.assert_close(condition.positive, expected.positive, atol=1e-5, rtol=1e-5)
 
 
 def test_changed_weights_are_noticed(
@@ -327,14 +347,25 @@ def test_changed_weights_are_noticed(
 
 
 def test_memory_is_bounded(pipe: KosmosGPipeline) -> None:
-    pipe.encoder.capacity = 3
+    memory = pipe.encoder.conditions
+    memory.capacity = 3
     for text in ("a cat", "a dog", "a ball", "a tree"):
         pipe.encode(text)
-    misses = pipe.encoder.misses
+    misses = memory.misses
     pipe.encode("a tree")
-    assert pipe.encoder.misses == misses
+    assert memory.misses == misses
     pipe.encode("a cat")
-    assert pipe.encoder.misses == misses + 1
+    assert memory.misses == misses + 1
+
+
+def test_a_batch_larger_than_the_memory_is_whole(tiny_model: KosmosG, tiny_processor: KosmosGProcessor) -> None:
+    small = PromptEncoder(tiny_model, tiny_processor, capacity=1, batch_size=2)
+    prompts = [PROMPT, Prompt("<i> <i> <i>", [RED, BLUE, Image.new("RGB", (5, 5))]), "a cat", "a dog", "a ball"]
+    condition = small(prompts, negatives=["a tree"])
+    roomy = PromptEncoder(tiny_model, tiny_processor)(prompts, negatives=["a tree"] * 5)
+    torch.testing.assert_close(condition.positive, roomy.positive, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(condition.negative, roomy.negative, atol=1e-5, rtol=1e-5)
+    assert pickle.loads(pickle.dumps(small))(["a cat"]).positive.shape == (1, 77, 32)  # noqa: S301 as Ray does
 
 
 # -- offloading ------------------------------------------------------------------------------------------------------

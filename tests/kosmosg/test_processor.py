@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoProcessor
 
-from kosmosg import CheckpointError, ConfigError, ImageError, KosmosGProcessor, Prompt, PromptError
+from kosmosg import CheckpointError, ConfigError, ImageError, KosmosGConfig, KosmosGProcessor, Prompt, PromptError
 from kosmosg.processor import CLIP_MEAN, CLIP_STD
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "kosmosg_prompt_tokens.json").read_text())
@@ -195,6 +196,32 @@ def test_save_load_and_pickle_give_the_same_batches(processor: KosmosGProcessor,
         batch = other(prompts)
         assert set(batch) == set(expected)
         assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
+def test_it_is_found_by_transformers_auto_class(processor: KosmosGProcessor, tmp_path: Path) -> None:
+    processor.save_pretrained(tmp_path)
+    KosmosGConfig.tiny(processor.vocab_size).save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert isinstance(loaded, KosmosGProcessor)
+    assert loaded.to_dict() == processor.to_dict()
+
+
+def test_a_hub_id_loads_from_the_cache(processor: KosmosGProcessor, tmp_path: Path) -> None:
+    """The cache of huggingface_hub, laid out as a download leaves it: no network is needed."""
+    snapshot = tmp_path / "models--someone--kosmos" / "snapshots" / ("0" * 40)
+    processor.save_pretrained(snapshot)
+    reference = tmp_path / "models--someone--kosmos" / "refs" / "main"
+    reference.parent.mkdir()
+    reference.write_text("0" * 40)
+    loaded = KosmosGProcessor.from_pretrained("someone/kosmos", cache_dir=tmp_path, local_files_only=True)
+    assert loaded.vocab_size == processor.vocab_size
+
+
+def test_images_may_stay_out_of_the_batch(processor: KosmosGProcessor) -> None:
+    prompt = Prompt("<i> here", [IMAGE])
+    batch = processor(prompt, with_pixels=False)
+    assert "pixel_values" not in batch
+    assert torch.equal(batch["input_ids"], processor(prompt)["input_ids"])
 
 
 def test_a_processor_of_another_kind_is_refused(tmp_path: Path, processor: KosmosGProcessor) -> None:

@@ -75,6 +75,13 @@ def test_digest_tells_order_content_and_framing_apart() -> None:
     assert len(digests) == 9
 
 
+def test_images_are_known_by_their_pixels() -> None:
+    first, second = Prompt("<i> and <i>", [RED, encoded(RED)]).image_sha256s()
+    assert first == second == Prompt("another <i>", [RED]).image_sha256s()[0]
+    assert Prompt("<i>", [BLUE]).image_sha256s() != (first,)
+    assert Prompt("a cat").image_sha256s() == ()
+
+
 def test_a_prompt_owns_its_pixels() -> None:
     image = RED.copy()
     prompt = Prompt("<i>", [image])
