@@ -72,6 +72,7 @@ def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
             return _result(folder, resumed=True)
         write_text(folder / "experiment.yaml", to_yaml(experiment))
         run = _open_run(recipe, experiment, facts, key)
+        write_json(folder / "run.json", {"uri": run.uri, "id": run.id})
         job = Job(recipe, experiment, key, run)
         with _closing(run):
             seconds = _train(job)

@@ -1,0 +1,69 @@
+"""Turn what training leaves into what others load.
+
+    kosmosg run export source=runs/align/3f2a91c0d4e5 dest=early   # a run that may be unfinished
+    kosmosg run export dest=my_pipeline                            # the newest model and its decoder for diffusers
+    kosmosg run export source=runs/align/export dest=my_pipeline   # the same for a given export
+
+A run folder becomes an export folder (config.json, weights, processor). An export folder becomes a pipeline folder in
+the layout of diffusers, which `KosmosGPipeline.from_pretrained` opens.
+"""
+
+from importlib import import_module
+from pathlib import Path
+
+import yaml
+
+from jobs.config import Experiment, main
+from kosmosg import KosmosGPipeline
+from kosmosg.checkpoint import load_export
+from kosmosg.errors import ConfigError
+from kosmosg_platform.config import validate
+from kosmosg_platform.export import export
+from kosmosg_platform.launch import run_key
+from kosmosg_platform.log import say
+from kosmosg_platform.storage import STAGES, Layout, read_json
+from kosmosg_platform.tracking import Run
+from kosmosg_platform.training import Job
+
+
+def run(experiment: Experiment) -> Path:
+    """Write the folder; gives its path."""
+    layout = Layout(experiment.output)
+    source = Path(experiment.source).absolute() if experiment.source else layout.newest_export()
+    if (source / "checkpoints").is_dir():
+        return export_run(source, (experiment.dest or source / "export").absolute())
+    return export_pipeline(
+        source, experiment.decoder, (experiment.dest or layout.job("export") / "pipeline").absolute()
+    )
+
+
+def export_run(folder: Path, dest: Path) -> Path:
+    """The newest checkpoint of the run in `folder` as an export. Raises ConfigError, CheckpointError."""
+    stage, key = folder.parent.name, folder.name
+    if stage not in STAGES or not (folder / "experiment.yaml").is_file():
+        raise ConfigError(f"source: {folder} is no run folder; give OUTPUT/STAGE/KEY of one of {', '.join(STAGES)}")
+    settings = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
+    experiment = validate(Experiment, settings | {"output": str(folder.parents[1])})
+    recipe = import_module(f"jobs.{stage}").recipe(experiment)
+    if run_key(stage, experiment, recipe.facts()) != key:
+        raise ConfigError(
+            f"source: the data, the parent or the decoder of {folder} have changed since it was trained, so its frozen "
+            "parts cannot be rebuilt; put them back, or train again"
+        )
+    known = read_json(folder / "run.json")
+    _, steps = export(Job(recipe, experiment, key, Run(known["uri"], known["id"])), dest)
+    say(f"export: {stage} after {steps} steps in {dest}")
+    return dest
+
+
+def export_pipeline(source: Path, decoder: str, dest: Path) -> Path:
+    """Model and decoder as one folder for diffusers. Raises CheckpointError."""
+    model, processor = load_export(source)
+    pipe = KosmosGPipeline(model=model, processor=processor, decoder=decoder)
+    pipe.save_pretrained(dest)
+    say(f"export: pipeline in {dest}")
+    return dest
+
+
+if __name__ == "__main__":
+    main("export", run)
