@@ -15,6 +15,13 @@ from kosmosg.data.readers import Reader
 from kosmosg_platform.config import Section
 from kosmosg_platform.graph import Stage
 
+# What the original used is too old to be asked for in every case: its language model needs code from the hub.
+DEFAULT_MODELS = {
+    "blip2": "Salesforce/blip2-opt-2.7b",
+    "language": "Qwen/Qwen2.5-1.5B-Instruct",
+    "clipseg": "CIDAS/clipseg-rd64-refined",
+}
+
 
 class AnnotatorConfig(Section):
     """What all annotators share; the model settings count for those with a model."""
@@ -32,9 +39,15 @@ class AnnotatorConfig(Section):
     gpus: float = Field(default=0.0, ge=0)
     """GPUs that each copy takes from the cluster; parts of one may be shared."""
 
+    def weights(self) -> str | None:
+        """The model that will be loaded; None for annotators without one."""
+        default = DEFAULT_MODELS.get(getattr(self, "use", ""))
+        return default and (self.model or default)
+
     def shaping(self) -> dict[str, Any]:
-        """The settings that change what is written; where and how often the model runs does not."""
-        return self.model_dump(mode="json", exclude={"device", "actors", "gpus"})
+        """The settings that change what is written; where and how often a model runs does not."""
+        idle = {"device", "actors", "gpus"} if self.weights() else set(AnnotatorConfig.model_fields)
+        return self.model_dump(mode="json", exclude=idle) | ({"model": self.weights()} if self.weights() else {})
 
 
 class CaptionerConfig(AnnotatorConfig):
@@ -139,13 +152,12 @@ def world_readers(config: BuildConfig, scenes: int, edits: int, seed: int) -> li
 
 
 def _stage(name: str, role: str, use: str, config: AnnotatorConfig) -> Stage:
-    if use in _NEURAL:
-        return Stage(name, role, partial(_neural, use, config), config.batch_size, config.actors, config.gpus)
+    model = config.weights()
+    if model is not None:
+        make = partial(_neural, use, model, config.device, config.dtype)
+        return Stage(name, role, make, config.batch_size, config.actors, config.gpus, model)
     # The light annotators take whole shards: the world paints all references of a batch in one go.
     return Stage(name, role, partial(_light, use, config), batch_size=1024)
-
-
-_NEURAL = frozenset({"blip2", "language", "clipseg"})
 
 
 def _light(use: str, config: AnnotatorConfig) -> Annotator:
@@ -171,19 +183,18 @@ def _light(use: str, config: AnnotatorConfig) -> Annotator:
     return exact[type(config)]()
 
 
-def _neural(use: str, config: AnnotatorConfig) -> Annotator:
+def _neural(use: str, model: str, device: str, dtype: str) -> Annotator:
     from kosmosg.data.annotate.pretrained import Loading
 
-    loading = Loading(config.device, config.dtype)
-    given: dict[str, Any] = {} if config.model is None else {"model": config.model}
+    loading = Loading(device, dtype)
     if use == "blip2":
         from kosmosg.data.annotate.blip2 import Blip2Captioner
 
-        return Blip2Captioner(loading=loading, **given)
+        return Blip2Captioner(model, loading)
     if use == "language":
         from kosmosg.data.annotate.language import LanguageEntityFinder
 
-        return LanguageEntityFinder(loading=loading, **given)
+        return LanguageEntityFinder(model, loading)
     from kosmosg.data.annotate.clipseg import ClipSegSegmenter
 
-    return ClipSegSegmenter(loading=loading, **given)
+    return ClipSegSegmenter(model, loading)

@@ -17,7 +17,7 @@ from kosmosg.data.annotate.apply import UNEXPECTED
 from kosmosg.data.compose import ComposeOptions
 from kosmosg.data.readers import Reader, Work
 from kosmosg.data.schema import SCHEMA_VERSION
-from kosmosg.errors import DataError
+from kosmosg.errors import ConfigError, DataError
 from kosmosg_platform.config import digest
 from kosmosg_platform.dataset import MANIFEST, Shard, write_manifest
 from kosmosg_platform.graph import RECEIPTS, Plan, Stage, run_graph
@@ -63,7 +63,8 @@ def build(
 
     `settings` is everything that shapes a record, in plain values: it goes into the manifest and into every key.
     `start_ray` is called only when something has to be built. `max_refused` is the share of rows in quarantine above
-    which nothing is published. Raises DataError for a bad source, or when too much was refused.
+    which nothing is published. Raises DataError for a bad source or model, or when too much was refused, and
+    ConfigError when the cluster lacks the GPUs that were asked for.
     """
     started = time.monotonic()
     folder = folder.absolute()
@@ -76,7 +77,13 @@ def build(
         (folder / MANIFEST).unlink(missing_ok=True)
         if kept:
             say(f"{reader.kind}: {kept} of {len(works)} shards are there already, {len(missing)} to build")
+        for stage in stages:
+            if stage.model is not None:
+                from kosmosg.data.annotate.pretrained import require_model  # brings torch and transformers
+
+                require_model(stage.model)
         start_ray()
+        _require_gpus(stages)
         plan = Plan(folder, reader, tuple(stages), options, keys)
         progress = Progress(reader.kind, len(missing), say)
         for receipt in run_graph(plan, missing):
@@ -103,6 +110,21 @@ def build(
         built_rows=built_rows,
         seconds=time.monotonic() - started,
     )
+
+
+def _require_gpus(stages: Sequence[Stage]) -> None:
+    """Ray would wait for ever for GPUs that a cluster does not have."""
+    wanted = sum(stage.gpus * stage.actors for stage in stages)
+    if not wanted:
+        return
+    import ray
+
+    there = ray.cluster_resources().get("GPU", 0)
+    if there < wanted:
+        raise ConfigError(
+            f"build: the annotators ask for {wanted:g} GPUs (gpus x actors), the cluster has {there:g}; lower "
+            "build.captioner.gpus, build.entities.gpus or build.masks.gpus, or join a larger cluster (scale.address)"
+        )
 
 
 def shard_keys(reader: Reader, settings: Mapping[str, Any], works: Sequence[Work]) -> dict[int, str]:

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from kosmosg.data.schema import QUARANTINE, SCHEMA_VERSION, table
 from kosmosg.errors import DataError
+from kosmosg_platform.storage import write_json
 
 MANIFEST = "manifest.json"
 
@@ -98,18 +99,6 @@ def write_manifest(
     }
     write_json(folder / MANIFEST, manifest)
     return manifest
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON file so that a reader sees the old one or the whole new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def _temporary(path: Path) -> Path:

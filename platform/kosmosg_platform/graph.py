@@ -23,7 +23,8 @@ from kosmosg.data.annotate.table import Carried, carry, from_table, to_table
 from kosmosg.data.compose import ComposeOptions, compose
 from kosmosg.data.readers import Reader, Row, Work
 from kosmosg.data.schema import QUARANTINE, schema
-from kosmosg_platform.dataset import write_json, write_records, write_refusals
+from kosmosg_platform.dataset import write_records, write_refusals
+from kosmosg_platform.storage import write_json
 
 RECEIPTS = ".receipts"  # DEST/.receipts/part-00000.json: what is known of a finished shard
 
@@ -38,6 +39,7 @@ class Stage:
     batch_size: int  # samples that the annotator sees at once
     actors: int = 0  # 0: light enough to be made anew for every block
     gpus: float = 0.0  # per actor
+    model: str | None = None  # hub id or folder of its weights
 
 
 @dataclass(frozen=True)

@@ -289,3 +289,26 @@ def test_a_reader_of_scenes_is_small_enough_to_travel() -> None:
     import pickle
 
     assert len(pickle.dumps(SceneReader(8000))) < 500
+
+
+def test_gpus_that_are_not_there_are_told(tmp_path: Path) -> None:
+    photo(tmp_path / "photos" / "cat" / "1.png", 1)
+    stages = [Stage("caption", "captioner", Caption, 4, actors=2, gpus=64)]
+    with pytest.raises(ConfigError, match="ask for 128 GPUs"):
+        build(tmp_path / "set", PhotoReader(tmp_path / "photos"), stages, ComposeOptions(), {}, say=Teller())
+
+
+def test_a_wrong_model_is_told_before_anything_starts(tmp_path: Path) -> None:
+    photo(tmp_path / "photos" / "cat" / "1.png", 1)
+    config = validate(
+        BuildConfig,
+        {
+            "reader": "photos",
+            "captioner": {"use": "blip2", "model": str(tmp_path / "absent")},
+            "entities": {"use": "noun"},
+            "masks": {"use": "grabcut"},
+        },
+    )
+    reader = photo_reader(config, tmp_path / "photos")
+    with pytest.raises(DataError, match="neither a model folder here"):
+        build(tmp_path / "set", reader, config.stages(reader), config.compose, config.settings(reader), say=Teller())

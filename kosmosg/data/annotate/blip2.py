@@ -18,9 +18,7 @@ class Blip2Captioner:
         max_new_tokens: length limit of a caption.
     """
 
-    def __init__(
-        self, model: str = "Salesforce/blip2-opt-2.7b", loading: Loading = AUTO, max_new_tokens: int = 20
-    ) -> None:
+    def __init__(self, model: str, loading: Loading = AUTO, max_new_tokens: int = 20) -> None:
         self.network, self.processor, self.name = load_pretrained(
             Blip2ForConditionalGeneration, Blip2Processor, model, loading
         )

@@ -18,7 +18,7 @@ class ClipSegSegmenter:
         loading: device and dtype.
     """
 
-    def __init__(self, model: str = "CIDAS/clipseg-rd64-refined", loading: Loading = AUTO) -> None:
+    def __init__(self, model: str, loading: Loading = AUTO) -> None:
         self.network, self.processor, self.name = load_pretrained(
             CLIPSegForImageSegmentation, CLIPSegProcessor, model, loading
         )

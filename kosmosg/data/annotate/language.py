@@ -35,7 +35,7 @@ class LanguageEntityFinder:
 
     def __init__(
         self,
-        model: str = "Qwen/Qwen2.5-1.5B-Instruct",
+        model: str,
         loading: Loading = AUTO,
         max_new_tokens: int = 32,
     ) -> None:

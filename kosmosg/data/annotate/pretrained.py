@@ -47,10 +47,24 @@ def load_pretrained(model_class: Any, processor_class: Any, model: str, loading:
         processor = processor_class.from_pretrained(model)
         network = model_class.from_pretrained(model, dtype=dtype).to(device).eval()
     except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise DataError(
-            f"annotator {model!r} is neither a model folder here nor one that the hub gives "
-            f"({type(error).__name__}: {first}); check the name, or download it first"
-        ) from error
+        raise _missing(model, error) from error
     commit = getattr(network.config, "_commit_hash", None)
     return network, processor, f"{model}@{commit[:12]}" if commit else model
+
+
+def require_model(model: str) -> None:
+    """Ask for a model's configuration only, so that a wrong name is told before workers start. Raises DataError."""
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise _missing(model, error) from error
+
+
+def _missing(model: str, error: Exception) -> DataError:
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return DataError(
+        f"annotator {model!r} is neither a model folder here nor one that the hub gives "
+        f"({type(error).__name__}: {first}); check the name, or download it first"
+    )

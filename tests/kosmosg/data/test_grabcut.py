@@ -87,7 +87,8 @@ def test_most_real_photos_are_cut_well(shared_data: Path) -> None:
     """Judged by eye when this was written: 26 of 30. What a machine can check: one subject of sensible size that stands
     out in colour from what was left."""
     good = 0
-    photos = sorted((shared_data / "dreambench").glob("*/*.jpg"))[::3]
+    photos = sorted((shared_data / "data/dreambench").glob("*/*.jpg"))[::3]
+    assert len(photos) == 10
     for path in photos:
         picture = Image.open(path).convert("RGB")
         picture.thumbnail((320, 320))

@@ -28,9 +28,13 @@ from kosmosg.data.annotate import Found, Refused, Sample, Span
 from kosmosg.data.annotate.blip2 import Blip2Captioner
 from kosmosg.data.annotate.clipseg import ClipSegSegmenter
 from kosmosg.data.annotate.language import TASK, LanguageEntityFinder
-from kosmosg.data.annotate.pretrained import Loading
+from kosmosg.data.annotate.pretrained import Loading, require_model
+from kosmosg.data.annotate.table import Carried
 from kosmosg.data.encoding import encode_image
 from kosmosg.errors import DataError
+from kosmosg_platform.annotation import BuildConfig, photo_reader
+from kosmosg_platform.config import validate
+from kosmosg_platform.graph import annotate
 
 WORDS = ["a cat and a dog in the garden", "Description Things . , :", TASK]
 
@@ -202,8 +206,34 @@ def test_clipseg_gives_a_map_for_every_entity(clipseg: Path) -> None:
     assert segmenter([samples[1]]) == [[]]
 
 
+def test_chosen_by_configuration_they_annotate_a_photo(blip2: Path, language_model: Path, clipseg: Path) -> None:
+    given = {"blip2": ("captioner", blip2), "language": ("entities", language_model), "clipseg": ("masks", clipseg)}
+    values = {name: {"use": use, "model": str(model), "device": "cpu"} for use, (name, model) in given.items()}
+    config = validate(BuildConfig, {"reader": "photos"} | values)
+    stages = config.stages(photo_reader(config, Path()))
+    captioner, finder, segmenter = (stage.make() for stage in stages)
+    (row,) = annotate(stages[0], captioner, [Carried(0, 1, pictures(1)[0])])
+    if row.sample is None:  # random weights may say nothing; then there is a refusal in its place
+        assert row.refusal is not None
+        row = Carried(0, 1, pictures(1)[0])
+    assert row.sample is not None
+    row.sample.caption = "a cat and a dog"
+    (row,) = annotate(stages[1], finder, [row])
+    if row.sample is None:
+        row = Carried(0, 1, pictures(1)[0])
+    assert row.sample is not None
+    row.sample.spans = [Span("cat", 2, 5)]
+    (row,) = annotate(stages[2], segmenter, [row])
+    assert row.sample is not None
+    assert len(row.sample.cuts) == 1
+    assert row.names["segmenter"] == str(clipseg)
+    assert [stage.model for stage in stages] == [str(model) for _, model in given.values()]
+
+
 def test_a_missing_model_is_told_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "nonsense"}))
+    with pytest.raises(DataError, match="neither a model folder here nor one that the hub gives"):
+        require_model(str(tmp_path))
     for make in (Blip2Captioner, LanguageEntityFinder, ClipSegSegmenter):
         with pytest.raises(DataError, match="neither a model folder here nor one that the hub gives"):
             make(str(tmp_path))
