@@ -83,8 +83,8 @@ def http_app(backend: Backend, config: ServingConfig) -> FastAPI:
             return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         last = first
         async with aclosing(events):
-            async for last in events:
-                pass
+            async for event in events:
+                last = event
         if not isinstance(last, Finished):
             raise ApiError(500, "internal_error", "the decoder ended without a picture")
         return JSONResponse((await answer.completed(last)).model_dump())
