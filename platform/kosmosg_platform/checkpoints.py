@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kosmosg.errors import CheckpointError
+from kosmosg.errors import CheckpointError, DataError
 from kosmosg_platform.storage import read_json, write_json
 
 VERSION = 1
@@ -73,7 +73,10 @@ def read_progress(folder: Path) -> Progress:
     path = folder / MANIFEST
     if not path.is_file():
         raise CheckpointError(f"{folder} is not a checkpoint: it has no {MANIFEST}")
-    manifest = read_json(path)
+    try:
+        manifest = read_json(path)
+    except DataError as error:
+        raise CheckpointError(str(error)) from None  # torn while it was copied here
     if manifest.get("version") != VERSION:
         raise CheckpointError(
             f"{folder} has checkpoint version {manifest.get('version')}, this program reads {VERSION}"

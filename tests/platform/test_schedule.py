@@ -1,0 +1,55 @@
+"""The learning rate as a function of the step, and how a batch is shared."""
+
+import pytest
+
+from kosmosg.errors import ConfigError
+from kosmosg_platform.schedule import TrainConfig, batch_plan, learning_rate
+
+
+def rates(**settings: object) -> list[float]:
+    train = TrainConfig(lr=1.0, **settings)  # type: ignore[arg-type]
+    return [learning_rate(train, step) for step in range(train.steps)]
+
+
+def test_warm_up_reaches_the_peak_and_linear_decay_would_end_at_zero() -> None:
+    values = rates(steps=10, warmup=4, schedule="linear")
+    assert values[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    # fairseq's polynomial decay of power 1: a straight line from the end of the warm-up to 0 at `steps`
+    assert values[4:] == pytest.approx([1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+
+
+def test_decay_over_the_last_share_leaves_a_plateau() -> None:
+    values = rates(steps=100, warmup=10, schedule="linear", decay=0.3)
+    assert values[10:71] == [1.0] * 61
+    assert values[85] == pytest.approx(0.5)
+
+
+def test_cosine_is_half_way_in_the_middle() -> None:
+    values = rates(steps=100, schedule="cosine")
+    assert values[0] == 1.0
+    assert values[50] == pytest.approx(0.5)
+    assert values == sorted(values, reverse=True)
+
+
+def test_constant_stays() -> None:
+    assert rates(steps=5, warmup=2, schedule="constant") == [0.5, 1.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "workers", "plan"),
+    [(48, None, 2, (24, 1)), (48, 6, 2, (6, 4)), (3584, None, 256, (14, 1)), (6656, 13, 256, (13, 2))],
+)
+def test_workers_times_micro_times_passes_is_the_batch(
+    batch: int, micro: int | None, workers: int, plan: tuple[int, int]
+) -> None:
+    assert batch_plan(TrainConfig(global_batch=batch, micro_batch=micro), workers) == plan
+    assert workers * plan[0] * plan[1] == batch
+
+
+def test_what_does_not_divide_is_refused_with_both_numbers() -> None:
+    with pytest.raises(ConfigError, match=r"train.global_batch: 10 samples cannot be shared equally by 4 workers"):
+        batch_plan(TrainConfig(global_batch=10), 4)
+    with pytest.raises(ConfigError, match=r"train.micro_batch: 5 does not divide the 12 samples of each worker"):
+        batch_plan(TrainConfig(global_batch=24, micro_batch=5), 2)
+    with pytest.raises(ConfigError, match=r"train.micro_batch: 16 does not divide"):
+        batch_plan(TrainConfig(global_batch=8, micro_batch=16), 1)
