@@ -77,9 +77,9 @@ class KosmosG(KosmosGPreTrainedModel):
         """The condition of a processed batch, without gradient, dropout or logits.
 
         `batch` is what the processor returns: `input_ids`, and optionally `attention_mask`,
-        `image_embeds_position_mask` and `pixel_values`. `negative` is another such batch of B prompts, or of one for
-        all. Without it the negative is the null condition, `<s>` alone, which is what training drops prompts to; it is
-        computed once and kept until the weights change.
+        `image_embeds_position_mask` and `pixel_values` (or `image_tokens`, see `conditioning`). `negative` is another
+        such batch of B prompts, or of one for all. Without it the negative is the null condition, `<s>` alone, which
+        is what training drops prompts to; it is computed once and kept until the weights change.
 
         Raises `PromptError` when images and places, or positive and negative prompts, do not match.
         """
@@ -183,7 +183,7 @@ class KosmosG(KosmosGPreTrainedModel):
         return states, self.aligner(states, ~real if padded else None), slots
 
     def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        names = ("input_ids", "attention_mask", "image_embeds_position_mask", "pixel_values")
+        names = ("input_ids", "attention_mask", "image_embeds_position_mask", "pixel_values", "image_tokens")
         return {name: batch[name].to(self.device) for name in names if batch.get(name) is not None}
 
     def _weights_version(self) -> tuple[int, int, torch.device, torch.dtype]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor
 
 from kosmosg import KosmosG, KosmosGConfig, KosmosGProcessor, Prompt
 from kosmosg.checkpoint import load_export, save_export
@@ -41,6 +42,7 @@ def test_export_holds_everything_and_reads_back(model: KosmosG, processor: Kosmo
     found = loaded.encode(loaded_processor(prompts, return_tensors="pt"))
     torch.testing.assert_close(found.positive, expected.positive)
     torch.testing.assert_close(found.negative, expected.negative)
+    assert isinstance(AutoProcessor.from_pretrained(export), KosmosGProcessor)
     again = KosmosG.from_pretrained(export)  # an ordinary transformers checkpoint
     for ours, theirs, first in zip(again.parameters(), loaded.parameters(), model.parameters(), strict=True):
         assert ours.equal(first)

@@ -94,6 +94,19 @@ def test_every_image_and_its_place_matter(model: KosmosG) -> None:
     assert not torch.allclose(model.encode(swapped).positive, condition, atol=1e-3)
 
 
+def test_images_seen_before_need_not_be_seen_again(model: KosmosG, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = batch(ROWS)
+    expected = model.encode(prompts).positive
+    tokens = model.mllm.image_tokens(prompts.pop("pixel_values"))
+
+    def look(pixels: Tensor) -> Tensor:
+        raise AssertionError("the vision tower was run")
+
+    monkeypatch.setattr(model.mllm.vision_model, "forward", look)
+    found = model.encode({**prompts, "image_tokens": tokens}).positive
+    torch.testing.assert_close(found, expected)
+
+
 def test_token_slots_is_a_permutation_that_move_back_undoes() -> None:
     mask = torch.tensor([[1, 0, 1, 1, 0], [0, 0, 0, 1, 1], [1, 1, 1, 1, 1]])
     values = torch.arange(15).view(3, 5)
