@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
+# Tiny tensors gain nothing from threads, and threads that wait for each other on a busy machine lose minutes. Read when
+# torch is first imported, so it stands before any fixture.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -131,5 +135,7 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray cluster for the whole test run."""
     from kosmosg_platform.cluster import ScaleConfig, local
 
+    # Ray gives its workers low priority, which makes tests crawl on a machine with other work.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     with local(ScaleConfig(workers=2)):
         yield
