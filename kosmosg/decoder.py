@@ -31,11 +31,11 @@ def decoder_source(source: str | Path) -> str:
     return str(world_folder())
 
 
-def load_part(kind: Any, source: str | Path, subfolder: str, **options: Any) -> Any:
+def load_part(kind: Any, source: str | Path, subfolder: str, loader: str = "from_pretrained", **options: Any) -> Any:
     """`kind.from_pretrained(source, subfolder)`, where a failure is one sentence about the folder."""
     place = decoder_source(source)
     try:
-        return kind.from_pretrained(place, subfolder=subfolder, **options)
+        return getattr(kind, loader)(place, subfolder=subfolder, **options)
     except (OSError, ValueError) as error:
         known = Path(place).is_dir()
         reason = f"has no usable {subfolder}/" if known else "is neither a folder nor a reachable Hub id"

@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeAlias
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.schedulers import KarrasDiffusionSchedulers
@@ -66,7 +72,7 @@ class KosmosGPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # typ
         model, processor: a matching pair.
         unet, vae, scheduler, safety_checker, feature_extractor: the decoder's parts, or
         decoder: where to take them from. A pipeline keeps its own scheduler; a folder or id gets `dpm_solver`, the
-            sampler of the published runs.
+            sampler of the published runs, if none of that kind was saved with it.
         default_steps, default_guidance: used when a call names none; saved with the pipeline. 50 and 6.0 are those of
             the original app; the small decoder `"world"` was made for 20 and 3.0.
 
@@ -323,12 +329,13 @@ def decoder_parts(decoder: Decoder) -> dict[str, Any]:
     """U-Net, VAE, scheduler and, where there is one, safety checker of a Stable Diffusion 1.x pipeline or folder."""
     if isinstance(decoder, DiffusionPipeline):
         return {name: part for name in _PARTS if (part := getattr(decoder, name, None)) is not None}
-    # Precision as everywhere in diffusers: float32 unless the pipeline is cast afterwards.
-    schedule = load_part(DDPMScheduler, decoder, "scheduler")
+    # The solver of the published runs, unless whoever saved the decoder had chosen that solver and its settings.
+    saved = load_part(DPMSolverMultistepScheduler, decoder, "scheduler", "load_config")
+    chosen = saved.get("_class_name") == "DPMSolverMultistepScheduler"
     return {
         "unet": load_part(UNet2DConditionModel, decoder, "unet").eval(),
         "vae": load_part(AutoencoderKL, decoder, "vae").eval(),
-        "scheduler": dpm_solver(schedule.config),
+        "scheduler": DPMSolverMultistepScheduler.from_config(saved) if chosen else dpm_solver(saved),
     }
 
 

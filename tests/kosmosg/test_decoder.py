@@ -142,6 +142,16 @@ def test_text_encoder_comes_with_the_decoder_frozen(decoder: FrozenDecoder) -> N
     assert not any(name.startswith("text") for name, _ in decoder.named_parameters())
 
 
+def test_the_world_decoder_ships_with_the_package() -> None:
+    decoder = FrozenDecoder.from_pretrained("world")
+    assert decoder.image_size == 32
+    pixels = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = decoder.latents(pixels, torch.zeros(1, *decoder.latent_shape))
+    assert latents.shape == (1, *decoder.latent_shape)
+    states = decoder.text_encoder(decoder.tokenizer("a red ball", return_tensors="pt").input_ids).last_hidden_state
+    assert states.shape[-1] == decoder.condition_dim
+
+
 def test_mistakes_are_told(decoder: FrozenDecoder, inputs: dict, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"\(3, 77, 31\) for 3 latents.*\(B, Q, 32\).*d_model to 32"):
         decoder.loss(**{**inputs, "condition": inputs["condition"][..., :31]})

@@ -26,6 +26,7 @@ from kosmosg import (
 )
 from kosmosg.checkpoint import save_export
 from kosmosg.encoder import PromptEncoder
+from kosmosg.foundation import world_folder
 from kosmosg.schedulers import SCHEDULERS, make_scheduler
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 40), "blue")
@@ -270,6 +271,18 @@ def test_from_an_export_and_any_decoder(
         KosmosGPipeline.from_pretrained(tmp_path / "export")
     with pytest.raises(CheckpointError, match="neither a folder nor a reachable Hub id"):
         KosmosGPipeline.from_pretrained(tmp_path / "absent", local_files_only=True)
+
+
+def test_the_world_decoder_by_its_name() -> None:
+    processor = KosmosGProcessor.from_sentencepiece(
+        world_folder() / "sentencepiece.bpe.model", image_size=32, num_image_tokens=16, max_length=254
+    )
+    pipe = KosmosGPipeline(KosmosG(KosmosGConfig.world(processor.vocab_size)), processor, decoder="world")
+    pipe.set_progress_bar_config(disable=True)
+    assert (pipe.config.default_steps, pipe.config.default_guidance) == (20, 3.0)
+    assert pipe.scheduler.config.final_sigmas_type == "zero"  # as it was saved, not as the published runs had it
+    image = pipe(Prompt("<i> in the snow", [RED]), num_inference_steps=2).images[0]
+    assert image.size == (32, 32)
 
 
 def test_defaults_travel_with_the_pipeline(
