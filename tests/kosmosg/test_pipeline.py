@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler, StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
+from transformers import CLIPConfig, CLIPImageProcessor
 
 from kosmosg import (
     CheckpointError,
@@ -273,6 +276,37 @@ def test_from_an_export_and_any_decoder(
         KosmosGPipeline.from_pretrained(tmp_path / "absent", local_files_only=True)
 
 
+def test_a_hub_id_loads_from_the_cache(pipe: KosmosGPipeline, tmp_path: Path) -> None:
+    """The cache of huggingface_hub, laid out as a download leaves it: no network is needed."""
+    snapshot = tmp_path / "models--someone--pipe" / "snapshots" / ("0" * 40)
+    pipe.save_pretrained(snapshot)
+    reference = tmp_path / "models--someone--pipe" / "refs" / "main"
+    reference.parent.mkdir()
+    reference.write_text("0" * 40)
+    loaded = KosmosGPipeline.from_pretrained("someone/pipe", cache_dir=tmp_path, local_files_only=True)
+    assert distance(loaded.encode("a cat").positive, pipe.encode("a cat").positive) < 1e-6
+
+
+def test_a_decoders_safety_checker_stays_at_work(
+    tiny_model: KosmosG, tiny_processor: KosmosGProcessor, stock: StableDiffusionPipeline, tmp_path: Path
+) -> None:
+    part = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    checker = StableDiffusionSafetyChecker(
+        CLIPConfig(text_config=part, vision_config={**part, "image_size": 32, "patch_size": 16}, projection_dim=8)
+    ).eval()
+    checker.concept_embeds_weights.data.fill_(-2.0)  # similarity is above the threshold for everything
+    stock.safety_checker = checker
+    stock.feature_extractor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    made = KosmosGPipeline(tiny_model, tiny_processor, decoder=stock)
+    made.save_pretrained(tmp_path)
+    loaded = KosmosGPipeline.from_pretrained(tmp_path)
+    assert isinstance(loaded.safety_checker, StableDiffusionSafetyChecker)
+    loaded.set_progress_bar_config(disable=True)
+    output = loaded("a cat", num_inference_steps=2, output_type="np")
+    assert output.nsfw_content_detected == [True]
+    assert output.images.max() == 0
+
+
 def test_the_world_decoder_by_its_name() -> None:
     processor = KosmosGProcessor.from_sentencepiece(
         world_folder() / "sentencepiece.bpe.model", image_size=32, num_image_tokens=16, max_length=254
@@ -395,6 +429,25 @@ def test_offload_hooks_move_the_model_although_no_forward_runs(pipe: KosmosGPipe
     assert distance(pipe(PROMPT, generator=seeded(), **DRAW).images, expected) < 1e-6
     assert moved
     pipe.remove_all_hooks()
+
+
+def test_sequential_offload_brings_each_weight_when_it_is_needed(
+    tiny_model: KosmosG, tiny_processor: KosmosGProcessor, stock: StableDiffusionPipeline
+) -> None:
+    pipe = KosmosGPipeline(copy.deepcopy(tiny_model), tiny_processor, decoder=stock)
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(PROMPT, generator=seeded(), **DRAW).images
+    pipe.encoder.clear()
+    for part in (
+        pipe.model,
+        pipe.unet,
+        pipe.vae,
+    ):  # what enable_sequential_cpu_offload does, which wants an accelerator
+        cpu_offload(part, torch.device("cpu"))
+    assert {weight.device.type for weight in pipe.model.parameters()} == {"meta"}
+    for _ in range(2):
+        assert distance(pipe(PROMPT, generator=seeded(), **DRAW).images, expected) < 1e-5
+    assert {weight.device.type for weight in pipe.model.parameters()} == {"meta"}
 
 
 @pytest.mark.gpu
