@@ -23,6 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kosmosg.config import KosmosGConfig
+from kosmosg.errors import ConfigError
 
 
 class KosmosGPreTrainedModel(PreTrainedModel):
@@ -55,7 +56,15 @@ class KosmosGPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise one module's own parameters; called by transformers for whatever a checkpoint did not bring."""
+        """Initialise one module's own parameters; called by transformers for whatever a checkpoint did not bring.
+
+        Raises `ConfigError` when DeepSpeed has already taken the parameters apart, where nothing could be set.
+        """
+        if any(hasattr(parameter, "ds_id") and not parameter.numel() for parameter in module.parameters(recurse=False)):
+            raise ConfigError(
+                "parameters are already split by DeepSpeed's zero.Init, so nothing can be initialised; leave that "
+                "context and create the model with AutoModel.from_config or from_pretrained under an HfDeepSpeedConfig"
+            )
         if isinstance(module, nn.Linear):
             _init_linear(module)
         elif isinstance(module, nn.LayerNorm):
