@@ -28,7 +28,7 @@ from kosmosg.foundation.fit import FitConfig, Fitted, Report, fit, generator, ha
 from kosmosg.foundation.vae import decode, encode
 from kosmosg.foundation.words import TEXT_LENGTH
 
-UNET_FIT = FitConfig(steps=9000, batch=64, lr=1e-3, warmup=200, decay=4000, ema=0.999, log_every=100)
+UNET_FIT = FitConfig(steps=6000, batch=64, lr=1e-3, warmup=200, decay=1500, ema=0.999, log_every=100)
 LATENT = (8, 8, 8)
 _FRESH = 8  # new scenes in a step
 _POOL = 4096  # steps for which a scene stays in the pool

@@ -6,10 +6,11 @@ language model's is a real sentencepiece model with all bytes as a fallback, so 
 
 import io
 import string
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import sentencepiece
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
 from kosmosg.data.world import vocabulary
@@ -26,16 +27,9 @@ _PROMPTS = (
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer with one token for each word of the grammar and single bytes for everything else."""
-    corpus = [fragment for fragment in vocabulary() for _ in range(2)]
-    model = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    """A CLIP tokenizer with one token for each word of the grammar and single letters for everything else."""
     letters = sorted(string.printable.strip())
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096, end_of_word_suffix="</w>", initial_alphabet=letters, show_progress=False
-    )
-    model.train_from_iterator(corpus, trainer)
-    merges = _merges(model)
+    merges = _merges(Counter(word for fragment in vocabulary() for word in fragment.split()))
     symbols = letters + [letter + "</w>" for letter in letters] + ["".join(pair) for pair in merges]
     vocab = {symbol: index for index, symbol in enumerate(dict.fromkeys([*symbols, _START, _END]))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_LENGTH)
@@ -59,7 +53,25 @@ def train_sentencepiece(path: Path, pieces: int = _SPM_PIECES) -> None:
     path.write_bytes(buffer.getvalue())
 
 
-def _merges(model: Tokenizer) -> list[tuple[str, str]]:
-    import json
+def _merges(words: Counter[str]) -> list[tuple[str, str]]:
+    """Byte-pair encoding to the end: the commonest pair first, ties by spelling, until every word is one symbol.
 
-    return [(left, right) for left, right in json.loads(model.to_str())["model"]["merges"]]
+    The trainer of `tokenizers` breaks ties differently from run to run, and token ids are part of the trained weights.
+    """
+    spelled = {word: [*word[:-1], word[-1] + "</w>"] for word in words}
+    merges: list[tuple[str, str]] = []
+    while True:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, symbols in spelled.items():
+            for pair in pairwise(symbols):
+                pairs[pair] += words[word]
+        if not pairs:
+            return merges
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for symbols in spelled.values():
+            at = 0
+            while at < len(symbols) - 1:
+                if (symbols[at], symbols[at + 1]) == best:
+                    symbols[at : at + 2] = ["".join(best)]
+                at += 1
