@@ -114,7 +114,7 @@ def train_clip(folder: Path, config: FitConfig = CLIP_FIT, report: Report = prin
     torch.manual_seed(config.seed)
     tokenizer = clip_tokenizer()
     model = GroundedCLIP(new_clip(tokenizer))
-    forward = compiled(model.forward)
+    forward = compiled(model.forward) if config.steps > 200 else model.forward  # compiling takes about a minute
     scenes = config.batch * 3 // 4
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -130,7 +130,7 @@ def train_clip(folder: Path, config: FitConfig = CLIP_FIT, report: Report = prin
         text = mix_colors(rng, tokenizer, texts, drawn, words, chance=0.5)
         with half():
             contrast, seen, told = forward(text, to_clip(pixels), _targets(drawn, occupants), scenes)
-        parts = {"contrast": float(contrast), "seen": float(seen), "told": float(told)}
+        parts = {"contrast": contrast.item(), "seen": seen.item(), "told": told.item()}
         return contrast + seen + told, parts
 
     fitted = fit(model, loss, config, folder, report)

@@ -95,7 +95,7 @@ def fit(model: nn.Module, loss: Loss, config: FitConfig, folder: Path, report: R
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         _blend(average, model, min(config.ema, (step + 1) / (step + 10)))
-        window.add({"loss": float(value.detach()), "norm": float(norm), **metrics})
+        window.add({"loss": value.item(), "norm": norm.item(), **metrics})
         if (step + 1) % config.log_every == 0 or step + 1 == config.steps:
             shown = window.take()
             spent = seconds + time.perf_counter() - began

@@ -32,8 +32,8 @@ def measure(folder: Path, n: int = 192, seed: int = 11, guidance: float = 3.0, s
     no caption can say: how finely the decoder listens. `... ceiling` is the autoencoder's reconstruction of the true
     picture; `vae` holds its `psnr` in dB.
     """
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32)
     text_model = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     recogniser = Recogniser.load(folder / "recogniser")

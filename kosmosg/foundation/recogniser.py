@@ -130,7 +130,7 @@ def train_recogniser(
             "hue": (hue[there] - answers["hue"][there]).square().sum(-1).mean(),
             "place": F.cross_entropy(ground, answers["ground"]) + F.cross_entropy(night, answers["night"]),
         }
-        return torch.stack(list(parts.values())).sum(), {name: float(part) for name, part in parts.items()}
+        return torch.stack(list(parts.values())).sum(), {name: part.item() for name, part in parts.items()}
 
     fitted = fit(model, loss, config, folder, report)
     return model, fitted

@@ -11,7 +11,7 @@ A stock `diffusers.UNet2DConditionModel` on 8 x 8 x 8 latents, trained on v-pred
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from kosmosg.foundation.words import TEXT_LENGTH
 UNET_FIT = FitConfig(steps=6000, batch=64, lr=1e-3, warmup=200, decay=1500, ema=0.999, log_every=100)
 LATENT = (8, 8, 8)
 _FRESH = 8  # new scenes in a step
-_POOL = 4096  # steps for which a scene stays in the pool
+_KEPT = 4096  # steps for which a scene stays in the pool
 _FIRST = 256  # steps' worth of scenes in the pool before the first step
 _EMPTY = 0.1  # share of samples with the empty caption, for classifier-free guidance
 
@@ -73,40 +73,40 @@ def sample_times(rng: np.random.Generator, count: int) -> Tensor:
     return torch.from_numpy(np.where(rng.random(count) < 0.3, uniform, decisive))
 
 
-class Pool(NamedTuple):
-    """Latents (N, 8, 8, 8) and text states (N, 24, D) of recent scenes, a ring that `refresh` overwrites."""
-
-    latents: Tensor
-    states: Tensor
-
-    @classmethod
-    def empty(cls) -> "Pool":
-        """Room for all the scenes of the last `_POOL` steps."""
-        return cls(torch.zeros(_POOL * _FRESH, *LATENT), torch.zeros(_POOL * _FRESH, TEXT_LENGTH, WIDTH))
-
-
 class Teacher:
-    """Frozen autoencoder and text tower, and the pool of what they said of recent scenes."""
+    """Frozen autoencoder and text tower, and a ring of what they said of the scenes of the last `kept` steps.
 
-    def __init__(self, vae: AutoencoderKL, text_model: CLIPTextModel, tokenizer: CLIPTokenizer, seed: int) -> None:
+    What the pool holds at a step depends on that step alone, so a resumed run finds it as it was.
+    """
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_model: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        seed: int,
+        kept: int = _KEPT,
+        first: int = _FIRST,
+    ) -> None:
         self.vae, self.text_model, self.tokenizer, self.seed = vae, text_model, tokenizer, seed
-        self.pool = Pool.empty()
+        self.kept, self.first = kept, first
+        self.latents = torch.zeros(kept * _FRESH, *LATENT)
+        self.states = torch.zeros(kept * _FRESH, TEXT_LENGTH, WIDTH)
         with torch.no_grad():
             self.null = text_model(tokenize(tokenizer, [""])).last_hidden_state[0]
         self._until = 0  # scenes of chunks below this one are in the pool
 
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor]:
         """Latents and states of random scenes of the pool as it stands at this step."""
-        end = step + 1 + _FIRST
-        first = max(self._until, end - _POOL)
-        for begin in range(first, end, 32):
+        end = step + 1 + self.first
+        for begin in range(max(self._until, end - self.kept), end, 32):
             self._add(range(begin, min(begin + 32, end)))
         self._until = end
         rng = generator(self.seed, step, stream=4)
-        rows = torch.from_numpy(rng.integers(0, min(end, _POOL) * _FRESH, size))
-        states = self.pool.states[rows]
+        rows = torch.from_numpy(rng.integers(0, min(end, self.kept) * _FRESH, size))
+        states = self.states[rows]
         states[torch.from_numpy(rng.random(size) < _EMPTY)] = self.null
-        return self.pool.latents[rows], states
+        return self.latents[rows], states
 
     @torch.no_grad()
     def _add(self, chunks: range) -> None:
@@ -119,9 +119,9 @@ class Teacher:
             told.append(mix_colors(rng, self.tokenizer, texts, drawn, words, chance=0.5))
             scenes += drawn
         text = TextBatch(*(torch.cat(column) for column in zip(*told, strict=True)))
-        rows = torch.cat([torch.arange(_FRESH) + chunk % _POOL * _FRESH for chunk in chunks])
-        self.pool.latents[rows] = encode(self.vae, render(scenes))
-        self.pool.states[rows] = text_states(self.text_model, text)
+        rows = torch.cat([torch.arange(_FRESH) + chunk % self.kept * _FRESH for chunk in chunks])
+        self.latents[rows] = encode(self.vae, render(scenes))
+        self.states[rows] = text_states(self.text_model, text)
 
 
 def train_unet(
@@ -135,7 +135,8 @@ def train_unet(
     """Train on scenes without held-out subjects."""
     torch.manual_seed(config.seed)
     unet = new_unet()
-    teacher = Teacher(vae.eval().requires_grad_(False), text_model.eval().requires_grad_(False), tokenizer, config.seed)
+    frozen = vae.eval().requires_grad_(False), text_model.eval().requires_grad_(False)
+    teacher = Teacher(*frozen, tokenizer, config.seed, first=min(_FIRST, config.steps))
     cumulative = scheduler().alphas_cumprod
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -149,7 +150,7 @@ def train_unet(
         with half():
             velocity = unet(noisy, times, states).sample.float()
         error = (velocity - (signal * noise - spread * latents)).square().mean((1, 2, 3))
-        return error.mean(), {"late": float(error[times > 600].mean())}
+        return error.mean(), {"late": error[times > 600].mean().item()}
 
     with _fast_half(unet):
         fitted = fit(unet, loss, config, folder, report)

@@ -57,7 +57,7 @@ def train_vae(folder: Path, config: FitConfig = VAE_FIT, report: Report = print)
         error = drawn.float() - pixels
         kl = 0.5 * (mean.float() ** 2 + logvar.float().exp() - 1.0 - logvar.float()).mean()
         absolute, squared = error.abs().mean(), (error**2).mean()
-        return absolute + squared + _KL * kl, {"l1": float(absolute), "psnr": psnr(float(squared)), "kl": float(kl)}
+        return absolute + squared + _KL * kl, {"l1": absolute.item(), "psnr": psnr(squared.item()), "kl": kl.item()}
 
     fitted = fit(vae, loss, config, folder, report)
     normalise(vae, seed=config.seed)
