@@ -147,6 +147,7 @@ def main(job: str, run: Callable[[Experiment], Any], arguments: Sequence[str] | 
     if any(argument in ("-h", "--help") for argument in given):
         print(usage(job, module.__doc__ or ""))
         sys.exit(0)
+    quiet_libraries()
     try:
         run(from_arguments(job, given))
     except KosmosGError as error:
