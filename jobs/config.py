@@ -24,6 +24,7 @@ from kosmosg.stages.instruct import InstructObjective
 from kosmosg.stages.pretrain import PretrainObjective
 from kosmosg_platform.annotation import BuildConfig
 from kosmosg_platform.config import Section, describe, resolve
+from kosmosg_platform.log import quiet_libraries
 from kosmosg_platform.sources import DataConfig, ModelConfig
 from kosmosg_platform.training import TrainingExperiment
 
@@ -61,8 +62,8 @@ class DemoConfig(Section):
 class EvaluateConfig(Section):
     """What `evaluate` measures."""
 
-    models: dict[str, Path] = {}
-    """Export folders to judge, by the name they get in table and sheet; empty takes the furthest stage under `output`."""
+    models: dict[str, Path] = Field(default_factory=dict)
+    """Export folders to judge, by their name in table and sheet; empty takes the furthest stage under `output`."""
     cases: int = Field(default=32, ge=1)
     """Prompts of each kind (one, two and three entities), all with held-out subjects."""
     style: Literal["class", "image"] = "image"

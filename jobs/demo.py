@@ -128,7 +128,8 @@ def train(job: ModuleType, name: str) -> Step:
 def judge(road: Road) -> dict[str, Any]:
     """The same prompts before and after the last stage."""
     models = {"before instruct": road.found["align"]["export"], "after instruct": road.found["instruct"]["export"]}
-    folder = evaluate.run(road.job("evaluate", f"evaluate.models={yaml.safe_dump(models, default_flow_style=True, sort_keys=False)}"))
+    named = yaml.safe_dump(models, default_flow_style=True, sort_keys=False)
+    folder = evaluate.run(road.job("evaluate", f"evaluate.models={named}"))
     return {"scores": read_json(folder / "scores.json")}
 
 
