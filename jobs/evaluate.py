@@ -69,6 +69,16 @@ class Painter:
         return {"case": batch["case"], "picture": np.array(encoded, dtype=object)}
 
 
+def painter(export: str, decoder: str, settings: EvaluateConfig) -> type[Painter]:
+    """`Painter` with its arguments inside: given to the actor apart, Ray warns that it might lose them."""
+
+    class ReadyPainter(Painter):
+        def __init__(self) -> None:
+            super().__init__(export, decoder, settings)
+
+    return ReadyPainter
+
+
 def run(experiment: Experiment) -> Path:
     """Judge every model of `evaluate.models`; gives the folder of the results."""
     settings, layout = experiment.evaluate, Layout(experiment.output)
@@ -132,8 +142,7 @@ def draw(variant: str, export: Path, cases: Sequence[Case], experiment: Experime
         ray.data.from_items(rows)
         .repartition(max(experiment.scale.workers, len(rows) // settings.batch))
         .map_batches(
-            Painter,
-            fn_constructor_args=(str(export), experiment.decoder, settings),
+            painter(str(export), experiment.decoder, settings),
             batch_size=settings.batch,
             compute=ray.data.ActorPoolStrategy(size=experiment.scale.workers),
             num_cpus=1,

@@ -56,8 +56,10 @@ def environment(checkout: Path) -> dict[str, str]:
     paths = [str(checkout), str(checkout / "platform"), *filter(None, [os.environ.get("PYTHONPATH")])]
     # Safe path: a folder of the user's that happens to be called `jobs` must not win over ours.
     ours = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
-    # transformers otherwise tells every user at every start which of its own optional packages are absent.
-    return {"TRANSFORMERS_VERBOSITY": "error", **os.environ, **ours}
+    # transformers otherwise tells every user at every start which of its own optional packages are absent, and MLflow
+    # how it makes its tables.
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "MLFLOW_LOGGING_LEVEL": "ERROR"}
+    return {**quiet, **os.environ, **ours}
 
 
 def execute(checkout: Path, module: str, arguments: Sequence[str]) -> NoReturn:
