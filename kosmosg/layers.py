@@ -167,7 +167,12 @@ class Attention(nn.Module):
         v = rearrange(self.v_proj(context), "b s (h d) -> b h s d", d=self.head_dim)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
-        kernel = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        name = self.config._attn_implementation
+        if isinstance(mask, Tensor) and mask.ndim == 4 and name.startswith(("flash", "flex")):
+            # These take masks of their own form only, and flash would drop queries by the mask of the keys. Only the
+            # aligner's reading of padded prompts comes here.
+            name = "sdpa"
+        kernel = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
         heads, _ = kernel(
             self,
             q,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from kosmosg import KosmosG, KosmosGConfig
 from kosmosg.aligner import AlignerDecoder, AlignerNet
@@ -166,6 +166,30 @@ def test_attention_implementations_agree(model: KosmosG, attention: str) -> None
     finally:
         model.set_attn_implementation("sdpa")
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_registered_kernel_serves_every_attention(model: KosmosG) -> None:
+    calls: list[tuple[bool, bool]] = []
+
+    def kernel(
+        module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, None]:
+        calls.append((mask is not None, options["is_causal"]))
+        causal = options["is_causal"] and mask is None
+        heads = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=causal, scale=options["scaling"]
+        )
+        return heads.transpose(1, 2), None
+
+    AttentionInterface.register("kernel_of_a_user", kernel)
+    expected = model.encode(batch(ROWS[:1])).positive
+    model.set_attn_implementation("kernel_of_a_user")
+    try:
+        found = model.encode(batch(ROWS[:1])).positive
+    finally:
+        model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(found, expected)
+    assert calls == [(False, False)] * 3 + [(False, True)] * 2 + [(False, False)] * 6
 
 
 def greedy(model: KosmosGForConditionalGeneration, prompts: dict[str, Tensor], steps: int) -> list[int]:
