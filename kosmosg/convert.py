@@ -16,67 +16,32 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from kosmosg.aligner import AlignerDecoder, AlignerNet
 from kosmosg.checkpoint import SHARD_BYTES, check_processor, parameter_shapes, publish, write_weights
-from kosmosg.config import VOCABULARY, KosmosGConfig
+from kosmosg.config import VOCABULARY, KosmosGConfig, KosmosGTextConfig, KosmosGVisionConfig
 from kosmosg.errors import CheckpointError
 from kosmosg.layers import KosmosGPreTrainedModel
+from kosmosg.layouts import (
+    EMBEDDING,
+    KOSMOS2_IGNORED,
+    KOSMOS2_NAMES,
+    REFERENCE_IGNORED,
+    REFERENCE_NAMES,
+    TRIMMED,
+    as_reference_vision,
+    rename,
+)
 from kosmosg.model import KosmosG
 from kosmosg.processor import KosmosGProcessor
 from kosmosg.vision import VisionTower
 from kosmosg.weights import Source, open_weights, shape_of
 
 Model = TypeVar("Model", bound=KosmosGPreTrainedModel)
-
-_VISION = "mllm.vision_model.model"
-_BLOCK = r"img_model\.visual\.transformer\.resblocks\.(\d+)"
-
-# Pattern of their whole name -> ours. N, which is not part of the model, is marked by "decoder:".
-_REFERENCE_NAMES = {
-    r"gpt_model\.decoder\.(embed_tokens|layers|layer_norm)\.(.+)": r"mllm.text_model.model.\1.\2",
-    r"img_connector\.(.+)": r"mllm.image_to_text_projection.\1",
-    r"img_model\.visual\.class_embedding": rf"{_VISION}.embeddings.class_embedding",
-    r"img_model\.visual\.positional_embedding": rf"{_VISION}.embeddings.position_embedding.weight",
-    r"img_model\.visual\.conv1\.weight": rf"{_VISION}.embeddings.patch_embedding.weight",
-    r"img_model\.visual\.ln_pre\.(.+)": rf"{_VISION}.pre_layrnorm.\1",
-    r"img_model\.visual\.ln_post\.(.+)": rf"{_VISION}.post_layernorm.\1",
-    rf"{_BLOCK}\.ts_attn\.(.+)": rf"{_VISION}.encoder.layers.\1.self_attn.\2",
-    rf"{_BLOCK}\.ln_(\d)\.(.+)": rf"{_VISION}.encoder.layers.\1.layer_norm\2.\3",
-    rf"{_BLOCK}\.mlp\.c_fc\.(.+)": rf"{_VISION}.encoder.layers.\1.mlp.fc1.\2",
-    rf"{_BLOCK}\.mlp\.c_proj\.(.+)": rf"{_VISION}.encoder.layers.\1.mlp.fc2.\2",
-    r"aligner\.encoder_query": r"aligner.encoder_query.weight",
-    r"aligner\.(encoder_proj|encoder)\.(.+)": r"aligner.\1.\2",
-    r"aligner\.decoder_query": r"decoder:decoder_query.weight",
-    r"aligner\.(decoder_proj|decoder)\.(.+)": r"decoder:\1.\2",
-}
-_REFERENCE_IGNORED = {
-    r"gpt_model\.decoder\.output_projection\.weight": "the same weight as embed_tokens",
-    r"gpt_model\.decoder\.embed_positions\._float_tensor": "a marker of the computed position table",
-    r"gpt_model\.decoder\.self_attn_sope\.scale": "xPos, which the original declares but never applies",
-    rf"{_BLOCK}\.attn\..+": "the attention that ts_attn replaced",
-    r"img_model\.visual\.proj": "CLIP's pooled projection, not used",
-    r"aligner\.clip_encoder\..+": "the frozen CLIP text encoder of stage 2",
-    r"diffusion_unet\..+": "the frozen U-Net; take it from Stable Diffusion",
-    r"vae\..+": "the frozen autoencoder; take it from Stable Diffusion",
-}
-_KOSMOS2_NAMES = {r"((?:text_model\.model|vision_model\.model|image_to_text_projection)\..+)": r"mllm.\1"}
-_KOSMOS2_IGNORED = {
-    r"text_model\.lm_head\.weight": "the same weight as embed_tokens",
-    r"text_model\.model\.embed_positions\..+": "the computed position table",
-    r"vision_model\.model\.embeddings\.position_ids": "a computed range",
-}
-# Tables whose rows beyond ours are never reached: positions beyond the longest sequence.
-_TRIMMED = (
-    "aligner.encoder_proj.embed_positions.weight",
-    "decoder_query.weight",
-    "decoder_proj.embed_positions.weight",
-)
-_EMBEDDING = "mllm.text_model.model.embed_tokens.weight"
 
 
 def from_reference(source: Source, config: KosmosGConfig | None = None, *, vision: Source | None = None) -> KosmosG:
@@ -101,7 +66,7 @@ def from_kosmos2(source: Source, config: KosmosGConfig | None = None) -> KosmosG
     """A model from `microsoft/kosmos-2-patch14-224`: a public start for stage 2. The aligner starts anew.
 
     The first 64,007 rows of its vocabulary are Kosmos-G's; the rest, for grounding, is left out unless `config` asks
-    for it. Without `config` the published sizes are expected.
+    for it. Without `config` a folder is read as its config.json says, a state dict as of the published size.
     """
     return plan_kosmos2(source, config).build()
 
@@ -129,10 +94,10 @@ def load_vision(tower: VisionTower, source: Source) -> None:
     """
     ours = tower.state_dict()
     found: dict[str, Tensor] = {}
-    theirs = _as_reference_vision(open_weights(source))
+    theirs = as_reference_vision(open_weights(source))
     for name in theirs:
         hugging = re.fullmatch(r"(?:vision_model\.)?((?:embeddings|pre_layrnorm|encoder|post_layernorm)\..+)", name)
-        target = f"mllm.vision_model.model.{hugging[1]}" if hugging else _rename(name, _REFERENCE_NAMES)
+        target = f"mllm.vision_model.model.{hugging[1]}" if hugging else rename(name, REFERENCE_NAMES)
         target = (target or "").removeprefix("mllm.vision_model.")
         if target in ours:
             found[target] = theirs[name]
@@ -225,8 +190,8 @@ def plan_reference(source: Source, config: KosmosGConfig | None = None, *, visio
     """The plan behind `from_reference`."""
     weights = open_weights(source)
     if vision is not None and not any(name.startswith("img_model.visual.") for name in weights):
-        tower = _as_reference_vision(open_weights(vision))
-        kept = {name: tower[name] for name in tower if _rename(name, _REFERENCE_NAMES)}
+        tower = as_reference_vision(open_weights(vision))
+        kept = {name: tower[name] for name in tower if rename(name, REFERENCE_NAMES)}
         weights = ChainMap(kept, weights)  # type: ignore[arg-type]  # only read
     if "gpt_model.decoder.embed_tokens.weight" not in weights:
         raise CheckpointError(
@@ -235,7 +200,7 @@ def plan_reference(source: Source, config: KosmosGConfig | None = None, *, visio
         )
     if config is None:
         config = _published_config(weights, "gpt_model.decoder.embed_tokens.weight")
-    return _plan(weights, config, _REFERENCE_NAMES, _REFERENCE_IGNORED)
+    return _plan(weights, config, REFERENCE_NAMES, REFERENCE_IGNORED)
 
 
 def plan_kosmos2(source: Source, config: KosmosGConfig | None = None) -> Plan:
@@ -247,9 +212,13 @@ def plan_kosmos2(source: Source, config: KosmosGConfig | None = None) -> Plan:
             "for the released Kosmos-G files use from_reference"
         )
     if config is None:
-        config = _published_config(weights, "text_model.model.embed_tokens.weight")
-        config.text_config.vocab_size = VOCABULARY
-    return _plan(weights, config, _KOSMOS2_NAMES, _KOSMOS2_IGNORED, trimmed=(_EMBEDDING,))
+        described = Path(source) / "config.json" if isinstance(source, str | Path) else None
+        if described is not None and described.is_file():
+            config = _described_config(json.loads(described.read_text()))
+        else:
+            config = _published_config(weights, "text_model.model.embed_tokens.weight")
+        config.text_config.vocab_size = min(config.text_config.vocab_size, VOCABULARY)
+    return _plan(weights, config, KOSMOS2_NAMES, KOSMOS2_IGNORED, trimmed=(EMBEDDING,))
 
 
 def _plan(
@@ -267,7 +236,7 @@ def _plan(
         if reason is not None:
             ignored[theirs] = reason
             continue
-        ours = _rename(theirs, names)
+        ours = rename(theirs, names)
         decoder = ours is not None and ours.startswith("decoder:")
         ours = None if ours is None else ours.removeprefix("decoder:")
         if ours is None or ours not in shapes[decoder]:
@@ -276,7 +245,7 @@ def _plan(
                 f"than the configuration ({config.text_config.layers} text, "
                 f"{config.vision_config.num_hidden_layers} vision, {config.aligner_config.layers} aligner layers)"
             )
-        _same_shape(theirs, shape_of(weights, theirs), shapes[decoder][ours], ours in _TRIMMED + trimmed)
+        _same_shape(theirs, shape_of(weights, theirs), shapes[decoder][ours], ours in TRIMMED + trimmed)
         targets[decoder][ours] = theirs
     fresh = _missing(targets[False], shapes[False])
     if targets[True]:
@@ -310,21 +279,6 @@ def _published_config(weights: Mapping[str, Tensor], embedding: str) -> KosmosGC
     return config
 
 
-def _as_reference_vision(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """An OpenAI CLIP state dict in the released checkpoint's names; its joint projection becomes query, key, value."""
-    renamed: dict[str, Tensor] = {}
-    for name in weights:
-        joint = re.fullmatch(r"visual\.(transformer\.resblocks\.\d+)\.attn\.(in_proj_|out_proj\.)(weight|bias)", name)
-        if joint and joint[2] == "in_proj_":
-            for part, tensor in zip("qkv", weights[name].chunk(3), strict=True):
-                renamed[f"img_model.visual.{joint[1]}.ts_attn.{part}_proj.{joint[3]}"] = tensor
-        elif joint:
-            renamed.setdefault(f"img_model.visual.{joint[1]}.ts_attn.out_proj.{joint[3]}", weights[name])
-        else:
-            renamed[f"img_model.{name}" if name.startswith("visual.") else name] = weights[name]
-    return renamed
-
-
 def _write_part(plan: Plan, folder: Path, *, decoder: bool, shard_bytes: int) -> None:
     config = KosmosGConfig.from_dict(plan.config.to_dict())
     config.dtype, config.architectures = plan.dtype, [(AlignerDecoder if decoder else KosmosG).__name__]
@@ -349,12 +303,17 @@ def _import_card(plan: Plan) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _rename(name: str, names: dict[str, str]) -> str | None:
-    for pattern, ours in names.items():
-        match = re.fullmatch(pattern, name)
-        if match:
-            return match.expand(ours)
-    return None
+def _described_config(theirs: dict[str, Any]) -> KosmosGConfig:
+    """Our configuration with the sizes that a Kosmos-2 folder's config.json gives; the aligner is the paper's."""
+    parts: dict[str, dict[str, Any]] = {}
+    for part, kind in (("text_config", KosmosGTextConfig), ("vision_config", KosmosGVisionConfig)):
+        given = theirs.get(part, {})
+        # Sizes and activations, not dropout: that is training's, and the original had none on attention.
+        known = [name for name in kind.__annotations__ if "dropout" not in name and name != "model_type"]
+        parts[part] = {name: given[name] for name in known if name in given}
+    config = KosmosGConfig(**parts, latent_query_num=theirs.get("latent_query_num", 64))
+    config.aligner_config.max_position_embeddings = config.text_config.max_position_embeddings + 2
+    return config
 
 
 def _same_shape(name: str, theirs: tuple[int, ...], ours: tuple[int, ...], longer: bool = False) -> None:

@@ -304,11 +304,19 @@ def kosmos2(vocab_size: int = 90) -> Kosmos2ForConditionalGeneration:
     return Kosmos2ForConditionalGeneration(config).eval()
 
 
+def read_alone(theirs: Kosmos2ForConditionalGeneration, vocab_size: int) -> dict[str, Any]:
+    """What our text configuration should be when only their folder tells the sizes."""
+    names = ("embed_dim", "attention_heads", "layers", "ffn_dim", "max_position_embeddings")
+    sizes = {name: getattr(theirs.config.text_config, name) for name in names}
+    return KosmosGConfig(text_config={**sizes, "vocab_size": vocab_size}).text_config.to_dict()
+
+
 def test_kosmos2_gives_the_same_logits_and_can_grow_back(tmp_path: Path) -> None:
     theirs = kosmos2()
     theirs.save_pretrained(tmp_path)
     model = from_kosmos2(tmp_path, SMALL)
     assert plan_kosmos2(tmp_path, SMALL).fresh[0].startswith("aligner.")
+    assert plan_kosmos2(tmp_path).config.text_config.to_dict() == read_alone(theirs, vocab_size=90)
     ids = torch.tensor([[0, 60, 60, 60, 60, 60, 61, 7, 8, 9]])
     mask = (ids == 60) & (torch.arange(10) > 1)
     pixels = torch.randn(1, 3, 28, 28)
