@@ -1,6 +1,6 @@
 """Train the frozen decoder of the small world from nothing: VAE, CLIP and recogniser side by side, then the U-Net.
 
-    kosmosg run foundation world                               # about an hour and a half on two cores
+    kosmosg run foundation world                               # three quarters of an hour on two free cores
     kosmosg run foundation world dest=kosmosg/assets/world     # replaces the weights that ship with the package
     kosmosg run foundation tiny foundation.effort=0.01         # minutes; shows that everything runs, draws nothing yet
 

@@ -77,11 +77,12 @@ def assemble(work: Path, destination: Path, n: int = 192, note: str = "", report
     The U-Net may still be in training: its average so far is taken.
     """
     clip = CLIPModel.from_pretrained(work / "clip" / _EXPORT)
+    bills = {name: _bill(work, name) for name in FITS}
     if (work / "unet" / _EXPORT).is_dir():
-        unet, unet_steps = UNet2DConditionModel.from_pretrained(work / "unet" / _EXPORT), FITS["unet"].steps
+        unet = UNet2DConditionModel.from_pretrained(work / "unet" / _EXPORT)
     else:
         unet = new_unet()
-        unet_steps = load_average(unet, work / "unet")
+        bills["unet"]["steps"] = load_average(unet, work / "unet")
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(work / "vae" / _EXPORT),
         text_encoder=clip.text_model,
@@ -106,8 +107,6 @@ def assemble(work: Path, destination: Path, n: int = 192, note: str = "", report
     scores = measure(destination, n)
     report("\n".join(f"{name}: {json.dumps({k: round(v, 3) for k, v in row.items()})}" for name, row in scores.items()))
     report("; ".join(shortfalls(scores)) or "the gate is passed")
-    bills = {name: _bill(work, name) for name in FITS}
-    bills["unet"]["steps"] = unet_steps
     (destination / "scores.json").write_text(json.dumps({"n": n, "scores": scores, "training": bills}, indent=2) + "\n")
     (destination / "README.md").write_text(card(destination, bills, scores, n, note))
     return scores
