@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from kosmosg.errors import ConfigError, KosmosGError
@@ -77,14 +78,16 @@ def deploy(config: ServingConfig, host: str, port: int) -> None:
 
 
 def _check(config: ServingConfig, host: str, port: int) -> None:
-    """What can be told before Ray is started."""
-    from diffusers import DDPMScheduler
+    """What can be told before Ray is started. The libraries that tell it best take seconds to import, so they are only
+    asked where something looks wrong."""
+    if not (config.folder / "config.json").is_file() or not list(config.folder.glob("*.safetensors")):
+        from kosmosg.checkpoint import load_export
 
-    from kosmosg.checkpoint import read_config
-    from kosmosg.decoder import load_part
+        load_export(config.folder)
+    if config.decoder != "world" and not (Path(config.decoder) / "unet" / "config.json").is_file():
+        from kosmosg.pipeline import decoder_parts
 
-    read_config(config.folder)
-    load_part(DDPMScheduler, config.decoder, "scheduler")
+        decoder_parts(config.decoder)
     with socket.socket() as probe:
         # As servers do: the port of one that has just ended may be taken again.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

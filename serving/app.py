@@ -44,6 +44,7 @@ def build(args: Mapping[str, Any] | ServingConfig) -> serve.Application:
         # Two batches: one that is computed, one that gathers.
         max_ongoing_requests=2 * encoding.batch,
         max_queued_requests=encoding.queue,
+        max_constructor_retry_count=1,  # a folder that cannot be loaded will not load at the third try either
         ray_actor_options={"num_cpus": encoding.cpus, "num_gpus": encoding.gpus},
     ).bind(
         config.folder,
@@ -59,6 +60,7 @@ def build(args: Mapping[str, Any] | ServingConfig) -> serve.Application:
         num_replicas=decoding.replicas,
         max_ongoing_requests=decoding.orders,
         max_queued_requests=decoding.queue,
+        max_constructor_retry_count=1,
         ray_actor_options={"num_cpus": decoding.cpus, "num_gpus": decoding.gpus},
     ).bind(config.decoder, config.precision, decoding.rows, threads=max(1, int(decoding.cpus)))
     ingress: serve.Application = serve.deployment(

@@ -1,0 +1,66 @@
+"""Before spending: memory per GPU, FLOPs, days and storage of each training stage of a preset.
+
+Nothing is trained, nothing is loaded: weights and FLOPs are counted from the shapes. What the preset would be refused
+for on a device is said with its remedy. Exit code 1 when a stage fits on none of them.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from jobs.config import DEFAULT_PRESET, Experiment, from_arguments, usage
+from kosmosg.config import KosmosGConfig
+from kosmosg.errors import KosmosGError
+from kosmosg_platform.costs import decoder_cost, stage_cost
+from kosmosg_platform.plan import Plan, plan_stage, render
+from kosmosg_platform.storage import STAGES
+
+
+def plan(arguments: Sequence[str]) -> list[Plan]:
+    """The plans of the three stages, each with the settings that its own job would have. Raises ConfigError."""
+    experiments = {stage: from_arguments(stage, arguments) for stage in STAGES}
+    return [_plan(stage, experiment) for stage, experiment in experiments.items()]
+
+
+def _plan(stage: str, experiment: Experiment) -> Plan:
+    cost = stage_cost(stage, _model(experiment), decoder_cost(experiment.decoder), experiment.data.weights)
+    return plan_stage(cost, experiment.train, experiment.scale, experiment.engine)
+
+
+def _model(experiment: Experiment) -> KosmosGConfig:
+    """The model's shape; its vocabulary is that of the tokenizer that the preset means."""
+    shape = experiment.model.init
+    if shape == "paper":
+        return KosmosGConfig.paper()
+    if shape in ("tiny", "world"):
+        from kosmosg import KosmosGProcessor
+        from kosmosg.decoder import decoder_source
+
+        tokenizer = experiment.model.tokenizer
+        path = f"{decoder_source('world')}/sentencepiece.bpe.model" if tokenizer == "world" else tokenizer
+        vocabulary = KosmosGProcessor.from_sentencepiece(path).vocab_size
+        return KosmosGConfig.tiny(vocabulary) if shape == "tiny" else KosmosGConfig.world(vocabulary)
+    from pathlib import Path
+
+    from kosmosg.checkpoint import read_config
+
+    return read_config(Path(shape))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry of `python -m jobs.plan`; ends the process."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if any(word in ("-h", "--help") for word in given):
+        print(usage("plan", __doc__ or "").replace("kosmosg run plan", "kosmosg plan"))
+        sys.exit(0)
+    try:
+        plans = plan(given or [DEFAULT_PRESET])
+        shared = from_arguments(STAGES[-1], given)
+    except KosmosGError as error:
+        print(f"kosmosg plan: {error}", file=sys.stderr)
+        sys.exit(2)
+    print("\n".join(render(plans, shared.scale, shared.engine)))
+    sys.exit(0 if all(one.possible for one in plans) else 1)
+
+
+if __name__ == "__main__":
+    main()
