@@ -2,7 +2,6 @@
 
 import copy
 import json
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from kosmosg import (
     PromptError,
 )
 from kosmosg.checkpoint import save_export
-from kosmosg.encoder import PromptEncoder
 from kosmosg.foundation import world_folder
 from kosmosg.schedulers import SCHEDULERS, make_scheduler
 
@@ -340,81 +338,6 @@ def test_stock_pipelines_share_the_weights(pipe: KosmosGPipeline, stock: StableD
     assert pipe.decoder.unet is fine_tune
 
 
-# -- memory ----------------------------------------------------------------------------------------------------------
-
-
-def test_prompts_seen_before_cost_nothing(pipe: KosmosGPipeline) -> None:
-    calls: list[int] = []
-    handle = pipe.model.aligner.register_forward_pre_hook(lambda module, arguments: calls.append(len(arguments[0])))
-    assert PROMPT not in pipe.encoder
-    pipe.encode([PROMPT, "a cat", "a cat"])
-    assert PROMPT in pipe.encoder
-    assert sum(calls) == 3  # two prompts and the null prompt
-    calls.clear()
-    pipe.encode(["a cat", Prompt("<i> in the style of <i>", [RED.copy(), BLUE.copy()])], negative_prompt="")
-    assert calls == []
-    pipe.encode("a dog", negative_prompt="a cat")
-    assert calls == [1]
-    handle.remove()
-    assert pipe.encoder.conditions.misses == 4
-
-
-def test_images_seen_before_skip_the_vision_tower(pipe: KosmosGPipeline) -> None:
-    seen: list[int] = []
-    handle = pipe.model.mllm.vision_model.register_forward_pre_hook(
-        lambda module, arguments: seen.append(len(arguments[0]))
-    )
-    pipe.encode([PROMPT, Prompt("<i>", [RED])])
-    assert sum(seen) == 2
-    seen.clear()
-    mixed = Prompt("<i> and <i> with <i>", [BLUE, Image.new("RGB", (9, 9)), RED])
-    condition = pipe.encode(mixed)
-    assert seen == [1]
-    handle.remove()
-    expected = pipe.model.encode(pipe.processor(mixed))
-    torch.testing.assert_close(condition.positive, expected.positive, atol=1e-5, rtol=1e-5)
-
-
-def test_changed_weights_are_noticed(
-    tiny_model: KosmosG, tiny_processor: KosmosGProcessor, stock: StableDiffusionPipeline
-) -> None:
-    pipe = KosmosGPipeline(copy.deepcopy(tiny_model), tiny_processor, decoder=stock)
-    before = pipe.encode("a cat")
-    with torch.no_grad():
-        for weight in pipe.model.aligner.parameters():
-            weight.mul_(1.1)
-    after = pipe.encode("a cat")
-    assert distance(before.positive, after.positive) > 1e-4
-    assert distance(before.negative, after.negative) > 1e-4
-    pipe.model.train()  # pictures drawn during training hear no dropout and leave the mode as it was
-    assert distance(pipe.encode("a dog").positive, pipe.encode("a dog").positive) == 0
-    pipe.encoder.clear()
-    assert distance(pipe.encode("a cat").positive, after.positive) < 1e-6
-    assert pipe.model.training
-
-
-def test_memory_is_bounded(pipe: KosmosGPipeline) -> None:
-    memory = pipe.encoder.conditions
-    memory.capacity = 3
-    for text in ("a cat", "a dog", "a ball", "a tree"):
-        pipe.encode(text)
-    misses = memory.misses
-    pipe.encode("a tree")
-    assert memory.misses == misses
-    pipe.encode("a cat")
-    assert memory.misses == misses + 1
-
-
-def test_a_batch_larger_than_the_memory_is_whole(tiny_model: KosmosG, tiny_processor: KosmosGProcessor) -> None:
-    small = PromptEncoder(tiny_model, tiny_processor, capacity=1, batch_size=2)
-    prompts = [PROMPT, Prompt("<i> <i> <i>", [RED, BLUE, Image.new("RGB", (5, 5))]), "a cat", "a dog", "a ball"]
-    condition = small(prompts, negatives=["a tree"])
-    roomy = PromptEncoder(tiny_model, tiny_processor)(prompts, negatives=["a tree"] * 5)
-    torch.testing.assert_close(condition.positive, roomy.positive, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(condition.negative, roomy.negative, atol=1e-5, rtol=1e-5)
-    assert pickle.loads(pickle.dumps(small))(["a cat"]).positive.shape == (1, 77, 32)  # noqa: S301 as Ray does
-
-
 # -- offloading ------------------------------------------------------------------------------------------------------
 
 
@@ -514,13 +437,3 @@ def test_parts_that_do_not_fit_are_refused(
         KosmosGPipeline(tiny_model, other, decoder=stock)
     with pytest.raises(CheckpointError, match="has no usable scheduler/"):
         KosmosGPipeline(tiny_model, tiny_processor, decoder=tmp_path)
-
-
-def test_weights_that_are_not_finite_are_told(
-    tiny_model: KosmosG, tiny_processor: KosmosGProcessor, stock: StableDiffusionPipeline
-) -> None:
-    broken = copy.deepcopy(tiny_model)
-    with torch.no_grad():
-        next(broken.aligner.parameters()).fill_(float("nan"))
-    with pytest.raises(CheckpointError, match=r"not finite in torch\.float32"):
-        KosmosGPipeline(broken, tiny_processor, decoder=stock)("a cat")
