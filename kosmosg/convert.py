@@ -311,7 +311,8 @@ def _described_config(theirs: dict[str, Any]) -> KosmosGConfig:
         # Sizes and activations, not dropout: that is training's, and the original had none on attention.
         known = [name for name in kind.__annotations__ if "dropout" not in name and name != "model_type"]
         parts[part] = {name: given[name] for name in known if name in given}
-    config = KosmosGConfig(**parts, latent_query_num=theirs.get("latent_query_num", 64))
+    aligner = KosmosGConfig.paper().aligner_config
+    config = KosmosGConfig(**parts, latent_query_num=theirs.get("latent_query_num", 64), aligner_config=aligner)
     config.aligner_config.max_position_embeddings = config.text_config.max_position_embeddings + 2
     return config
 
