@@ -172,7 +172,7 @@ torch {torch}, {machine}, one thread per part; wall time on two cores shared wit
 
 Two things make it learn from few samples, and both matter when its figures are read: CLIP is trained with dense heads
 that must tell what stands where (from patches and from words), and half of the colour words in CLIP's and the U-Net's
-training are mixtures of two neighbours that say the exact hue. The condition space is thereby finer than the vocabulary.
+training are mixtures of two neighbours that say the exact hue. So the condition space is finer than the vocabulary.
 
 | part | batch x steps | peak lr | seed | time |
 |---|---|---|---|---|
