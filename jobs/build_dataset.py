@@ -79,7 +79,7 @@ def summary(results: list[BuildResult]) -> list[str]:
     lines = []
     for result in results:
         done = f"{result.built_shards} shards built" if result.built_shards else "nothing to build"
-        rate = f", {result.rate:,.0f} rows/s" if result.built_rows else ""
+        rate = f", {result.rate:,.1f} rows/s" if result.built_rows else ""
         lines.append(f"{result.kind}: {result.rows:,} records in {result.folder}")
         lines.append(f"  {done}, {result.kept_shards} kept, {result.seconds:.1f} s{rate}")
         lines += [f"  refused   {count:>7,}  {reason}" for reason, count in result.reasons.items()]

@@ -32,6 +32,8 @@ class ComposeOptions:
     """Probability above which a pixel belongs to the entity (original: 0.3)."""
     dilate: float = 0.01
     """How far a mask is widened, as part of the picture's side (original: side // 100 pixels)."""
+    main_piece: bool = True
+    """Keep the main connected piece of a mask only (original); false for segmenters that choose pieces themselves."""
     min_area: float = 0.001
     """Share of the picture that a mask must cover, else the entity is dropped as `too-small`."""
     max_area: float = 0.98
@@ -90,7 +92,8 @@ def _entity(picture: Image.Image, span: Span, cut: Cut, scale: float, options: C
     mask = cut.probability > options.threshold * 255
     # A reference comes from an exact painter: its mask needs no repair.
     if cut.reference is None:
-        mask = main_part(widen(mask, options.dilate))
+        mask = widen(mask, options.dilate)
+        mask = main_part(mask) if options.main_piece else mask
     share = float(mask.mean())
     if share == 0:
         return Refused("empty-mask", f"{span.text!r} was not found in the picture")

@@ -106,6 +106,16 @@ def test_a_record_shows_its_entity() -> None:
     assert (record["width"], record["height"]) == (100, 80)
 
 
+def test_a_pair_stays_a_pair_when_the_segmenter_chose_it() -> None:
+    for main_piece, width in ((True, 20), (False, 80)):
+        pair = photo(boxes=[(10, 30, 30, 50)])
+        pair.cuts[0].probability[30:50, 70:90] = 204
+        record = compose(pair, ComposeOptions(dilate=0.0, main_piece=main_piece), NAMES)
+        assert not isinstance(record, Refused)
+        x0, _, x1, _ = record["entities"][0]["box"]
+        assert x1 - x0 == width
+
+
 def test_large_pictures_are_stored_small_and_boxes_follow() -> None:
     options = ComposeOptions(image_size=50, crop_size=16, dilate=0.0, image_format="jpeg")
     record = compose(photo((400, 400), [(100, 100, 200, 200)]), options, NAMES)
