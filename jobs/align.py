@@ -52,6 +52,9 @@ class AlignRecipe:
             **self.origin.facts(),
         }
 
+    def lineage(self) -> dict[str, str]:
+        return self.origin.lineage()
+
     def build_stage(self) -> AlignStage:
         model, _ = self.origin.load()
         encoder, _ = load_text_encoder(self.experiment.decoder)

@@ -53,6 +53,9 @@ class InstructRecipe:
             **self.origin.facts(),
         }
 
+    def lineage(self) -> dict[str, str]:
+        return self.origin.lineage()
+
     def build_stage(self) -> InstructStage:
         model, processor = self.origin.load()
         decoder = FrozenDecoder.from_pretrained(self.experiment.decoder)

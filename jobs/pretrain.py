@@ -43,6 +43,9 @@ class PretrainRecipe:
             **self.origin.facts(),
         }
 
+    def lineage(self) -> dict[str, str]:
+        return self.origin.lineage()
+
     def build_stage(self) -> PretrainStage:
         model, _ = self.origin.load()
         return PretrainStage(model, self.experiment.pretrain)

@@ -76,7 +76,6 @@ def local(scale: ScaleConfig) -> Iterator[None]:
     settings = {
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
     for name, value in settings.items():
         os.environ.setdefault(name, value)

@@ -62,12 +62,11 @@ class Engine:
         micro_batch: int,
         passes: int,
         world_size: int,
+        on_gpu: bool = False,
     ) -> None:
-        check(config, torch.cuda.is_available())
+        check(config, on_gpu)
         self.parameters = list(parameters)
         self.dtype = _DTYPES[config.precision]
-        self._passes = passes
-        on_gpu = torch.cuda.is_available()
         deepspeed = _deepspeed(on_gpu)
         # DeepSpeed finds tensors in tuples and dictionaries only. Left as it is, the stage's output would keep ZeRO-3
         # from gathering the stage's own parameters again on the way back.
@@ -80,7 +79,7 @@ class Engine:
             weight_decay=train.weight_decay,
             fused=True if on_gpu and not config.offload_optimizer else None,
         )
-        settings = deepspeed_config(train, config, micro_batch, passes, world_size)
+        settings = deepspeed_config(train, config, micro_batch, passes, world_size, on_gpu)
         self._engine, *_ = deepspeed.initialize(
             model=stage, optimizer=optimizer, config=settings, dist_init_required=False
         )
@@ -271,14 +270,14 @@ class Engine:
 
 
 def deepspeed_config(
-    train: TrainConfig, config: EngineConfig, micro_batch: int, passes: int, world_size: int
+    train: TrainConfig, config: EngineConfig, micro_batch: int, passes: int, world_size: int, on_gpu: bool = False
 ) -> dict[str, Any]:
     """The configuration that DeepSpeed is given; everything else stays at its default."""
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = False
     if config.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
     settings: dict[str, Any] = {
         "train_batch_size": micro_batch * passes * world_size,
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -317,7 +316,7 @@ def check(config: EngineConfig, on_gpu: bool) -> None:
 
 
 def _deepspeed(on_gpu: bool) -> Any:
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
+    os.environ["DS_ACCELERATOR"] = "cuda" if on_gpu else "cpu"
     import deepspeed
     import deepspeed.ops
 

@@ -48,7 +48,7 @@ class FitResult:
     """Time spent training, over all attempts, without start-up."""
     folder: Path
     """The run's own folder: experiment.yaml, metrics.jsonl, samples/."""
-    resumed: bool = False
+    skipped: bool = False
     """The run had been finished before and was not trained again."""
 
 
@@ -69,9 +69,8 @@ def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
         if (folder / FINISHED).is_file():
             say(f"{recipe.stage}: finished before with these settings, see {folder}")
             point(layout.job(recipe.stage) / "export", folder / "export")
-            return _result(folder, resumed=True)
-        write_text(folder / "experiment.yaml", to_yaml(experiment))
-        run = _open_run(recipe, experiment, facts, key)
+            return _result(folder, skipped=True)
+        run = _open_run(recipe, experiment, facts, key, fresh=not (folder / "run.json").is_file())
         write_json(folder / "run.json", {"uri": run.uri, "id": run.id})
         job = Job(recipe, experiment, key, run)
         with _closing(run):
@@ -138,17 +137,21 @@ def _train(job: Job) -> float:
     return checkpoints.read_progress(final).seconds
 
 
-def _open_run(recipe: Recipe, experiment: TrainingExperiment, facts: Mapping[str, Any], key: str) -> Run:
+def _open_run(recipe: Recipe, experiment: TrainingExperiment, facts: Mapping[str, Any], key: str, fresh: bool) -> Run:
+    """The run's MLflow run, and its settings in a file beside its checkpoints."""
     tags = {
         "config.sha256": digest(experiment),
         "world_size": str(experiment.scale.workers),
         "zero_stage": str(experiment.engine.zero_stage),
         "data.manifest.sha256": digest(facts.get("data", {})),
         "parent.sha256": str(facts.get("parent", "")),
+        **recipe.lineage(),
     }
     layout = Layout(experiment.output)
-    run = Run.open(experiment.tracking, layout, recipe.stage, key, tags, plain(experiment))
-    run.log_file(layout.run(recipe.stage, key) / "experiment.yaml")
+    run = Run.open(experiment.tracking, layout, recipe.stage, key, tags, plain(experiment), fresh)
+    settings = layout.run(recipe.stage, key) / "experiment.yaml"
+    write_text(settings, to_yaml(experiment))
+    run.log_file(settings)
     return run
 
 
@@ -168,9 +171,9 @@ def _finish(job: Job, facts: Mapping[str, Any], seconds: float) -> None:
     say(f"{stage}: {job.experiment.train.steps} steps in {seconds:.0f} s, model in {job.export}")
 
 
-def _result(folder: Path, resumed: bool = False) -> FitResult:
+def _result(folder: Path, skipped: bool = False) -> FitResult:
     finished = read_json(folder / FINISHED)
-    return FitResult(folder / "export", finished["run_id"], finished["metrics"], finished["seconds"], folder, resumed)
+    return FitResult(folder / "export", finished["run_id"], finished["metrics"], finished["seconds"], folder, skipped)
 
 
 def _users_mistake(error: BaseException) -> KosmosGError | None:

@@ -37,14 +37,18 @@ from kosmosg_platform.training import Job
 def work(config: Mapping[str, Any]) -> None:
     """The function that Ray Train runs on every worker; `config["job"]` is the Job."""
     import ray.train
+    import ray.train.torch
 
     quiet_libraries()
     job: Job = config["job"]
     torch.set_num_threads(job.experiment.scale.cpus_per_worker)
-    worker = Worker(job)
-    worker.train()
-    if worker.rank == 0:
+    device: torch.device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    Worker(job).train()  # dropped when it is done: what it held of the GPU is free for the pictures
+    if dist.get_rank() == 0:
         stage, step = export(job, job.export)
+        cast(nn.Module, stage).to(device)
         write_pictures(job, job.recipe.pictures(stage), step)
     ray.train.report({"step": job.experiment.train.steps})  # nobody leaves before the export is there
 
@@ -73,6 +77,7 @@ class Worker:
             self.micro,
             self.passes,
             self.world,
+            job.experiment.scale.use_gpu,
         )
         self.start, self.seconds = 0, 0.0
         if state is not None:

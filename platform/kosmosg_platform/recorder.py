@@ -59,7 +59,9 @@ class Recorder:
         write_text(job.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = job.metrics.open("a", encoding="utf-8")
         self._tracked = job.run.last_step()
-        self._waiting: list[tuple[int, dict[str, float]]] = []
+        # What a killed worker had written here but not yet sent.
+        late = [line for line in kept if line["step"] > self._tracked]
+        self._waiting = [(line["step"], {k: v for k, v in line.items() if k != "step"}) for line in late]
         self._sent = time.monotonic()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -96,7 +98,7 @@ def write_pictures(job: Job, pictures: Sequence[tuple[str, Image.Image]], step: 
 
 def peak_memory_gb() -> float:
     """Most memory this worker has held: of its GPU, or of its process where there is none."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         return float(torch.cuda.max_memory_allocated()) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)

@@ -12,7 +12,7 @@ from kosmosg.checkpoint import load_export
 from kosmosg.errors import ConfigError
 from kosmosg_platform.config import Section, plain
 from kosmosg_platform.dataset import RecordDataset
-from kosmosg_platform.storage import STAGES, Layout, require_dataset, sha256
+from kosmosg_platform.storage import STAGES, Layout, read_json, require_dataset, sha256
 
 WORLD = "world"
 NEW = "new"
@@ -173,6 +173,14 @@ class Origin:
         if not files:
             raise ConfigError(f"parent: {self.parent} is no export folder; give one with config.json and weights")
         return {"parent": sha256(files), "decoder": decoder_facts(self.decoder)}
+
+    def lineage(self) -> dict[str, str]:
+        """The parent's export folder, and its MLflow run when it was trained here."""
+        if self.parent is None:
+            return {"parent.export": NEW}
+        finished = self.parent.parent / "finished.json"
+        trained_here = {"parent.run": str(read_json(finished)["run_id"])} if finished.is_file() else {}
+        return {"parent.export": str(self.parent), **trained_here}
 
     def load(self) -> tuple[KosmosG, KosmosGProcessor]:
         """Model, in training mode, and processor. A new model's weights come from torch's seed."""

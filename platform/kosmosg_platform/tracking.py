@@ -56,15 +56,20 @@ class Run:
         key: str | None = None,
         tags: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
+        fresh: bool = False,
     ) -> "Run":
         """The run tagged with `key` if there is one, else a new one; `name` is the stage or job.
 
-        `params` are nested; they are logged with dotted names when the run is new.
+        `params` are nested; they are logged with dotted names when the run is new. With `fresh` it is always new: what
+        was started over must not be mixed with what was thrown away, which stays in MLflow under another tag.
         """
         uri = tracking.uri or layout.tracking
         client = _client(uri)
         experiment = _experiment(client, uri, tracking.experiment or name, layout)
         found = _find(client, experiment, key) if key else None
+        if found is not None and fresh:
+            client.set_tag(found, RUN_TAG, f"{key}, replaced")
+            found = None
         all_tags = {"stage": name, "git.sha": git_sha(), **(tags or {})}
         if key:
             all_tags[RUN_TAG] = key

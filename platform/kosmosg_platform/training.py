@@ -55,6 +55,10 @@ class Recipe(Protocol):
         """
         ...
 
+    def lineage(self) -> Mapping[str, str]:
+        """Tags of the MLflow run that lead to where the stage came from, such as its parent's run."""
+        ...
+
     def build_stage(self) -> Stage:
         """The stage before its first step, on the CPU, the same on every worker (torch's seed is set)."""
         ...
