@@ -25,7 +25,6 @@ from kosmosg.stages.pretrain import PretrainObjective
 from kosmosg_platform.annotation import BuildConfig
 from kosmosg_platform.config import Section, describe, resolve
 from kosmosg_platform.log import quiet_libraries
-from kosmosg_platform.sources import DataConfig, ModelConfig
 from kosmosg_platform.training import TrainingExperiment
 
 PRESETS = Path(__file__).parent / "presets"
@@ -83,31 +82,36 @@ class EvaluateConfig(Section):
 
 
 class GenerateConfig(Section):
-    """What `generate` draws."""
+    """What `generate` draws: the prompts of a file (`source`), or one prompt."""
 
     model: Path | None = None
-    """Export folder; null takes the furthest stage under `output`."""
+    """Export or pipeline folder; null takes the furthest stage under `output`."""
     prompt: str = ""
-    """The prompt; `<i>` marks the place of each image."""
+    """The prompt when there is no `source`; `<i>` marks the place of each image."""
     images: tuple[Path, ...] = ()
-    """Image files, in the order of their places."""
+    """Its image files, in the order of their places."""
     n: int = Field(default=1, ge=1)
-    """Pictures to draw."""
-    steps: int = Field(default=20, ge=1)
-    """Denoising steps."""
-    guidance: float = 3.0
-    """Classifier-free guidance."""
-    seed: int | None = None
-    """Seed of the noise; null draws one."""
+    """Pictures of each prompt."""
+    steps: int | None = Field(default=None, ge=1)
+    """Denoising steps; null takes the decoder's usual number."""
+    guidance: float | None = Field(default=None, ge=0)
+    """Classifier-free guidance; null takes the decoder's usual strength."""
+    negative: str | None = None
+    """What not to draw."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the noise. Picture i of prompt k has the seed that its line gives, or this + k * n, plus i."""
+    batch: int = Field(default=8, ge=1)
+    """Prompts that are drawn together."""
 
 
 class Experiment(TrainingExperiment):
     """One run. Order of precedence: these defaults < preset < the preset's `jobs.<job>` < key=value."""
 
     source: str | None = None
-    """What `build_dataset` reads (a folder or a file), or the run folder that `export` takes."""
+    """What `build_dataset` reads (a folder or a file), the prompts that `generate` draws (.jsonl), or the run folder
+    that `export` takes."""
     dest: Path | None = None
-    """Where `build_dataset` and `export` write; null means under `output`."""
+    """Where `build_dataset`, `generate` and `export` write; null means under `output`."""
     limit: int | None = Field(default=None, ge=1)
     """Use at most this many source items; null means all."""
     parent: str | None = None
@@ -149,7 +153,7 @@ def main(job: str, run: Callable[[Experiment], Any], arguments: Sequence[str] | 
         print(usage(job, module.__doc__ or ""))
         sys.exit(0)
     quiet_libraries()
-    try:
+    quiet_libraries()
         run(from_arguments(job, given))
     except KosmosGError as error:
         print(f"kosmosg {job}: {error}", file=sys.stderr)

@@ -14,7 +14,6 @@ from pathlib import Path
 import yaml
 
 from jobs.config import Experiment, main
-from kosmosg import KosmosGPipeline
 from kosmosg.checkpoint import load_export
 from kosmosg.errors import ConfigError
 from kosmosg_platform.config import validate
@@ -58,6 +57,8 @@ def export_run(folder: Path, dest: Path) -> Path:
 
 def export_pipeline(source: Path, decoder: str, dest: Path) -> Path:
     """Model and decoder as one folder for diffusers. Raises CheckpointError."""
+    from kosmosg import KosmosGPipeline
+
     model, processor = load_export(source)
     pipe = KosmosGPipeline(model=model, processor=processor, decoder=decoder)
     pipe.save_pretrained(dest)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import threading
 import time
@@ -11,13 +12,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-QUIET = ("DeepSpeed", "deepspeed", "ray", "ray.train", "mlflow", "alembic", "py4j", "httpx", "torch.distributed")
+QUIET = (
+    "DeepSpeed",
+    "deepspeed",
+    "ray",
+    "ray.train",
+    "mlflow",
+    "alembic",
+    "transformers",
+    "httpx",
+    "torch.distributed",
+)
 _POLL_SECONDS = 0.3
 _LINE_SECONDS = 15.0
 
 
 def quiet_libraries() -> None:
     """Only warnings of the libraries below us; their own chatter tells a user nothing."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers first logs
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

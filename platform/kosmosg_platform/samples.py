@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from kosmosg import KosmosG, KosmosGPipeline, KosmosGProcessor, Prompt
+from kosmosg import KosmosG, KosmosGProcessor, Prompt
 from kosmosg.eval.sheet import SheetRow, result_sheet
 
 SEED = 1234
@@ -22,6 +22,8 @@ def draw_sheet(
 
     The noise of a row is the same every time, so that sheets of different steps can be compared.
     """
+    from kosmosg import KosmosGPipeline  # seconds of imports, needed only where pictures are drawn
+
     pipe = KosmosGPipeline(model=model, processor=processor, decoder=decoder)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(model.device, model.dtype)

@@ -1,0 +1,107 @@
+"""Every preset is a valid run of every job, and every mistake is one sentence with exit code 2."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jobs.config import PRESETS, from_arguments, load, usage
+from kosmosg.errors import ConfigError
+from kosmosg_platform import engine
+from kosmosg_platform.config import to_yaml
+from kosmosg_platform.schedule import batch_plan, learning_rate
+
+STAGES = ("pretrain", "align", "instruct")
+NAMES = ("tiny", "world", "gpu", "paper")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("preset", NAMES)
+def test_every_preset_can_run_every_stage(preset: str, stage: str) -> None:
+    experiment = load(stage, preset)
+    micro, passes = batch_plan(experiment.train, experiment.scale.workers)
+    assert micro * passes * experiment.scale.workers == experiment.train.global_batch
+    engine.check(experiment.engine, on_gpu=experiment.scale.use_gpu)
+    rates = [learning_rate(experiment.train, step) for step in range(0, experiment.train.steps, 97)]
+    assert 0 < max(rates) <= experiment.train.lr
+
+
+def test_the_paper_preset_holds_the_papers_numbers() -> None:
+    """Kosmos-G, appendix A; scripts of the original for what the paper leaves out."""
+    stages = {stage: load(stage, "paper") for stage in STAGES}
+    assert [stages[s].train.steps for s in STAGES] == [300_000, 300_000, 200_000]
+    assert [stages[s].train.lr for s in STAGES] == [2e-4, 1e-3, 1e-3]
+    assert [stages[s].train.global_batch for s in STAGES[1:]] == [3584, 1024]
+    for experiment in stages.values():
+        train = experiment.train
+        assert (train.betas, train.eps, train.weight_decay) == ((0.9, 0.98), 1e-6, 0.01)
+        assert (train.warmup, train.clip, train.schedule) == (375, 2.0, "linear")
+        assert experiment.scale.workers == 256
+    assert stages["instruct"].data.weights == {"composition": 2, "edit": 2, "t2i": 1}
+    assert stages["instruct"].instruct.null_drop == 0.1
+    # a batch of stage 1: 1.2M tokens
+    tokens = {"text": 700, "caption": 90, "interleaved": 500}
+    shares = stages["pretrain"].data.weights
+    per_sample = sum(shares[k] * tokens[k] for k in tokens) / sum(shares.values())
+    assert per_sample * stages["pretrain"].train.global_batch == pytest.approx(1.2e6, rel=0.02)
+
+
+def test_a_saved_experiment_is_a_preset(tmp_path: Path) -> None:
+    experiment = load("align", "world", ["train.seed=3", "output=/somewhere"])
+    saved = tmp_path / "experiment.yaml"
+    saved.write_text(to_yaml(experiment))
+    assert load("align", str(saved)) == experiment
+    assert from_arguments("align", [str(saved), "train.seed=4"]).train.seed == 4
+
+
+def test_presets_hold_no_key_twice() -> None:
+    """PyYAML would silently keep the last one."""
+
+    class Strict(yaml.SafeLoader):
+        pass
+
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[object, object]:
+        keys = [loader.construct_object(key) for key, _ in node.value]
+        assert len(keys) == len(set(keys)), f"a key stands twice in {keys}"
+        return {loader.construct_object(k): loader.construct_object(v, deep=True) for k, v in node.value}
+
+    Strict.add_constructor("tag:yaml.org,2002:map", mapping)
+    for path in PRESETS.glob("*.yaml"):
+        yaml.load(path.read_text(), Strict)
+
+
+def test_words_on_the_command_line() -> None:
+    assert from_arguments("align", []).model.init == "tiny"
+    assert from_arguments("align", ["world", "train.steps=3"]).train.steps == 3
+    assert from_arguments("align", ["train.steps=3"]).train.steps == 3
+    with pytest.raises(ConfigError, match="give at most one preset"):
+        from_arguments("align", ["world", "paper"])
+    with pytest.raises(ConfigError, match="--workers: give at most one preset"):
+        from_arguments("align", ["--workers"])
+
+
+def test_help_names_every_section() -> None:
+    text = usage("align", "What it does.")
+    for key in ("train.steps", "engine.zero_stage", "scale.workers", "instruct.null_drop", "templates.instruct.rule"):
+        assert f"  {key} = " in text
+    assert "What it does." in text
+    assert "example: kosmosg run align tiny" in text
+
+
+@pytest.mark.parametrize(
+    ("job", "words", "sentence"),
+    [
+        ("align", ["tiny", "train.stps=3"], "kosmosg align: train.stps: no such setting; did you mean train.steps?"),
+        ("pretrain", ["tiny"], "kosmosg pretrain: data.composition: .* does not exist; run `kosmosg run build_dataset"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(job: str, words: list[str], sentence: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", f"jobs.{job}", *words, f"output={tmp_path}"]
+    result = subprocess.run(command, cwd=PRESETS.parents[1], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert re.match(sentence.replace("?", r"\?"), result.stderr)
+    assert result.stdout == ""
