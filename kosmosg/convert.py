@@ -13,7 +13,7 @@ import re
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -144,9 +144,8 @@ class Plan:
 
     def tensor(self, name: str, *, decoder: bool = False) -> Tensor:
         """Their values for our name, cut to our rows. Raises `CheckpointError` when any is not finite."""
-        shape = _shapes(AlignerDecoder if decoder else KosmosG, self.config.to_json_string())[name]
         theirs = (self.decoder if decoder else self.model)[name]
-        tensor = self.weights[theirs][: shape[0]]
+        tensor = self.weights[theirs][: self._shapes[decoder][name][0]]
         if not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{theirs} holds values that are not finite; the checkpoint is damaged")
         return tensor
@@ -179,6 +178,11 @@ class Plan:
             return model
         loaded: Model = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=self.dtype)
         return loaded
+
+    @cached_property
+    def _shapes(self) -> dict[bool, dict[str, tuple[int, ...]]]:
+        described = self.config.to_json_string()
+        return {decoder: _shapes(AlignerDecoder if decoder else KosmosG, described) for decoder in (False, True)}
 
     @property
     def dtype(self) -> torch.dtype:
