@@ -217,9 +217,7 @@ def _room() -> Iterator[Finding]:
     # Ray keeps its object store there; where it is small Ray falls back to the disk, and everything is slow.
     shared = Path("/dev/shm")  # noqa: S108 - measured, not written
     if shared.is_dir() and (size := shutil.disk_usage(shared).total / 1e9) < 1:
-        yield Finding(
-            "note", f"{shared} has {size:.1f} GB: too small for Ray", "docker run --shm-size=2g"
-        )
+        yield Finding("note", f"{shared} has {size:.1f} GB: too small for Ray", "docker run --shm-size=2g")
 
 
 def _available_memory() -> int:

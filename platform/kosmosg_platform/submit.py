@@ -214,7 +214,7 @@ def _authorization(url: str) -> dict[str, str]:
             return int(requests.get(f"{url}/api/jobs/", headers=headers, timeout=10).status_code)
         except requests.exceptions.RequestException as error:
             raise ConfigError(
-                f"address: nothing answers at {url} ({type(error).__name__}); is the cluster up, and its dashboard here?"
+                f"address: nothing answers at {url} ({type(error).__name__}); is this a running cluster's dashboard?"
             ) from None
 
     if answer({}) != 401:

@@ -1,0 +1,49 @@
+"""The endpoint's settings: presets, mistakes, and the cluster file of the documentation."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from kosmosg.errors import ConfigError
+from kosmosg_platform.config import validate
+from serving.config import PRESETS, ServingConfig, load
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_presets_resolve(preset: str) -> None:
+    config = load(preset)
+    assert config.decoder == "world"
+    assert config.defaults.steps <= config.limits.steps
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("decoding.row=4", "decoding.row: no such setting; did you mean decoding.rows?"),
+        ("decoding.rows=1", "decoding.rows: Input should be greater than or equal to 2"),
+        ("defaults.scheduler=magic", "defaults.scheduler: there is no 'magic'; choose one of dpms"),
+        ("defaults.guidance=31", "defaults.guidance: 31.0 is above limits.guidance, 30.0"),
+        ("precision=int8", "precision: Input should be 'fp32', 'bf16' or 'fp16'"),
+    ],
+)
+def test_mistakes_name_their_setting(setting: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        load("tiny", [setting])
+
+
+def test_without_a_model_it_says_where_it_looked(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no finished stage under"):
+        _ = load("tiny", [f"output={tmp_path}"]).folder
+
+
+def test_the_cluster_file_of_the_documentation_is_one() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), flags=re.DOTALL)
+    deployed = ServeDeploySchema.model_validate(yaml.safe_load(block))
+    (application,) = deployed.applications
+    assert application.import_path == "serving.app:build"
+    assert validate(ServingConfig, application.args).decoding.rows == 16
