@@ -153,7 +153,7 @@ def main(job: str, run: Callable[[Experiment], Any], arguments: Sequence[str] | 
         print(usage(job, module.__doc__ or ""))
         sys.exit(0)
     quiet_libraries()
-    quiet_libraries()
+    try:
         run(from_arguments(job, given))
     except KosmosGError as error:
         print(f"kosmosg {job}: {error}", file=sys.stderr)
