@@ -25,6 +25,7 @@ from kosmosg.stages.pretrain import PretrainObjective
 from kosmosg_platform.annotation import BuildConfig
 from kosmosg_platform.config import Section, describe, resolve
 from kosmosg_platform.log import quiet_libraries
+from kosmosg_platform.sources import DataConfig, ModelConfig
 from kosmosg_platform.training import TrainingExperiment
 
 PRESETS = Path(__file__).parent / "presets"
