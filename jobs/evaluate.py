@@ -139,13 +139,13 @@ def draw(variant: str, export: Path, cases: Sequence[Case], experiment: Experime
     began = time.perf_counter()
     rows = [{"case": number, "prompt": encode_prompt(prompt)} for number, prompt in enumerate(prompts)]
     painted = (
-        ray.data.from_items(rows)
-        .repartition(max(experiment.scale.workers, len(rows) // settings.batch))
+        ray.data.from_items(rows, override_num_blocks=max(experiment.scale.workers, len(rows) // settings.batch))
         .map_batches(
             painter(str(export), experiment.decoder, settings),
             batch_size=settings.batch,
             compute=ray.data.ActorPoolStrategy(size=experiment.scale.workers),
-            num_cpus=1,
+            # Not a whole core each: with as many actors as cores nothing would be left to hand them their rows.
+            num_cpus=0.5,
             num_gpus=1 if experiment.scale.use_gpu else 0,
         )
         .take_all()
