@@ -25,7 +25,7 @@ from kosmosg.prompt import Prompt
 from kosmosg_platform.cluster import connect
 from kosmosg_platform.config import digest, plain, to_yaml
 from kosmosg_platform.journey import score_table
-from kosmosg_platform.log import say
+from kosmosg_platform.log import quiet_ray_data, say
 from kosmosg_platform.report import Figure, Report, Section
 from kosmosg_platform.storage import Layout, write_json, write_text
 from kosmosg_platform.tracking import Run
@@ -67,16 +67,6 @@ class Painter:
         )
         encoded = [encode_image(picture) for picture in drawn.images]
         return {"case": batch["case"], "picture": np.array(encoded, dtype=object)}
-
-
-def painter(export: str, decoder: str, settings: EvaluateConfig) -> type[Painter]:
-    """`Painter` with its arguments inside: given to the actor apart, Ray warns that it might lose them."""
-
-    class ReadyPainter(Painter):
-        def __init__(self) -> None:
-            super().__init__(export, decoder, settings)
-
-    return ReadyPainter
 
 
 def run(experiment: Experiment) -> Path:
@@ -138,18 +128,22 @@ def draw(variant: str, export: Path, cases: Sequence[Case], experiment: Experime
             return [Image.fromarray(picture) for picture in kept["pictures"]]
     began = time.perf_counter()
     rows = [{"case": number, "prompt": encode_prompt(prompt)} for number, prompt in enumerate(prompts)]
-    painted = (
-        ray.data.from_items(rows, override_num_blocks=max(experiment.scale.workers, len(rows) // settings.batch))
-        .map_batches(
-            painter(str(export), experiment.decoder, settings),
-            batch_size=settings.batch,
-            compute=ray.data.ActorPoolStrategy(size=experiment.scale.workers),
-            # Not a whole core each: with as many actors as cores nothing would be left to hand them their rows.
-            num_cpus=0.5,
-            num_gpus=1 if experiment.scale.use_gpu else 0,
+    with quiet_ray_data():
+        painted = (
+            ray.data.from_items(rows, override_num_blocks=max(experiment.scale.workers, len(rows) // settings.batch))
+            .map_batches(
+                Painter,
+                fn_constructor_args=(str(export), experiment.decoder, settings),
+                batch_size=settings.batch,
+                compute=ray.data.ActorPoolStrategy(size=experiment.scale.workers),
+                # Not a whole core each: with as many actors as cores nothing would be left to hand them their rows.
+                num_cpus=0.5,
+                num_gpus=1 if experiment.scale.use_gpu else 0,
+                # Without restarts Ray need not warn that a restarted actor might not find its arguments.
+                max_restarts=0,
+            )
+            .take_all()
         )
-        .take_all()
-    )
     by_case = {row["case"]: decode_image(row["picture"]) for row in painted}
     pictures = [by_case[number] for number in range(len(prompts))]
     seconds = time.perf_counter() - began

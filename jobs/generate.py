@@ -23,7 +23,7 @@ from kosmosg.errors import ConfigError, DataError, KosmosGError
 from kosmosg.prompt import Prompt
 from kosmosg_platform.cluster import connect
 from kosmosg_platform.config import digest
-from kosmosg_platform.log import say
+from kosmosg_platform.log import quiet_ray_data, say
 from kosmosg_platform.storage import Layout, write_text
 
 SHEET_ROWS = 24
@@ -207,8 +207,9 @@ def draw(tasks: Sequence[Task], model: Path, experiment: Experiment, dest: Path)
         num_cpus=scale.cpus_per_worker,
         num_gpus=1 if scale.use_gpu else 0,
     )
-    for row in drawn.iter_rows():
-        yield json.loads(row["result"])
+    with quiet_ray_data():
+        for row in drawn.iter_rows():
+            yield json.loads(row["result"])
 
 
 def finish(dest: Path, tasks: Sequence[Task], rows: Mapping[str, dict[str, Any]], seconds: float, fresh: int) -> None:

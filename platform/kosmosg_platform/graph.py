@@ -8,7 +8,6 @@ Every row that is read is written: as a record, or as a refusal with stage, reas
 """
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from kosmosg.data.compose import ComposeOptions, compose
 from kosmosg.data.readers import Reader, Row, Work
 from kosmosg.data.schema import QUARANTINE, schema
 from kosmosg_platform.dataset import write_records, write_refusals
+from kosmosg_platform.log import quiet_ray_data
 from kosmosg_platform.storage import write_json
 
 RECEIPTS = ".receipts"  # DEST/.receipts/part-00000.json: what is known of a finished shard
@@ -56,15 +56,11 @@ class Plan:
 def run_graph(plan: Plan, works: Sequence[Work]) -> Iterator[dict[str, Any]]:
     """Build the shards of `works`; yields the receipt of each as soon as it is written. Needs a running Ray."""
     import ray
-    from ray.data import ActorPoolStrategy, DataContext
+    from ray.data import ActorPoolStrategy
 
-    # Ray Data tells every plan and every finished execution; our caller tells progress.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = DataContext.get_current().copy()
-    # A block must stay whole (and so a shard): never split by size, never merged with its neighbour.
-    context.target_max_block_size = None
-    context.enable_progress_bars = False
-    with DataContext.current(context):
+    with quiet_ray_data() as context:
+        # A block must stay whole (and so a shard): never split by size, never merged with its neighbour.
+        context.target_max_block_size = None
         pieces = [pa.table({"work": [json.dumps(asdict(work))]}) for work in works]
         data = ray.data.from_arrow(pieces)
         whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}

@@ -35,6 +35,18 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
+@contextmanager
+def quiet_ray_data() -> Iterator[Any]:
+    """Ray Data without its own account of every plan and execution: the caller tells progress. Gives its context."""
+    from ray.data import DataContext
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    with DataContext.current(context):
+        yield context
+
+
 def say(text: str) -> None:
     """One line to the person at the terminal; results that programs read go to standard output instead."""
     print(text, file=sys.stderr, flush=True)
