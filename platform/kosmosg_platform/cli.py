@@ -235,6 +235,9 @@ def import_(
 
     Example: kosmosg import reference checkpoint_final.pt kosmosg-released --tokenizer sentencepiece.bpe.model
     """
+    from kosmosg_platform.log import quiet_libraries
+
+    quiet_libraries()
     from kosmosg.convert import import_weights, plan_kosmos2, plan_reference
     from kosmosg.processor import SENTENCEPIECE_FILE, KosmosGProcessor
 

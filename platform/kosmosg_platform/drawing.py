@@ -2,6 +2,7 @@
 
 import re
 import secrets
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,14 +69,20 @@ def draw_here(wish: Wish, model: Path | None, decoder: str) -> Drawn:
     width, height = _size(wish.size)
     folder = model or newest_export()
 
+    from kosmosg_platform.log import quiet_libraries
+
+    quiet_libraries()
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from kosmosg.pipeline import KosmosGPipeline
 
+    disable_progress_bar()  # of reading the weights; the denoising keeps its own, on a terminal
     # A pipeline folder has a decoder of its own.
     own = (folder / "model_index.json").is_file()
     pipeline = KosmosGPipeline.from_pretrained(folder, decoder=None if own else decoder)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
     seed = secrets.randbelow(2**31) if wish.seed is None else wish.seed
     began = time.perf_counter()
     output = pipeline(
