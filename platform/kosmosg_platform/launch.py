@@ -8,7 +8,9 @@ stage, micro-batches) and how often it saves is not part of the key, so a run ma
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -124,7 +126,7 @@ def _train(job: Job) -> float:
         )
         with progress(stage, experiment.train.steps, job.metrics):
             try:
-                trainer.fit()
+                _interruptible(trainer.fit)
             except Exception as error:
                 mistake = _users_mistake(error)
                 if mistake is None:
@@ -135,6 +137,34 @@ def _train(job: Job) -> float:
         raise RuntimeError(f"training ended without a checkpoint in {job.checkpoints}")
     checkpoints.clean(job.checkpoints, keep=final)
     return checkpoints.read_progress(final).seconds
+
+
+def _interruptible(call: Callable[[], object]) -> None:
+    """Run a blocking call of Ray so that Ctrl-C and SIGTERM end the program as they should.
+
+    On the main thread Ray Train would take over Ctrl-C for good, and end the process with code 0. On another thread it
+    leaves signals alone; the workers end with the driver, and the next start goes on from their last checkpoint.
+    """
+    failures: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            call()
+        except BaseException as error:  # noqa: BLE001 - handed to the caller below
+            failures.append(error)
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    on_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if on_main else None
+    try:
+        while thread.is_alive():
+            thread.join(0.2)
+    finally:
+        if on_main:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    if failures:
+        raise failures[0]
 
 
 def _open_run(recipe: Recipe, experiment: TrainingExperiment, facts: Mapping[str, Any], key: str, fresh: bool) -> Run:
