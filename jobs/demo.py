@@ -8,7 +8,6 @@ sheet.png in <output>/demo.
 Stop it whenever you like: started again, it goes on where it was.
 """
 
-import base64
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -17,25 +16,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import httpx
 import yaml
 
 from jobs import align, build_dataset, evaluate, instruct, pretrain
 from jobs.config import Experiment, load, main
-from kosmosg.data.encoding import decode_image, encode_image
 from kosmosg.eval.sheet import SheetRow, result_sheet
 from kosmosg.eval.world import world_prompts
-from kosmosg.prompt import Prompt
 from kosmosg_platform.cluster import connect
 from kosmosg_platform.config import digest, to_yaml
-from kosmosg_platform.endpoint import served
+from kosmosg_platform.endpoint import serving
 from kosmosg_platform.journey import journey_report
 from kosmosg_platform.log import say
 from kosmosg_platform.storage import STAGES, Layout, read_json, write_json, write_text
 from kosmosg_platform.tracking import Run
-
-ROUTE = "/v1/generate"
-REQUEST_SECONDS = 120.0
 
 
 @dataclass
@@ -138,34 +131,19 @@ def ask_endpoint(road: Road) -> dict[str, Any]:
     folder = road.folder / "endpoint"
     prompt = world_prompts(1, entities=2, seed=1, style="image", layout="beside")[0].prompt
     settings = (f"model={road.found['instruct']['export']}", f"decoder={road.experiment.decoder}")
-    with served([road.experiment.demo.preset, *settings], folder / "server.log") as url:
+    with serving([road.experiment.demo.preset, *settings], folder / "server.log") as client:
         began = time.perf_counter()
-        answer = httpx.post(f"{url}{ROUTE}", json=request_of(prompt), timeout=REQUEST_SECONDS)
+        answer = client.generate(prompt, seed=7)
         seconds = time.perf_counter() - began
-    answer.raise_for_status()
-    picture = answer.json()["data"][0]
-    sheet = result_sheet([SheetRow(prompt, [decode_image(base64.b64decode(picture["b64_json"]))])], ["answer"])
-    sheet.save(folder / "sheet.png")
+    result_sheet([SheetRow(prompt, answer.pictures)], ["answer"]).save(folder / "sheet.png")
     return {
-        "route": ROUTE,
+        "route": "/v1/generate",
         "prompt": prompt.text,
         "images": len(prompt.images),
         "request_seconds": round(seconds, 2),
-        "seed": picture["seed"],
+        "seed": answer.seeds[0],
         "sheet": "endpoint/sheet.png",
     }
-
-
-def request_of(prompt: Prompt) -> Mapping[str, Any]:
-    """The body of a request: text and images in order."""
-    parts: list[dict[str, Any]] = []
-    for part in prompt.parts:
-        if isinstance(part, str):
-            parts.append({"type": "text", "text": part})
-        else:
-            data = base64.b64encode(encode_image(part)).decode()
-            parts.append({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}})
-    return {"parts": parts, "seed": 7}
 
 
 STEPS: Mapping[str, Step] = {

@@ -167,13 +167,6 @@ def serving(words: Sequence[str], log: Path, port: int | None = None, address: s
         _end(server)
 
 
-@contextmanager
-def served(words: Sequence[str], log: Path) -> Iterator[str]:
-    """`serving` for callers that speak HTTP themselves: gives the URL."""
-    with serving(words, log) as client:
-        yield client.url
-
-
 def _end(server: subprocess.Popen[bytes]) -> None:
     """In order if it can be, so that Ray takes its processes down; by force, with the whole group, if it cannot."""
     server.send_signal(signal.SIGTERM)
