@@ -3,7 +3,7 @@
 GrabCut (Rother et al. 2004) separates two colour mixtures along edges, and is as good as its first guess. Ours is an
 ellipse: half the photographer's habit (the subject stands in the middle, a little low) and half where the picture
 differs from its own border (minimum barrier distance, Zhang et al. 2015). The border itself is background, except at
-the bottom, where animals and people are cut off. On the 30 photos of DreamBench about 26 masks are good; it fails
+the bottom, where animals and people are cut off. On the 30 photos of DreamBench about 25 masks are good; it fails
 where subject and background share their colours (a white dog on a white wall).
 """
 
