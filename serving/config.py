@@ -27,8 +27,8 @@ class Defaults(Section):
     """Denoising steps (the original app's)."""
     guidance: float = Field(default=6.0, ge=0)
     """Classifier-free guidance (the original app's)."""
-    scheduler: str = "dpms"
-    """Sampler, a name of `kosmosg.schedulers`."""
+    scheduler: str | None = None
+    """Sampler, a name of `kosmosg.schedulers`; null is the decoder's own, as in the pipeline."""
 
 
 class Limits(Section):
@@ -122,7 +122,7 @@ class ServingConfig(Section):
 def load(preset: str = DEFAULT_PRESET, overrides: Sequence[str] = ()) -> ServingConfig:
     """The resolved and checked configuration. Raises ConfigError."""
     config = resolve(ServingConfig, preset, "serve", overrides, PRESETS)
-    if config.defaults.scheduler != Defaults().scheduler:
+    if config.defaults.scheduler is not None:
         from kosmosg.schedulers import SCHEDULERS  # brings diffusers: seconds that nobody else should pay
 
         if config.defaults.scheduler not in SCHEDULERS:

@@ -28,7 +28,7 @@ class Decoder:
         torch.set_num_threads(threads)
         parts = decoder_parts(source)
         unet, vae = (parts[name].to(device(), DTYPES[precision]).requires_grad_(False) for name in ("unet", "vae"))
-        self._engine = StepEngine(unet, vae, parts["scheduler"].config, rows)
+        self._engine = StepEngine(unet, vae, parts["scheduler"], rows)
         self._inboxes: dict[Sampling, asyncio.Queue[Event | Exception]] = {}
         self._running: asyncio.Task[None] | None = None
 

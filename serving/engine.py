@@ -8,7 +8,6 @@ Letters: R rows of one U-Net call, n pictures of one order, Q D of the condition
 """
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -95,15 +94,15 @@ class StepEngine:
     Args:
         unet: `UNet2DConditionModel`; it fixes device and precision of the denoising.
         vae: `AutoencoderKL`.
-        noise_schedule: scheduler configuration (betas, prediction type), from which each order's scheduler is made.
+        scheduler: the decoder's own, and with its betas and prediction type the pattern of all others; never stepped.
         max_rows: rows of one U-Net call, at the U-Net's native size; larger pictures count by their area. A guided
             picture takes two.
     """
 
-    def __init__(self, unet: Any, vae: Any, noise_schedule: Mapping[str, Any], max_rows: int) -> None:
+    def __init__(self, unet: Any, vae: Any, scheduler: Any, max_rows: int) -> None:
         self.unet = unet
         self.vae = vae
-        self.noise_schedule = dict(noise_schedule)
+        self.scheduler = scheduler
         self.max_rows = max_rows
         self.factor = int(2 ** (len(self.vae.config.block_out_channels) - 1))  # pixels per latent, each way
         self._active: list[Sampling] = []  # in order of admission
@@ -125,7 +124,9 @@ class StepEngine:
 
     def admit(self, order: Order) -> Sampling:
         """Take an order in; it takes part from the next tick on. Raises ConfigError for an unknown scheduler."""
-        scheduler = make_scheduler(order.scheduler, self.noise_schedule)
+        own = self.scheduler
+        config = own.config
+        scheduler = make_scheduler(order.scheduler, config) if order.scheduler else type(own).from_config(config)
         shape = (int(self.unet.config.in_channels), order.height // self.factor, order.width // self.factor)
         sampling = Sampling(order, scheduler, shape, self.unet.device)
         self._active.append(sampling)

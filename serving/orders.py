@@ -36,7 +36,7 @@ class Order:
     width: int  # pixels
     steps: int = 20
     guidance: float = 3.0  # classifier-free guidance scale; at 1 or below the negative is not computed at all
-    scheduler: str = "dpms"  # a name of kosmosg.schedulers.SCHEDULERS
+    scheduler: str | None = None  # a name of kosmosg.schedulers.SCHEDULERS; None is the decoder's own
     previews: int = 0  # unfinished pictures told on the way, evenly spread
 
 

@@ -91,7 +91,7 @@ class GenerateRequest(PromptRequest):
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED - 1024)
     """The same seed draws the same picture, whatever else the server does; null draws one and tells it."""
     scheduler: str | None = Field(default=None, examples=["dpms"])
-    """Sampler, by the names in /v1/models."""
+    """Sampler, by the names in /v1/models; null is the decoder's own."""
     lora: list[Lora] = Field(default_factory=list)
     """Adapters, by the names in /v1/models."""
     control: Control | None = None
@@ -204,7 +204,7 @@ class Wish(BaseModel):
     width: int
     steps: int
     guidance: float
-    scheduler: str
+    scheduler: str | None
     seeds: tuple[int, ...]
     previews: int
 
@@ -235,7 +235,7 @@ def settle(request: GenerateRequest, config: ServingConfig, about: About) -> Wis
         if given:
             raise ApiError(404, f"{name}_not_found", f"{name}: {given[0]!r} is not loaded; this server has none", name)
     scheduler = request.scheduler or defaults.scheduler
-    if scheduler not in about.schedulers:
+    if scheduler is not None and scheduler not in about.schedulers:
         known = ", ".join(about.schedulers)
         raise ApiError(422, "unknown_scheduler", f"scheduler: {scheduler!r} is not one of {known}", "scheduler")
     steps = request.steps or defaults.steps

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 
 from kosmosg.schedulers import SCHEDULERS, make_scheduler
 from serving.engine import Sampling, StepEngine
@@ -50,7 +56,7 @@ def schedule(prediction_type: str = "epsilon") -> DDIMScheduler:
 
 
 def engine(parts: tuple[UNet2DConditionModel, AutoencoderKL], max_rows: int = 8) -> StepEngine:
-    return StepEngine(*parts, noise_schedule=schedule().config, max_rows=max_rows)
+    return StepEngine(*parts, scheduler=schedule(), max_rows=max_rows)
 
 
 def order(seeds: tuple[int, ...] = (5,), **changes: object) -> Order:
@@ -72,47 +78,63 @@ def pictures_of(told: list[tuple[Sampling, Event]], sampling: Sampling) -> np.nd
     return finished.pictures.astype(int)
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("guidance", [3.0, 1.0])
-def test_pictures_are_those_of_stock_diffusers(parts, scheduler: str, guidance: float) -> None:
-    asked = order((5, 6), guidance=guidance, scheduler=scheduler)
-    mine = engine(parts)
-    sampling = mine.admit(asked)
-    drawn = pictures_of(run(mine), sampling)
-    assert drawn.shape == (2, 32, 32, 3)
-    assert drawn.std() > 5, "a flat picture would equal any other"
+def drawn_alone(engine: StepEngine, asked: Order) -> np.ndarray:
+    sampling = engine.admit(asked)
+    return pictures_of(run(engine), sampling)
 
+
+def drawn_by_diffusers(parts, asked: Order, scheduler: object) -> np.ndarray:
     stock = StableDiffusionPipeline(
         vae=parts[1],
         unet=parts[0],
         text_encoder=None,
         tokenizer=None,
-        scheduler=make_scheduler(scheduler, schedule().config),
+        scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     stock.set_progress_bar_config(disable=True)
-    expected = stock(
+    pictures = stock(
         prompt_embeds=torch.tensor(asked.positive)[None],
         negative_prompt_embeds=torch.tensor(asked.negative)[None],
-        num_images_per_prompt=2,
+        num_images_per_prompt=len(asked.seeds),
         num_inference_steps=asked.steps,
-        guidance_scale=guidance,
+        guidance_scale=asked.guidance,
         generator=[torch.Generator().manual_seed(seed) for seed in asked.seeds],
-        height=32,
-        width=32,
+        height=asked.height,
+        width=asked.width,
         output_type="np",
     ).images
-    assert np.abs(drawn - np.round(expected * 255)).max() <= 1
+    return np.round(pictures * 255)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+def test_pictures_are_those_of_stock_diffusers(parts, scheduler: str, guidance: float) -> None:
+    asked = order((5, 6), guidance=guidance, scheduler=scheduler)
+    mine = engine(parts)
+    drawn = drawn_alone(mine, asked)
+    assert drawn.shape == (2, 32, 32, 3)
+    assert drawn.std() > 5, "a flat picture would equal any other"
+    expected = drawn_by_diffusers(parts, asked, make_scheduler(scheduler, schedule().config))
+    assert np.abs(drawn - expected).max() <= 1
+
+
+def test_without_a_name_the_decoders_own_sampler_draws(parts) -> None:
+    own = DPMSolverMultistepScheduler.from_config(schedule("v_prediction").config, final_sigmas_type="zero")
+    mine = StepEngine(*parts, scheduler=own, max_rows=8)
+    asked = order((5,))
+    drawn = drawn_alone(mine, asked)
+    assert np.abs(drawn - drawn_by_diffusers(parts, asked, own)).max() <= 1
+    published = drawn_alone(mine, order((5,), scheduler="dpms"))
+    assert np.abs(drawn - published).max() > 1, "the published solver ends elsewhere, so the two must be told apart"
 
 
 def test_company_does_not_change_a_picture(parts) -> None:
     """Others join at other steps, with other schedulers, guidance and sizes, and leave half-way."""
     asked = order((11,))
-    quiet = engine(parts)
-    alone = quiet.admit(asked)
-    expected = pictures_of(run(quiet), alone)
+    expected = drawn_alone(engine(parts), asked)
 
     busy = engine(parts)
     first = busy.admit(order((1, 2), scheduler="ddim", steps=7))
@@ -171,7 +193,7 @@ def test_leaving_frees_the_place_at_the_next_tick(parts) -> None:
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("scheduler", ["dpms", "ddim", "euler"])
 def test_previews_come_evenly_and_approach_the_picture(parts, kind: str, scheduler: str) -> None:
-    told_engine = StepEngine(*parts, noise_schedule=schedule(kind).config, max_rows=8)
+    told_engine = StepEngine(*parts, scheduler=schedule(kind), max_rows=8)
     sampling = told_engine.admit(order((7,), steps=10, previews=4, scheduler=scheduler, guidance=1.0))
     told = [event for _, event in run(told_engine)]
     previews = [event for event in told if isinstance(event, Preview)]
