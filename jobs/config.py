@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from kosmosg.data.interleave import PretrainTemplates
 from kosmosg.data.templates import InstructTemplates
@@ -25,7 +25,7 @@ from kosmosg.stages.pretrain import PretrainObjective
 from kosmosg_platform.annotation import BuildConfig
 from kosmosg_platform.config import Section, describe, resolve
 from kosmosg_platform.log import quiet_libraries
-from kosmosg_platform.sources import DataConfig, ModelConfig
+from kosmosg_platform.sources import DataConfig, ModelConfig, absolute
 from kosmosg_platform.training import TrainingExperiment
 
 PRESETS = Path(__file__).parent / "presets"
@@ -120,6 +120,11 @@ class Experiment(TrainingExperiment):
     a new model as `pretrain` does."""
     decoder: str = "world"
     """The frozen decoder: `world`, or a folder or hub id of a Stable Diffusion pipeline."""
+
+    @field_validator("decoder")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        return absolute(value)
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

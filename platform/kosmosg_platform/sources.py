@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from kosmosg import KosmosG, KosmosGConfig, KosmosGProcessor
 from kosmosg.checkpoint import load_export
@@ -45,9 +45,14 @@ class ModelConfig(Section):
     init: str = "tiny"
     """A new model of a known shape (`tiny`, `world`, `paper`), or the folder of an export to go on from."""
     tokenizer: str = WORLD
-    """`world` (shipped with the package) or the path of a sentencepiece model such as `sentencepiece.bpe.model`."""
+    """`world` (shipped with the package), a sentencepiece model, or the folder that holds `sentencepiece.bpe.model`."""
     vision: str | None = None
     """Weights for the vision tower: `world`, or the folder or file of a CLIP vision model; null starts from random."""
+
+    @field_validator("init", "tokenizer", "vision")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return value if value is None else absolute(value)
 
 
 class DataConfig(Section):
@@ -153,21 +158,20 @@ class Origin:
     @classmethod
     def of(cls, stage: str, model: ModelConfig, decoder: str, parent: str | None, layout: Layout) -> "Origin":
         """The origin that the settings mean. Raises ConfigError when the previous stage has left nothing."""
-        if parent == NEW:
+        if parent not in (None, NEW):
+            return cls(model, decoder, Path(str(parent)).absolute())
+        if parent is None and stage != STAGES[0]:
+            return cls(model, decoder, layout.export(STAGES[STAGES.index(stage) - 1]))
+        if model.init in IMAGE_SIZES:
             return cls(model, decoder, None)
-        if parent is not None:
-            return cls(model, decoder, Path(parent).absolute())
-        if stage == STAGES[0]:
-            folder = Path(model.init)
-            return cls(model, decoder, None if model.init in IMAGE_SIZES else folder.absolute())
-        return cls(model, decoder, layout.export(STAGES[STAGES.index(stage) - 1]))
+        if not Path(model.init).is_dir():
+            raise ConfigError(f"model.init: {model.init!r} is none of {', '.join(IMAGE_SIZES)}, and no export folder")
+        return cls(model, decoder, Path(model.init).absolute())
 
     def facts(self) -> dict[str, Any]:
         """What identifies the origin: a digest of the parent's weights, or the settings of the new model."""
         if self.parent is None:
-            known = self.model.init in IMAGE_SIZES
-            if not known:
-                raise ConfigError(f"model.init: {self.model.init!r} is none of {', '.join(IMAGE_SIZES)}")
+            tokenizer_path(self.model.tokenizer)
             return {"parent": NEW, "model": plain(self.model), "decoder": decoder_facts(self.decoder)}
         files = [*self.parent.glob("*.safetensors"), *self.parent.glob("config.json")]
         if not files:
@@ -217,11 +221,20 @@ class Origin:
         return model, processor
 
 
+def absolute(name: str) -> str:
+    """A path that exists here, in full, because workers run in other folders; any other name (an id) as it is."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
+
+
 def tokenizer_path(tokenizer: str) -> Path:
-    """The sentencepiece file that a setting names."""
+    """The sentencepiece file that a setting names. Raises ConfigError when there is none."""
     from kosmosg.foundation import world_folder
 
-    return world_folder() / "sentencepiece.bpe.model" if tokenizer == WORLD else Path(tokenizer)
+    named = world_folder() if tokenizer == WORLD else Path(tokenizer)
+    path = named / "sentencepiece.bpe.model" if named.is_dir() else named
+    if not path.is_file():
+        raise ConfigError(f"model.tokenizer: there is no {path}; give `world` or the path of sentencepiece.bpe.model")
+    return path
 
 
 def decoder_facts(decoder: str) -> str:
