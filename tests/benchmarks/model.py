@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def text_stack(ours: KosmosGForConditionalGeneration, theirs: Any, rounds: int) -> None:
-    """States of B prompts of T tokens: ours, the bare stack and the public forward of the peer, matrix products alone."""
+    """States of B prompts of T tokens: ours, the peer (bare stack, public forward), matrix products alone."""
     print("\n| B | T | matrix products | ours | peer's bare stack | peer's forward | ours / products | ours / peer |")
     print("|---|---|---|---|---|---|---|---|")
     for batch in BATCHES:
