@@ -209,3 +209,18 @@ def test_what_does_not_divide_is_refused_before_anything_starts(tmp_path: Path) 
     with pytest.raises(ConfigError, match="fp16 needs a GPU"):
         launch.fit(ToyRecipe(tmp_path / "m"), experiment(tmp_path, engine={"precision": "fp16"}))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_a_gpu_learns_what_cpus_learn(precision: str, zero: int, plain_run: launch.FitResult, tmp_path: Path) -> None:
+    settings = experiment(
+        tmp_path,
+        scale={"workers": 1, "use_gpu": True},
+        engine={"zero_stage": zero, "precision": precision, "loss_scale": 8},
+    )
+    result = launch.fit(ToyRecipe(tmp_path / "mark"), settings)
+    tolerance = {"fp32": 1e-4, "bf16": 0.05, "fp16": 0.02}[precision]
+    assert losses(result) == pytest.approx(losses(plain_run), abs=tolerance)
