@@ -23,6 +23,8 @@ from serving.config import ServingConfig
 from serving.errors import ApiError, BodyLimit, install
 from serving.orders import About, Embeddings, Encoded, Event, Finished, Order, Pictures, Preview, Progress
 from serving.schema import (
+    REFUSALS,
+    STREAM,
     ConditionRequest,
     ConditionResponse,
     Embedding,
@@ -66,7 +68,7 @@ def http_app(backend: Backend, config: ServingConfig) -> FastAPI:
     install(app)
     started = int(time.time())
 
-    @app.post("/v1/generate", response_model=GenerateResponse, tags=["pictures"])
+    @app.post("/v1/generate", response_model=GenerateResponse, tags=["pictures"], responses=STREAM | REFUSALS)
     async def generate(request: GenerateRequest) -> Response:
         """Draw pictures from ordered text and images; with `stream` as server-sent events."""
         begun = time.perf_counter()
@@ -89,7 +91,7 @@ def http_app(backend: Backend, config: ServingConfig) -> FastAPI:
             raise ApiError(500, "internal_error", "the decoder ended without a picture")
         return JSONResponse((await answer.completed(last)).model_dump())
 
-    @app.post("/v1/condition", tags=["pictures"])
+    @app.post("/v1/condition", tags=["pictures"], responses=REFUSALS)
     async def condition(request: ConditionRequest) -> ConditionResponse:
         """The embeddings that Stable Diffusion 1.5 takes as `prompt_embeds`, for users with a U-Net of their own."""
         await backend.about()

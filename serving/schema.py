@@ -197,6 +197,34 @@ class ModelList(BaseModel):
     data: list[ModelCard]
 
 
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    type: str
+    code: str
+    message: str
+    param: str | None
+    """The field that is meant, as a dotted path."""
+
+
+class ErrorResponse(BaseModel):
+    """Every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorResponse, "description": "The body is not JSON."},
+    404: {"model": ErrorResponse, "description": "No such model, LoRA or ControlNet."},
+    413: {"model": ErrorResponse, "description": "The request is larger than `limits.body_bytes`."},
+    422: {"model": ErrorResponse, "description": "A field or an image that cannot be, or is beyond a limit."},
+    429: {"model": ErrorResponse, "description": "Too many requests wait; see Retry-After."},
+    503: {"model": ErrorResponse, "description": "Starting, or a replica was lost; see Retry-After."},
+}
+
+
 class Wish(BaseModel):
     """A generate request with everything settled and within the limits."""
 

@@ -189,6 +189,10 @@ def test_models_tell_what_may_be_asked(client: Client) -> None:
     assert card["limits"]["n"] == 4
     paths = httpx.get(f"{client.url}/openapi.json").json()["paths"]
     assert {"/v1/generate", "/v1/condition", "/v1/models", "/healthz", "/readyz"} <= set(paths)
+    answers = paths["/v1/generate"]["post"]["responses"]
+    assert set(answers) == {"200", "400", "404", "413", "422", "429", "503"}
+    assert set(answers["200"]["content"]) == {"application/json", "text/event-stream"}
+    assert answers["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorResponse")
 
 
 @pytest.mark.parametrize(
