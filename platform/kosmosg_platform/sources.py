@@ -110,7 +110,7 @@ def mixture(stage: str, data: DataConfig, layout: Layout) -> Mixture:
     if data.weights:
         weights = {kind: weight for kind, weight in data.weights.items() if weight > 0}
     else:
-        weights = {kind: share for kind, (share, _) in kinds.items() if folders[kind] is not None}
+        weights = {kind: float(share) for kind, (share, _) in kinds.items() if folders[kind] is not None}
     chosen: dict[str, Path] = {}
     for kind in weights or kinds:
         folder = folders[kind]
