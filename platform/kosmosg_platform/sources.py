@@ -95,7 +95,7 @@ class Mixture:
     def facts(self) -> dict[str, Any]:
         """Digest and share of each source, for the run's identity."""
         return {
-            kind: {"sha256": RecordDataset(folder).manifest["sha256"], "weight": self.weights[kind]}
+            kind: {"sha256": RecordDataset(folder).manifest["sha256"], "weight": float(self.weights[kind])}
             for kind, folder in sorted(self.folders.items())
         }
 
