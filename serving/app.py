@@ -7,6 +7,7 @@ that `kosmosg serve` makes.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI
@@ -31,14 +32,10 @@ logger = logging.getLogger("ray.serve")
 
 def build(args: Mapping[str, Any] | ServingConfig) -> serve.Application:
     """The application of a configuration; as plain data it is that of a preset file. Raises ConfigError."""
-    # Here, because the ingress lives in this module and is up before these have even been imported.
-    from serving.decoder import Decoder
-    from serving.encoder import Encoder
-
     config = args if isinstance(args, ServingConfig) else validate(ServingConfig, args)
     encoding, decoding = config.encoding, config.decoding
     encoder = serve.deployment(
-        Encoder,
+        EncoderReplica,
         name="Encoder",
         num_replicas=encoding.replicas,
         # Two batches: one that is computed, one that gathers.
@@ -55,7 +52,7 @@ def build(args: Mapping[str, Any] | ServingConfig) -> serve.Application:
         threads=max(1, int(encoding.cpus)),
     )
     decoder = serve.deployment(
-        Decoder,
+        DecoderReplica,
         name="Decoder",
         num_replicas=decoding.replicas,
         max_ongoing_requests=decoding.orders,
@@ -71,6 +68,50 @@ def build(args: Mapping[str, Any] | ServingConfig) -> serve.Application:
         ray_actor_options={"num_cpus": 0},
     ).bind(config, encoder, decoder)
     return ingress
+
+
+class EncoderReplica:
+    """`serving.encoder.Encoder` in a process of its own.
+
+    The libraries of the model are imported there and only there, so that whoever deploys, and the ingress, stay small
+    and are up within a second or two.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        from serving.encoder import Encoder
+
+        self._encoder = Encoder(*args, **settings)
+
+    def about(self) -> tuple[int, int]:
+        """See `Encoder.about`."""
+        return self._encoder.about()
+
+    async def encode(self, prompt: Prompt, negative: str | None) -> Encoded:
+        """See `Encoder.encode`."""
+        return await self._encoder.encode(prompt, negative)
+
+
+class DecoderReplica:
+    """`serving.decoder.Decoder` in a process of its own; see `EncoderReplica`."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        from serving.decoder import Decoder
+
+        self._decoder = Decoder(*args, **settings)
+
+    def about(self) -> tuple[int, int, tuple[str, ...]]:
+        """See `Decoder.about`."""
+        return self._decoder.about()
+
+    def active(self) -> int:
+        """See `Decoder.active`."""
+        return self._decoder.active()
+
+    async def draw(self, order: Order) -> AsyncGenerator[Event]:
+        """See `Decoder.draw`."""
+        async with aclosing(self._decoder.draw(order)) as events:
+            async for event in events:
+                yield event
 
 
 class Ingress:
