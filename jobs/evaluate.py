@@ -6,8 +6,6 @@ report.html in <output>/evaluate, and the same in MLflow. A model that was judge
 drawn again.
 """
 
-import hashlib
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,16 +14,14 @@ import numpy as np
 from PIL import Image
 
 from jobs.config import EvaluateConfig, Experiment, main
-from kosmosg.checkpoint import load_export
-from kosmosg.data.encoding import decode_image, encode_image
 from kosmosg.eval.sheet import SheetRow, result_sheet
 from kosmosg.eval.world import Style, WorldPrompt, world_prompts
 from kosmosg.eval.world import score as world_score
-from kosmosg.prompt import Prompt
 from kosmosg_platform.cluster import connect
 from kosmosg_platform.config import digest, plain, to_yaml
 from kosmosg_platform.journey import score_table
-from kosmosg_platform.log import quiet_ray_data, say
+from kosmosg_platform.log import say
+from kosmosg_platform.painting import Sampling, open_picture, paint
 from kosmosg_platform.report import Figure, Report, Section
 from kosmosg_platform.storage import Layout, write_json, write_text
 from kosmosg_platform.tracking import Run
@@ -37,36 +33,6 @@ TEXT_ONLY = "text only"
 
 Case = tuple[str, WorldPrompt]
 """Name of the set, prompt and the scene it asks for."""
-
-
-class Painter:
-    """A Ray Data actor: holds one model and draws batches of prompts."""
-
-    def __init__(self, export: str, decoder: str, settings: EvaluateConfig) -> None:
-        import torch
-
-        from kosmosg import KosmosGPipeline
-
-        torch.set_num_threads(1)
-        model, processor = load_export(export)
-        self.settings = settings
-        self.torch = torch
-        self.pipe = KosmosGPipeline(model=model.eval(), processor=processor, decoder=decoder)
-        self.pipe.set_progress_bar_config(disable=True)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Rows of `case` (number) and `prompt` (encoded) to rows of `case` and `picture` (PNG)."""
-        prompts = [decode_prompt(encoded) for encoded in batch["prompt"]]
-        # A picture's noise belongs to its case, so every model is judged on the same noise, in any batch.
-        noise = [self.torch.Generator().manual_seed(self.settings.seed * 100_003 + int(case)) for case in batch["case"]]
-        drawn: Any = self.pipe(
-            prompts,
-            num_inference_steps=self.settings.steps,
-            guidance_scale=self.settings.guidance,
-            generator=noise,
-        )
-        encoded = [encode_image(picture) for picture in drawn.images]
-        return {"case": batch["case"], "picture": np.array(encoded, dtype=object)}
 
 
 def run(experiment: Experiment) -> Path:
@@ -117,42 +83,11 @@ def ask(settings: EvaluateConfig, style: Style) -> list[Case]:
 
 def draw(variant: str, export: Path, cases: Sequence[Case], experiment: Experiment, folder: Path) -> list[Image.Image]:
     """One picture for each case, in their order, with as many actors as there are workers."""
-    import ray
-
     settings = experiment.evaluate
+    sampling = Sampling(settings.steps, settings.guidance, batch=settings.batch, seed=settings.seed)
     prompts = [case.prompt for _, case in cases]
-    key = picture_key(export, prompts, experiment)
-    store = folder / "pictures" / f"{key}.npz"
-    if store.is_file():
-        with np.load(store, allow_pickle=False) as kept:
-            return [Image.fromarray(picture) for picture in kept["pictures"]]
-    began = time.perf_counter()
-    rows = [{"case": number, "prompt": encode_prompt(prompt)} for number, prompt in enumerate(prompts)]
-    with quiet_ray_data():
-        painted = (
-            ray.data.from_items(rows, override_num_blocks=max(experiment.scale.workers, len(rows) // settings.batch))
-            .map_batches(
-                Painter,
-                fn_constructor_args=(str(export), experiment.decoder, settings),
-                batch_size=settings.batch,
-                compute=ray.data.ActorPoolStrategy(size=experiment.scale.workers),
-                # Not a whole core each: with as many actors as cores nothing would be left to hand them their rows.
-                num_cpus=0.5,
-                num_gpus=1 if experiment.scale.use_gpu else 0,
-                # Without restarts Ray need not warn that a restarted actor might not find its arguments.
-                max_restarts=0,
-            )
-            .take_all()
-        )
-    by_case = {row["case"]: decode_image(row["picture"]) for row in painted}
-    pictures = [by_case[number] for number in range(len(prompts))]
-    seconds = time.perf_counter() - began
-    say(f"evaluate: {variant}: {len(pictures)} pictures in {seconds:.0f} s ({len(pictures) / seconds:.1f} a second)")
-    store.parent.mkdir(parents=True, exist_ok=True)
-    partial = store.with_suffix(".partial.npz")
-    np.savez_compressed(partial, pictures=np.stack([np.asarray(picture) for picture in pictures]))
-    partial.replace(store)
-    return pictures
+    paths = paint(variant, export, experiment.decoder, prompts, sampling, experiment.scale, folder / "pictures")
+    return [open_picture(path) for path in paths]
 
 
 def score(variant: str, cases: Sequence[Case], pictures: Sequence[Image.Image]) -> list[dict[str, Any]]:
@@ -190,30 +125,6 @@ def track(experiment: Experiment, models: dict[str, Path], scores: list[dict[str
     for file in [*files, layout.job("evaluate") / "experiment.yaml"]:
         run.log_file(file)
     run.close()
-
-
-def picture_key(export: Path, prompts: Sequence[Prompt], experiment: Experiment) -> str:
-    """Names what was drawn: weights, prompts, decoder and sampling."""
-    weights = hashlib.sha256((export / "model.safetensors").read_bytes()).hexdigest()
-    settings = experiment.evaluate
-    return digest(
-        {
-            "weights": weights,
-            "prompts": [prompt.sha256() for prompt in prompts],
-            "decoder": experiment.decoder,
-            "sampling": [settings.steps, settings.guidance, settings.seed],
-        }
-    )[:16]
-
-
-def encode_prompt(prompt: Prompt) -> dict[str, Any]:
-    """A prompt as plain data that Ray Data can carry."""
-    return {"text": prompt.text, "images": [encode_image(image) for image in prompt.images]}
-
-
-def decode_prompt(encoded: dict[str, Any]) -> Prompt:
-    """The inverse of `encode_prompt`."""
-    return Prompt(encoded["text"], images=[decode_image(image) for image in encoded["images"]])
 
 
 if __name__ == "__main__":

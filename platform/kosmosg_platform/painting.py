@@ -1,0 +1,253 @@
+"""Drawing the pictures of an evaluation: many prompts, several Ray actors, nothing drawn twice.
+
+Prompts are cut into blocks that are drawn together. Every picture is a file of its own that appears whole or not at
+all, and its folder is named by everything that shapes it, so an evaluation that was stopped goes on with the first
+block that lacks a picture, and one whose settings changed begins in another folder. The folder must be one that all
+workers of the cluster see, like everything under `output`.
+
+    <folder>/<key>/prompts.jsonl        text and reference images of each prompt
+    <folder>/<key>/references/*.png     the reference images, each once
+    <folder>/<key>/000/000012.png       picture 12: with n pictures a prompt, picture 12 % n of prompt 12 // n
+"""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from kosmosg.checkpoint import read_config
+from kosmosg.errors import CheckpointError
+from kosmosg.prompt import Prompt
+from kosmosg_platform.cluster import ScaleConfig
+from kosmosg_platform.config import digest
+from kosmosg_platform.log import quiet_ray_data, say
+from kosmosg_platform.storage import sha256, write_text
+
+Noise = Literal["picture", "batch"]
+_SAY_SECONDS = 15.0
+_TASKS = 1000  # parts of the work that Ray Data keeps account of
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How pictures are drawn; equal values and equal weights give equal pictures."""
+
+    steps: int
+    """Denoising steps."""
+    guidance: float
+    """Classifier-free guidance."""
+    solver: str | None = None
+    """Name of a sampler (`kosmosg.schedulers`); None keeps the one that the decoder was saved with."""
+    size: int | None = None
+    """Pixels a side; None takes the size that the decoder was trained on."""
+    each: int = 1
+    """n, pictures of each prompt."""
+    batch: int = 16
+    """B, prompts drawn together."""
+    noise: Noise = "picture"
+    """`picture`: each picture has noise of its own, the same in any batch. `batch`: the noise of a whole batch comes
+    from one generator that is seeded anew for each batch, so all batches share their noise, as published."""
+    seed: int = 0
+
+    def shape(self) -> dict[str, Any]:
+        """What of this a picture depends on: its batch only where the noise does."""
+        values = asdict(self)
+        if self.noise == "picture":
+            del values["batch"]
+        return values
+
+
+def paint(
+    name: str,
+    model: Path,
+    decoder: str,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    scale: ScaleConfig,
+    folder: Path,
+) -> list[Path]:
+    """Files of all pictures, prompt by prompt, those of one prompt together; draws what is missing.
+
+    `name` is what progress calls the model. Ray must be up when something is missing. Raises CheckpointError when
+    `model` is neither an export nor a pipeline folder.
+    """
+    store = folder / picture_key(model, decoder, prompts, sampling)
+    paths = [picture_path(store, number) for number in range(len(prompts) * sampling.each)]
+    span = sampling.batch * sampling.each
+    missing = [
+        block
+        for block in range(math.ceil(len(prompts) / sampling.batch))
+        if not all(path.is_file() for path in paths[block * span : (block + 1) * span])
+    ]
+    if missing:
+        save_prompts(store, prompts)
+        _paint_blocks(name, missing, len(paths), Painting(str(model), decoder, sampling, str(store)), scale)
+    return paths
+
+
+@dataclass(frozen=True)
+class Painting:
+    """What an actor is told: which model draws how, and where the prompts lie and the pictures go."""
+
+    model: str
+    decoder: str
+    sampling: Sampling
+    store: str
+
+
+class Painter:
+    """A Ray Data actor: holds one model and draws blocks of prompts into files."""
+
+    def __init__(self, painting: Painting) -> None:
+        import torch
+
+        from kosmosg.pipeline import KosmosGPipeline
+        from kosmosg.schedulers import make_scheduler
+
+        self.sampling, self.store = painting.sampling, Path(painting.store)
+        self.prompts = (self.store / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+        cuda = torch.cuda.is_available()
+        if not cuda:
+            torch.set_num_threads(1)
+        own = (Path(painting.model) / "model_index.json").is_file()  # a pipeline folder has a decoder of its own
+        self.pipe = KosmosGPipeline.from_pretrained(painting.model, decoder=None if own else painting.decoder)
+        if self.sampling.solver is not None:
+            self.pipe.scheduler = make_scheduler(self.sampling.solver, self.pipe.scheduler.config)
+        self.pipe.to("cuda" if cuda else "cpu")
+        self.pipe.set_progress_bar_config(disable=True)
+
+    def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+        """Rows of `block` to rows of `pictures`, how many were drawn."""
+        return {"pictures": [self.draw(int(block)) for block in batch["block"]]}
+
+    def draw(self, block: int) -> int:
+        """One block; a block that is there already, from a worker that was lost later, is left alone."""
+        start = block * self.sampling.batch
+        prompts = [read_prompt(self.store, line) for line in self.prompts[start : start + self.sampling.batch]]
+        first = start * self.sampling.each
+        paths = [picture_path(self.store, first + place) for place in range(len(prompts) * self.sampling.each)]
+        if all(path.is_file() for path in paths):
+            return 0
+        drawn: Any = self.pipe(
+            prompts,
+            height=self.sampling.size,
+            width=self.sampling.size,
+            num_inference_steps=self.sampling.steps,
+            guidance_scale=self.sampling.guidance,
+            num_images_per_prompt=self.sampling.each,
+            **self._noise(first, len(prompts)),
+        )
+        for path, picture in zip(paths, drawn.images, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            picture.save(partial, format="PNG")
+            partial.replace(path)
+        return len(paths)
+
+    def _noise(self, first: int, count: int) -> dict[str, Any]:
+        """The pipeline's argument that fixes the noise of `count` prompts whose first picture is number `first`."""
+        import torch
+        from einops import rearrange
+
+        n = self.sampling.each
+        if self.sampling.noise == "picture":
+            seeds = [self.sampling.seed * 100_003 + first + place for place in range(count * n)]
+            return {"generator": [torch.Generator().manual_seed(seed) for seed in seeds]}
+        unet = self.pipe.unet
+        trained = unet.config.sample_size
+        side = self.sampling.size // self.pipe.decoder.vae_scale_factor if self.sampling.size else trained
+        generator = torch.Generator().manual_seed(self.sampling.seed)
+        drawn = torch.randn((n * count, unet.config.in_channels, side, side), generator=generator)
+        # The original lays a batch out as p0, p1, .., p0, p1, ..; our pipeline keeps a prompt's pictures together.
+        latents = rearrange(drawn, "(n b) c h w -> (b n) c h w", b=count)
+        return {"latents": latents.to(self.pipe.device, unet.dtype)}
+
+
+def _paint_blocks(name: str, blocks: Sequence[int], total: int, painting: Painting, scale: ScaleConfig) -> None:
+    import ray
+
+    began = said = time.perf_counter()
+    done = 0
+    with quiet_ray_data():
+        rows = ray.data.from_items(
+            [{"block": block} for block in blocks], override_num_blocks=min(len(blocks), _TASKS)
+        ).map_batches(
+            Painter,
+            fn_constructor_args=(painting,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(scale.workers, len(blocks))),
+            # Not a whole core each: with as many actors as cores nothing would be left to hand them their rows.
+            num_cpus=0.5,
+            num_gpus=1 if scale.use_gpu else 0,
+            # Without restarts Ray need not warn that a restarted actor might not find its arguments.
+            max_restarts=0,
+        )
+        for row in rows.iter_rows():
+            done += int(row["pictures"])
+            if time.perf_counter() - said > _SAY_SECONDS:
+                said = time.perf_counter()
+                say(f"evaluate: {name}: {done} pictures drawn, {total} in all ({done / (said - began):.2f} a second)")
+    seconds = time.perf_counter() - began
+    say(f"evaluate: {name}: {done} of {total} pictures drawn in {seconds:.0f} s ({done / seconds:.2f} a second)")
+
+
+def picture_key(model: Path, decoder: str, prompts: Sequence[Prompt], sampling: Sampling) -> str:
+    """Names what is drawn: weights, prompts, decoder and sampling. Raises CheckpointError."""
+    if not (model / "model_index.json").is_file():
+        read_config(model)
+    weights = sorted(model.rglob("*.safetensors"))
+    if not weights:
+        raise CheckpointError(f"{model} holds no *.safetensors; give the export folder of a finished run")
+    return digest(
+        {
+            "weights": sha256(weights),
+            "prompts": [prompt.sha256() for prompt in prompts],
+            "decoder": decoder,
+            "sampling": sampling.shape(),
+        }
+    )[:16]
+
+
+def picture_path(store: Path, number: int) -> Path:
+    """A thousand pictures a folder: file systems and people dislike more."""
+    return store / f"{number // 1000:03}" / f"{number:06}.png"
+
+
+def save_prompts(store: Path, prompts: Sequence[Prompt]) -> None:
+    """Prompts as files for the actors; `read_prompt` is the inverse."""
+    references = store / "references"
+    references.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for prompt in prompts:
+        names = [f"{of[:24]}.png" for of in prompt.image_sha256s()]
+        for name, image in zip(names, prompt.images, strict=True):
+            if not (references / name).is_file():
+                partial = references / f".{name}"
+                image.save(partial, format="PNG", compress_level=1)
+                partial.replace(references / name)
+        lines.append(json.dumps({"text": prompt.text, "images": names}))
+    write_text(store / "prompts.jsonl", "\n".join(lines) + "\n")
+
+
+def read_prompt(store: Path, line: str) -> Prompt:
+    """One line of prompts.jsonl."""
+    values = json.loads(line)
+    return Prompt(values["text"], images=[_reference(store / "references" / name) for name in values["images"]])
+
+
+@lru_cache(maxsize=64)
+def _reference(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture that `paint` left, RGB, its file closed."""
+    with Image.open(path) as image:
+        return image.convert("RGB")
