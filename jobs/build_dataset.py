@@ -1,6 +1,6 @@
 """Build a dataset: pictures or text in, Parquet records with captions, entities and masks out.
 
-    kosmosg run build_dataset world                                # the small world: DEST/composition and DEST/edit
+    kosmosg run build_dataset world                                # the small world: composition, edit, questions
     kosmosg run build_dataset photos source=my_photos dest=mine    # photos, and a contact sheet to look at
     kosmosg run build_dataset captions source=my_text dest=words   # text files with a caption a line
 
@@ -54,8 +54,9 @@ def targets(experiment: Experiment) -> list[tuple[Path, Reader]]:
     layout = Layout(experiment.output)
     if config.reader == "world":
         world = experiment.world
-        readers = world_readers(config, world.scenes, world.edits, world.seed)
-        return [(experiment.dest / r.kind if experiment.dest else layout.dataset(r.kind), r) for r in readers]
+        readers = world_readers(config, world.scenes, world.edits, world.questions, world.seed)
+        folder = experiment.dest or layout.job("build_dataset")
+        return [(folder / name, reader) for name, reader in readers.items()]
     if experiment.source is None:
         raise DataError("source: say what to read, for example source=my_photos")
     source = Path(experiment.source)

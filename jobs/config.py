@@ -39,6 +39,8 @@ class WorldConfig(Section):
     """Composition records."""
     edits: int = Field(default=3000, ge=0)
     """Edit records (before, instruction, after)."""
+    questions: int = Field(default=3000, ge=0)
+    """Caption records that ask about a picture and answer, for stage 1."""
     seed: int = 0
     """Seed of all scenes; the same seed gives the same records."""
 
@@ -60,24 +62,40 @@ class DemoConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """What `evaluate` measures."""
+    """What `evaluate` measures. Null settings are those of the protocol; changing one changes its id."""
 
+    protocol: str = "world"
+    """`world`, `dreambench-kosmosg`, `dreambench`, `coco-kosmosg`, `coco-clean` or `coco-metaquery`."""
     models: dict[str, Path] = Field(default_factory=dict)
     """Export folders to judge, by their name in table and sheet; empty takes the furthest stage under `output`."""
+    data: Path | None = None
+    """Folder of DreamBench's subjects, of COCO, or of captions and images; the world needs none."""
+    weights: dict[str, str] = Field(default_factory=dict)
+    """Where feature networks are, if not on the Hub: dino, clip (folders), inception (file)."""
+    subjects: tuple[str, ...] = ()
+    """Only these subjects of DreamBench; empty takes all 30."""
+    prompts: int | None = Field(default=None, ge=1)
+    """Prompts of each subject (the first ones), or captions."""
+    pictures: int | None = Field(default=None, ge=1)
+    """Pictures of each prompt."""
+    size: int | None = Field(default=None, ge=8)
+    """Pixels a side of what is drawn."""
     cases: int = Field(default=32, ge=1)
-    """Prompts of each kind (one, two and three entities), all with held-out subjects."""
+    """World: prompts of each kind (one, two and three entities), all with held-out subjects."""
     style: Literal["class", "image"] = "image"
-    """`image` asks for "<i> and <i> at sea", `class` for "a ball <i> and a cat <i> at sea"."""
+    """World: `image` asks for "<i> and <i> at sea", `class` for "a ball <i> and a cat <i> at sea"."""
     text_only: bool = True
-    """Also ask the last model in plain words, without images: what it would draw if it did not look."""
-    steps: int = Field(default=20, ge=1)
+    """World: also ask the last model in plain words, without images: what it would draw if it did not look."""
+    solver: str | None = None
+    """Sampler (kosmosg/schedulers.py)."""
+    steps: int | None = Field(default=None, ge=1)
     """Denoising steps of a picture."""
-    guidance: float = Field(default=3.0, ge=0)
+    guidance: float | None = Field(default=None, ge=0)
     """Classifier-free guidance."""
     seed: int = Field(default=0, ge=0)
     """Seed of prompts and noise."""
-    batch: int = Field(default=16, ge=1)
-    """Pictures drawn together."""
+    batch: int | None = Field(default=None, ge=1)
+    """Prompts drawn together."""
     rows: int = Field(default=12, ge=1)
     """Rows of the contact sheet: the first prompts of each kind in turn."""
 

@@ -24,7 +24,7 @@ from kosmosg.data.templates import Draws, Example, InstructTemplates, PromptPart
 from kosmosg.errors import ConfigError, DataError
 from kosmosg.processor import KosmosGProcessor
 
-PRETRAIN_KINDS = ("text", "caption", "interleaved")
+PRETRAIN_KINDS = ("text", "caption", "interleaved", "questions")
 INSTRUCT_KINDS = ("composition", "edit", "t2i")
 
 
@@ -65,7 +65,7 @@ class PretrainCollate:
         processor: tokens and pixels.
         length: longest row in tokens, the predicted last one included; longer documents are cut.
         templates: the random choices.
-        kinds: for each source of the mixture, "text", "caption" or "interleaved". None: the sources are named so.
+        kinds: for each source of the mixture, one of `PRETRAIN_KINDS`. None: the sources are named so.
     """
 
     def __init__(
@@ -97,17 +97,15 @@ class PretrainCollate:
     def _row(self, kind: str, draw: Draw, record: Record) -> Row:
         processor = self.processor
         parts: list[PromptPart]
-        if kind == "caption" and record.get("image"):
+        told = kind in ("caption", "questions")  # a question and its answer are read like any words about a picture
+        if told and record.get("image"):
             parts = self.templates.caption(record)
-        elif kind == "caption":
+        elif told:
             parts = [caption_of(record)]
         else:
             parts = self.templates.interleaved(record, numbers(draw.seed))
         ids, slots, images = fit(*processor.sequence(parts, eos=True), self.length, processor)
-        if kind == "caption":
-            read = read_in_caption(ids, processor.image_end_id)
-        else:
-            read = read_in_document(ids, processor.image_id)
+        read = read_in_caption(ids, processor.image_end_id) if told else read_in_document(ids, processor.image_id)
         inputs, labels = shifted(ids, read)
         return Row(inputs, slots[:-1], draw.seed, images, labels)
 

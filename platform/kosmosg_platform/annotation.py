@@ -142,13 +142,17 @@ def line_reader(config: BuildConfig, source: Path) -> Reader:
     return LineReader(source, config.kind, config.column, config.shard_rows or 16_384)
 
 
-def world_readers(config: BuildConfig, scenes: int, edits: int, seed: int) -> list[Reader]:
-    """The readers of the small world: scenes, and edits if there are to be any."""
-    from kosmosg.data.readers.world import EditReader, SceneReader
+def world_readers(config: BuildConfig, scenes: int, edits: int, questions: int, seed: int) -> dict[str, Reader]:
+    """The readers of the small world by dataset folder: scenes, then edits and questions if there are to be any."""
+    from kosmosg.data.readers.world import EditReader, QuestionReader, SceneReader
 
     rows = config.shard_rows or 500
-    readers: list[Reader] = [SceneReader(scenes, seed, rows)]
-    return [*readers, EditReader(edits, seed, rows)] if edits else readers
+    readers: dict[str, Reader] = {"composition": SceneReader(scenes, seed, rows)}
+    if edits:
+        readers["edit"] = EditReader(edits, seed, rows)
+    if questions:
+        readers["questions"] = QuestionReader(questions, seed, rows)
+    return readers
 
 
 def _stage(name: str, role: str, use: str, config: AnnotatorConfig) -> Stage:

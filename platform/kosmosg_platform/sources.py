@@ -26,6 +26,7 @@ MIXTURES: Mapping[str, Mapping[str, tuple[float, tuple[str, ...]]]] = {
         "text": (5, ("text", "captions", "composition")),
         "caption": (5, ("captions", "composition")),
         "interleaved": (2, ("interleaved", "composition")),
+        "questions": (1, ("questions",)),
     },
     "align": {"caption": (1, ("captions", "composition"))},
     # Paper: composition, editing and captioned pictures 2:2:1.
@@ -35,8 +36,8 @@ MIXTURES: Mapping[str, Mapping[str, tuple[float, tuple[str, ...]]]] = {
         "t2i": (1, ("captions", "composition")),
     },
 }
-_NEEDS_PICTURES = {("pretrain", "caption"), ("instruct", "t2i")}
-_RECORD_KIND = {"captions": "caption"}  # where the setting's name is not the name of the kind
+_NEEDS_PICTURES = {("pretrain", "caption"), ("pretrain", "questions"), ("instruct", "t2i")}
+_RECORD_KIND = {"captions": "caption", "questions": "caption"}  # where the setting's name is not the name of the kind
 
 
 class ModelConfig(Section):
@@ -70,9 +71,11 @@ class DataConfig(Section):
     """Records of kind text."""
     interleaved: Path | None = None
     """Records of kind interleaved."""
+    questions: Path | None = None
+    """Records of kind caption whose text is a question and its answer."""
     weights: dict[str, float] = Field(default_factory=dict)
-    """Share of each kind of sample: text, caption, interleaved (pretrain), caption (align), composition, edit, t2i
-    (instruct). Empty takes the paper's mixture of those kinds that there are records for."""
+    """Share of each kind of sample: text, caption, interleaved, questions (pretrain), caption (align), composition,
+    edit, t2i (instruct). Empty takes the paper's mixture of those kinds that there are records for."""
     length: int | None = Field(default=None, ge=8)
     """Longest row in tokens, what is beyond it is cut; null means 86 for align, else what the model can read."""
     empty_captions: float = Field(default=0.0, ge=0, le=1)

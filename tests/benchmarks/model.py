@@ -39,6 +39,8 @@ def main() -> None:
         images(ours, theirs, options.rounds)
     del ours, theirs
     generation(device, options.rounds)
+    if options.full:
+        full_size(device, dtype)
 
 
 def text_stack(ours: KosmosGForConditionalGeneration, theirs: Any, rounds: int) -> None:
@@ -120,6 +122,31 @@ def generation(device: torch.device, rounds: int) -> None:
         print(f"| {name} | {1000 * seconds:.0f} ms | {seconds / times['stock']:.3f} |")
 
 
+def full_size(device: torch.device, dtype: torch.dtype) -> None:
+    """The published sizes with random weights: conditioning of two images and 42 words beside guided steps at 512x512."""
+    from diffusers import UNet2DConditionModel
+
+    steps = 50
+    with torch.device(device), torch.inference_mode():
+        model = KosmosG(KosmosGConfig.paper()).to(dtype).eval()
+        tokens = 2 * (model.config.latent_query_num + 2) + 42
+        ids = torch.randint(4, 60_000, (1, tokens))
+        places = torch.zeros_like(ids, dtype=torch.bool)
+        for start in (10, 90):
+            places[:, start : start + model.config.latent_query_num] = True
+        pixels = torch.randn(2, 3, 224, 224, dtype=dtype)
+        prompt = {"input_ids": ids, "image_embeds_position_mask": places, "pixel_values": pixels}
+        conditioning = in_turn({"it": lambda: model.conditioning(**prompt)}, 3)["it"]
+        condition = model.conditioning(**prompt)
+        del model
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).to(dtype).eval()
+        latents = torch.randn(2, 4, 64, 64, dtype=dtype)
+        step = in_turn({"it": lambda: unet(latents, 500, condition.expand(2, -1, -1))}, 3)["it"]
+    print(f"\n| {tokens} tokens, 2 images, 512x512 | time |\n|---|---|")
+    print(f"| conditioning | {conditioning:.3f} s |\n| one guided step | {step:.3f} s |")
+    print(f"| conditioning / {steps} steps | {conditioning / (steps * step):.4f} |")
+
+
 def models(layers: int, device: torch.device, dtype: torch.dtype) -> tuple[KosmosGForConditionalGeneration, Any]:
     """Ours and the peer with the same random weights, at full width."""
     text = {"vocab_size": VOCABULARY, "layers": layers, "max_position_embeddings": 2048}
@@ -184,6 +211,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=4, help="layers of language model and vision tower")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--full", action="store_true", help="also time the published sizes (10 GB of memory in fp32)")
     return parser.parse_args()
 
 

@@ -60,12 +60,15 @@ def test_the_command_line_ends_with_exit_code_2_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_tiny_builds_both_kinds_of_the_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tiny_builds_every_kind_of_the_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     experiment = load("build_dataset", "tiny", [f"output={tmp_path}"])
-    composition, edit = run(experiment)
-    assert (composition.kind, edit.kind) == ("composition", "edit")
+    composition, edit, questions = run(experiment)
+    assert (composition.kind, edit.kind, questions.kind) == ("composition", "edit", "caption")
     assert len(RecordDataset(tmp_path / "build_dataset/composition", "composition")) == experiment.world.scenes
     assert len(RecordDataset(tmp_path / "build_dataset/edit", "edit")) == experiment.world.edits
+    asked = RecordDataset(tmp_path / "build_dataset/questions", "caption")
+    assert len(asked) == experiment.world.questions
+    assert asked[0]["text"].startswith("Question: ")
     assert Image.open(tmp_path / "build_dataset/composition/sheet.png").width > 300
     told = capsys.readouterr().out
     assert f"composition: {experiment.world.scenes} records" in told
@@ -122,7 +125,8 @@ def test_real_captions_become_a_dataset(shared_data: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_a_build_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     """kill -9 of the driver after its first shards; the same command then finishes, and keeps what was there."""
-    arguments = ["tiny", "world.scenes=20000", "world.edits=0", "build.shard_rows=200", f"output={tmp_path}"]
+    world = ["world.scenes=20000", "world.edits=0", "world.questions=0"]
+    arguments = ["tiny", *world, "build.shard_rows=200", f"output={tmp_path}"]
     folder = tmp_path / "build_dataset/composition"
     first = subprocess.Popen(
         command(*arguments), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -39,7 +39,7 @@ class Teller:
 
 def world(folder: Path, scenes: int = 60, **given: Any) -> BuildResult:
     config = BuildConfig(shard_rows=10)
-    reader = world_readers(config, scenes, 0, seed=0)[0]
+    reader = world_readers(config, scenes, 0, 0, seed=0)["composition"]
     return build(
         folder, reader, config.stages(reader), config.compose, config.settings(reader), **{"say": Teller()} | given
     )

@@ -1,4 +1,4 @@
-"""The small world as a source: scenes for composition records, pairs of scenes for edit records. Nothing on disk.
+"""The small world as a source: scenes, pairs of scenes for edits, questions about scenes. Nothing on disk.
 
 Scene number i of a seed is always the same, so a larger dataset contains a smaller one of the same seed. Held-out
 subjects never appear: what is sampled here is for training.
@@ -13,8 +13,9 @@ from PIL import Image
 
 from kosmosg.data.annotate import Sample
 from kosmosg.data.encoding import encode_image
+from kosmosg.data.questions import sample_question
 from kosmosg.data.readers import Ready, Row, Work
-from kosmosg.data.world import caption, render, sample_edit, sample_scene, sample_words
+from kosmosg.data.world import SIZE, caption, render, sample_edit, sample_scene, sample_words
 from kosmosg.errors import DataError
 
 
@@ -86,8 +87,46 @@ class EditReader:
                 )
 
 
+class QuestionReader:
+    """`count` pictures, each with a question and its answer for a text."""
+
+    kind = "caption"
+    annotated = False
+
+    def __init__(self, count: int, seed: int = 0, shard_rows: int = 500) -> None:
+        self.count = count
+        self.seed = seed
+        self.shard_rows = shard_rows
+
+    def describe(self) -> dict[str, Any]:
+        return {"layout": "questions about the small world", "seed": self.seed}
+
+    def plan(self, limit: int | None) -> list[Work]:
+        return _ranges(self.count, limit, self.shard_rows)
+
+    def read(self, work: Work) -> Iterator[Row]:
+        for first, stop in work.items:
+            numbers = range(int(first), int(stop))
+            generators = [np.random.default_rng([self.seed, 2, number]) for number in numbers]
+            scenes = [sample_scene(rng) for rng in generators]
+            for number, rng, scene, pixels in zip(numbers, generators, scenes, render(scenes), strict=True):
+                question = sample_question(rng, scene)
+                yield Ready(
+                    {
+                        "id": f"world-question-{self.seed}-{number:06d}",
+                        "text": f"{question.asked} {question.answer}",
+                        "image": encode_image(Image.fromarray(pixels)),
+                        "width": SIZE,
+                        "height": SIZE,
+                        "source": "small world",
+                    }
+                )
+
+
 def _ranges(count: int, limit: int | None, rows: int) -> list[Work]:
     total = count if limit is None else min(count, limit)
     if total < 1:
-        raise DataError(f"the small world was asked for {total} rows; set world.scenes or world.edits to 1 or more")
+        raise DataError(
+            f"the small world was asked for {total} rows; set world.scenes, world.edits or world.questions to 1 or more"
+        )
     return [Work(i, ((start, min(start + rows, total)),)) for i, start in enumerate(range(0, total, rows))]
