@@ -2,7 +2,8 @@
 
 Trains the aligner on captions alone. Starts from `pretrain` (or from parent=FOLDER, or from nothing with parent=new);
 leaves a model in <output>/align/export, from which `instruct` starts. Stop it whenever you like: the same command goes
-on.
+on. A parent that is itself of stage 2, trained here or imported, brings N in its subfolder `aligner_decoder`, and both
+halves of the aligner go on from there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,7 @@ class AlignRecipe:
             "pad_captions": data.pad_captions,
             "data": self.mixture.facts(),
             **self.origin.facts(),
+            **self.origin.decoder_facts(),
         }
 
     def lineage(self) -> dict[str, str]:
@@ -58,7 +60,7 @@ class AlignRecipe:
     def build_stage(self) -> AlignStage:
         model, _ = self.origin.load()
         encoder, _ = load_text_encoder(self.experiment.decoder)
-        return AlignStage(model, encoder, self.experiment.align)
+        return AlignStage(model, encoder, self.experiment.align, self.origin.load_decoder())
 
     def datasets(self) -> Mapping[str, RecordDataset]:
         return self.mixture.open()
@@ -88,9 +90,10 @@ class AlignRecipe:
         return [("captions", sheet)]
 
     def save(self, stage: Stage, folder: Path, facts: Mapping[str, Any]) -> None:
+        assert isinstance(stage, AlignStage)  # what build_stage gave
         settings = plain(self.experiment)
         card = model_card(facts, settings, self.facts())
-        save_export(stage.export(), self.origin.processor(), folder, settings, card)
+        save_export(stage.export(), self.origin.processor(), folder, settings, card, stage.decoder)
 
 
 def recipe(experiment: Experiment) -> AlignRecipe:

@@ -1,6 +1,7 @@
 """An export: the folder in which a trained or imported model lives, and what is handed from stage to stage.
 
     config.json  model.safetensors (or shards with an index)  processor files  experiment.yaml  README.md
+    aligner_decoder/  (N, config and weights: only stage 2 writes and reads it)
 
 It is an ordinary transformers checkpoint, so `KosmosG.from_pretrained(folder)` opens it too; this module adds the
 processor, the settings of the run and the model card, and says clearly when a folder is something else.
@@ -21,6 +22,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kosmosg.aligner import AlignerDecoder
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import CheckpointError, KosmosGError
 from kosmosg.layers import KosmosGPreTrainedModel
@@ -29,6 +31,7 @@ from kosmosg.processor import KosmosGProcessor
 from kosmosg.weights import open_weights, shape_of
 
 SHARD_BYTES = 2_000_000_000
+DECODER_FOLDER = "aligner_decoder"
 
 
 def save_export(
@@ -37,15 +40,19 @@ def save_export(
     folder: str | Path,
     experiment: dict[str, Any] | None = None,
     card: str = "",
+    decoder: AlignerDecoder | None = None,
 ) -> Path:
     """Write an export and return its folder. It appears whole or not at all; one that is there already is replaced.
 
-    `experiment` is the resolved configuration of the run as plain values, `card` the text of README.md.
+    `experiment` is the resolved configuration of the run as plain values, `card` the text of README.md, `decoder` the
+    aligner's decoder N, for another stage 2 that goes on from here.
     """
     check_processor(processor, model.config, "the processor given")
 
     def fill(draft: Path) -> None:
         model.save_pretrained(draft, max_shard_size=SHARD_BYTES)
+        if decoder is not None:
+            decoder.save_pretrained(draft / DECODER_FOLDER, max_shard_size=SHARD_BYTES)
         processor.save_pretrained(draft)
         (draft / "experiment.yaml").write_text(yaml.safe_dump(experiment or {}, sort_keys=False, allow_unicode=True))
         (draft / "README.md").write_text(card)
@@ -65,10 +72,23 @@ def load_export(folder: str | Path) -> tuple[KosmosG, KosmosGProcessor]:
     processor = KosmosGProcessor.from_pretrained(folder)
     check_processor(processor, config, f"the processor in {folder}")
     model: KosmosG = KosmosG.from_pretrained(folder).eval()
-    for name, parameter in model.named_parameters():
-        if not bool(torch.isfinite(parameter).all()):
-            raise CheckpointError(f"{name} in {folder} holds values that are not finite; use an earlier checkpoint")
+    _finite(model, folder)
     return model, processor
+
+
+def load_decoder(folder: str | Path) -> AlignerDecoder | None:
+    """The aligner's decoder N that lies in an export, in evaluation mode, or None where the export has none.
+
+    Raises `CheckpointError` as `load_export` does.
+    """
+    part = Path(folder) / DECODER_FOLDER
+    if not part.exists():
+        return None
+    config = read_config(part)
+    _complete(part, config, AlignerDecoder)
+    decoder: AlignerDecoder = AlignerDecoder.from_pretrained(part).eval()
+    _finite(decoder, part)
+    return decoder
 
 
 def read_config(folder: Path) -> KosmosGConfig:
@@ -158,15 +178,21 @@ def publish(folder: Path, fill: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _complete(folder: Path, config: KosmosGConfig) -> None:
+def _complete(folder: Path, config: KosmosGConfig, kind: type[KosmosGPreTrainedModel] = KosmosG) -> None:
     """Every parameter is there in its shape: transformers would only warn, and start the missing ones anew."""
     weights = open_weights(folder)
-    for name, shape in parameter_shapes(config).items():
+    for name, shape in parameter_shapes(config, kind).items():
         if name not in weights:
             raise CheckpointError(f"{folder} lacks the weights of {name}; it is unfinished or of an earlier layout")
         found = shape_of(weights, name)
         if found != shape:
             raise CheckpointError(f"{name} in {folder} is {found}, its config.json says {shape}; copy the export again")
+
+
+def _finite(model: KosmosGPreTrainedModel, folder: Path) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise CheckpointError(f"{name} in {folder} holds values that are not finite; use an earlier checkpoint")
 
 
 def parameter_shapes(config: KosmosGConfig, kind: type[KosmosGPreTrainedModel] = KosmosG) -> dict[str, tuple[int, ...]]:
@@ -189,7 +215,9 @@ def check_processor(processor: KosmosGProcessor, config: KosmosGConfig, which: s
 
 
 __all__ = [
+    "DECODER_FOLDER",
     "check_processor",
+    "load_decoder",
     "load_export",
     "parameter_shapes",
     "publish",

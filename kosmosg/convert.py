@@ -22,7 +22,14 @@ import torch
 from torch import Tensor
 
 from kosmosg.aligner import AlignerDecoder, AlignerNet
-from kosmosg.checkpoint import SHARD_BYTES, check_processor, parameter_shapes, publish, write_weights
+from kosmosg.checkpoint import (
+    DECODER_FOLDER,
+    SHARD_BYTES,
+    check_processor,
+    parameter_shapes,
+    publish,
+    write_weights,
+)
 from kosmosg.config import VOCABULARY, KosmosGConfig, KosmosGTextConfig, KosmosGVisionConfig
 from kosmosg.errors import CheckpointError
 from kosmosg.layers import KosmosGPreTrainedModel
@@ -72,7 +79,10 @@ def from_kosmos2(source: Source, config: KosmosGConfig | None = None) -> KosmosG
 
 
 def grow_vocabulary(model: KosmosG, kosmos2: Source) -> None:
-    """Give a model the grounding tokens of Kosmos-2: its embedding rows behind ours, 64,007 to 65,036, in place."""
+    """Give a model the grounding tokens of Kosmos-2: its embedding rows behind ours, 64,007 to 65,036, in place.
+
+    A processor goes with it when it is made with `extra_tokens=1030`.
+    """
     rows = open_weights(kosmos2)["text_model.model.embed_tokens.weight"]
     ours: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]
     if rows.shape[1] != ours.shape[1] or len(rows) <= len(ours):
@@ -114,14 +124,15 @@ def import_weights(
     """Stream a plan into an export folder, holding one shard in memory, and return the folder.
 
     With `processor` (from the released sentencepiece file) the export is complete; without, only the model loads. N,
-    where the checkpoint has it, goes into the subfolder `aligner_decoder`. README.md says what became of every name.
+    where the checkpoint has it, goes into the subfolder `aligner_decoder`, from which stage 2 goes on. README.md says
+    what became of every name.
     """
 
     def fill(draft: Path) -> None:
         _write_part(plan, draft, decoder=False, shard_bytes=shard_bytes)
         if plan.decoder:
-            (draft / "aligner_decoder").mkdir()
-            _write_part(plan, draft / "aligner_decoder", decoder=True, shard_bytes=shard_bytes)
+            (draft / DECODER_FOLDER).mkdir()
+            _write_part(plan, draft / DECODER_FOLDER, decoder=True, shard_bytes=shard_bytes)
         if processor is not None:
             check_processor(processor, plan.config, "the processor given")
             processor.save_pretrained(draft)

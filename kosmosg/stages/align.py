@@ -5,7 +5,7 @@
     loss           = matching + reconstruction
 
 s (B, T, C) are the language model's states of the caption. N puts the states back together from the condition, so that
-M keeps what CLIP does not ask for; it is thrown away afterwards. Trained: M and N, on captions alone.
+M keeps what CLIP does not ask for; no other stage uses it. Trained: M and N, on captions alone.
 
 Letters: B captions, T tokens padded, C language model width, Q queries, D condition width.
 """
@@ -22,6 +22,8 @@ from kosmosg.aligner import AlignerDecoder
 from kosmosg.errors import ConfigError
 from kosmosg.model import KosmosG
 from kosmosg.stages import Batch, StageOutput, recompute, trainable_parameters
+
+_ALIGNER_SIZES = ("d_model", "num_queries", "max_position_embeddings")
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,19 @@ class AlignStage(nn.Module):
         model: whose aligner is trained; everything else of it is frozen.
         text_encoder: the text encoder that the U-Net was trained with.
         objective: weights of the loss.
+        decoder: N to go on with, from an earlier stage 2 that trained this very aligner; without it N starts anew.
 
     Raises:
-        ConfigError: the aligner's width is not the text encoder's.
+        ConfigError: the aligner's width is not the text encoder's, or N belongs to a model of other sizes.
     """
 
-    def __init__(self, model: KosmosG, text_encoder: CLIPTextModel, objective: AlignObjective | None = None) -> None:
+    def __init__(
+        self,
+        model: KosmosG,
+        text_encoder: CLIPTextModel,
+        objective: AlignObjective | None = None,
+        decoder: AlignerDecoder | None = None,
+    ) -> None:
         super().__init__()
         width, wanted = model.config.aligner_config.d_model, text_encoder.config.hidden_size
         if width != wanted:
@@ -61,7 +70,9 @@ class AlignStage(nn.Module):
                 "choose a model and a decoder that fit"
             )
         self.model = model
-        self.decoder = AlignerDecoder(model.config)
+        if decoder is not None:
+            _check_sizes(model, decoder)
+        self.decoder = AlignerDecoder(model.config) if decoder is None else decoder
         self.text_encoder = text_encoder
         self.objective = objective or AlignObjective()
         model.requires_grad_(False)
@@ -96,13 +107,24 @@ class AlignStage(nn.Module):
         return trainable_parameters(self)
 
     def export(self) -> KosmosG:
-        """The model with its new aligner, without N."""
+        """The model with its new aligner, without N; that is `decoder`."""
         return self.model
 
     def checkpoint_activations(self) -> None:
         """Keep only the inputs of the aligner's layers and compute the rest again on the way back."""
         recompute(self.model.aligner)
         recompute(self.decoder)
+
+
+def _check_sizes(model: KosmosG, decoder: AlignerDecoder) -> None:
+    """N takes the conditions of this model's aligner and gives this model's states, for as long prompts."""
+    for part, name in (("text_config", "embed_dim"), *(("aligner_config", name) for name in _ALIGNER_SIZES)):
+        ours, theirs = (getattr(getattr(whole.config, part), name) for whole in (model, decoder))
+        if ours != theirs:
+            raise ConfigError(
+                f"the aligner's decoder was made for {part}.{name} {theirs}, the model has {ours}; take the decoder of "
+                "this model's own stage 2, or none to start it anew"
+            )
 
 
 def align_losses(condition: Tensor, target: Tensor, rebuilt: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:

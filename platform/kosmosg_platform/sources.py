@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from kosmosg import KosmosG, KosmosGConfig, KosmosGProcessor
-from kosmosg.checkpoint import load_export
+from kosmosg.aligner import AlignerDecoder
+from kosmosg.checkpoint import DECODER_FOLDER, load_decoder, load_export
 from kosmosg.errors import ConfigError
 from kosmosg_platform.config import Section, plain
 from kosmosg_platform.dataset import RecordDataset
@@ -181,6 +182,11 @@ class Origin:
             raise ConfigError(f"parent: {self.parent} is no export folder; give one with config.json and weights")
         return {"parent": sha256(files), "decoder": decoder_facts(self.decoder)}
 
+    def decoder_facts(self) -> dict[str, Any]:
+        """A digest of the aligner's decoder N that the parent brings; nothing where it brings none."""
+        files = [] if self.parent is None else list((self.parent / DECODER_FOLDER).glob("*.safetensors"))
+        return {"aligner_decoder": sha256(files)} if files else {}
+
     def lineage(self) -> dict[str, str]:
         """The parent's export folder, and its MLflow run when it was trained here."""
         if self.parent is None:
@@ -190,10 +196,19 @@ class Origin:
         return {"parent.export": str(self.parent), **trained_here}
 
     def load(self) -> tuple[KosmosG, KosmosGProcessor]:
-        """Model, in training mode, and processor. A new model's weights come from torch's seed."""
+        """Model, in training mode, and processor. A new model's weights come from torch's seed.
+
+        In fp32 whatever the parent was saved in (the released files are fp16): the engine casts what it computes with,
+        and its optimizer keeps what it is given here.
+        """
         model, processor = self._new() if self.parent is None else load_export(self.parent)
-        model.train()
+        model.float().train()
         return model, processor
+
+    def load_decoder(self) -> AlignerDecoder | None:
+        """N of a parent that went through stage 2, in training mode; None where there is none, so N starts anew."""
+        decoder = None if self.parent is None else load_decoder(self.parent)
+        return None if decoder is None else decoder.float().train()
 
     def processor(self) -> KosmosGProcessor:
         """The processor alone."""

@@ -164,6 +164,31 @@ def test_a_stage_starts_from_its_parents_weights_and_knows_them(output: Path, tm
     assert child.facts()["parent"] != before
 
 
+def test_stage_2_goes_on_with_its_parents_decoder(output: Path, tmp_path: Path) -> None:
+    """From an export of stage 2, and from one in half precision, as the released files are."""
+    first = align.recipe(tiny("align", output, "parent=new"))
+    torch.manual_seed(3)
+    stage = first.build_stage()
+    facts = {"stage": "align", "steps": 1, "samples": 8, "seconds": 1.0, "averaged_weights": False, "mlflow_run": ""}
+    first.save(stage, tmp_path / "first", facts)
+    settings = (f"data.folder={output}/build_dataset", f"parent={tmp_path / 'first'}")
+    child = align.recipe(tiny("align", tmp_path, *settings))
+    before = child.facts()["aligner_decoder"]
+    assert "aligner_decoder" not in first.facts()
+    assert "aligner_decoder" not in instruct.recipe(tiny("instruct", output, f"parent={tmp_path / 'first'}")).facts()
+    torch.manual_seed(4)
+    started = child.build_stage()
+    for (name, one), (_, other) in zip(stage.trainable(), started.trainable(), strict=True):
+        assert torch.equal(one, other), name
+
+    stage.half()
+    first.save(stage, tmp_path / "first", facts)
+    assert child.facts()["aligner_decoder"] != before
+    from_half = child.build_stage()
+    assert {parameter.dtype for parameter in from_half.parameters()} == {torch.float32}
+    assert from_half.decoder.training
+
+
 def test_a_new_models_aligner_fits_its_decoder(output: Path) -> None:
     recipe = pretrain.recipe(tiny("pretrain", output))
     config = recipe.build_stage().model.config

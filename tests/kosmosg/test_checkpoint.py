@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
 
 from kosmosg import KosmosG, KosmosGConfig, KosmosGProcessor, Prompt
-from kosmosg.checkpoint import load_export, save_export
+from kosmosg.aligner import AlignerDecoder
+from kosmosg.checkpoint import load_decoder, load_export, save_export
 from kosmosg.errors import CheckpointError
 
 
@@ -113,6 +114,25 @@ def test_what_is_no_export_is_refused(export: Path, damage: Callable[[Path], Any
     damage(export)
     with pytest.raises(CheckpointError, match=message):
         load_export(export)
+
+
+def test_the_aligners_decoder_may_lie_beside_the_model(
+    model: KosmosG, processor: KosmosGProcessor, export: Path
+) -> None:
+    assert load_decoder(export) is None
+    decoder = AlignerDecoder(model.config)
+    save_export(model, processor, export, decoder=decoder)
+    loaded = load_decoder(export)
+    assert loaded is not None
+    assert not loaded.training
+    assert all(ours.equal(theirs) for ours, theirs in zip(loaded.parameters(), decoder.parameters(), strict=True))
+    assert load_export(export)[0].config.architectures == ["KosmosG"]  # the model opens as before
+    reweigh(lambda w: w["decoder.layer_norm.bias"].fill_(torch.nan))(export / "aligner_decoder")
+    with pytest.raises(CheckpointError, match=r"decoder.layer_norm.bias in .*aligner_decoder .*not finite"):
+        load_decoder(export)
+    reweigh(lambda w: w.pop("decoder.layer_norm.bias"))(export / "aligner_decoder")
+    with pytest.raises(CheckpointError, match=r"lacks the weights of decoder.layer_norm.bias"):
+        load_decoder(export)
 
 
 def test_missing_folder_is_refused(tmp_path: Path) -> None:

@@ -85,6 +85,33 @@ def test_only_aligner_and_its_decoder_move(new_model: Any, text_encoder: CLIPTex
     assert not any(name.startswith("decoder") for name, _ in stage.export().named_parameters())
 
 
+def test_it_goes_on_with_a_given_decoder(new_model: Any, text_encoder: CLIPTextModel, batch: Any, train: Any) -> None:
+    """Model and N of one stage 2 make another that continues it: the same loss at once, not that of a fresh N."""
+    first = AlignStage(new_model(), text_encoder)
+    train(first, batch, steps=10, lr=3e-3)
+    model, decoder = first.export(), first.decoder
+    second = AlignStage(model, text_encoder, decoder=decoder)
+    assert second.decoder is decoder
+    torch.testing.assert_close(second(batch).loss, first(batch).loss)
+    fresh = AlignStage(model, text_encoder)(batch)
+    assert float(fresh.metrics["reconstruction"]) > float(second(batch).metrics["reconstruction"])
+    assert {name for name, _ in second.trainable()} == {name for name, _ in first.trainable()}
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "size"),
+    [("text_config", "embed_dim", 32), ("aligner_config", "num_queries", 7), ("aligner_config", "d_model", 16)],
+)
+def test_a_decoder_of_another_model_is_refused(
+    part: str, name: str, size: int, new_model: Any, text_encoder: CLIPTextModel
+) -> None:
+    config = KosmosGConfig.tiny()
+    ours = getattr(getattr(config, part), name)
+    setattr(getattr(config, part), name, size)
+    with pytest.raises(ConfigError, match=rf"{part}\.{name} {size}, the model has {ours}; take"):
+        AlignStage(new_model(), text_encoder, decoder=AlignerDecoder(config))
+
+
 def test_it_learns_a_batch(new_model: Any, text_encoder: CLIPTextModel, batch: Any, train: Any) -> None:
     losses = train(AlignStage(new_model(), text_encoder), batch, steps=40, lr=3e-3)
     assert losses[-1] < 0.5 * losses[0]
