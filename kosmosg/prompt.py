@@ -70,8 +70,11 @@ class Prompt:
     def __init__(self, text: str, images: Sequence[Picture] = (), limits: PromptLimits = DEFAULT_LIMITS) -> None:
         if not isinstance(text, str):
             raise PromptError(f"a prompt's text is a str, got {type(text).__name__}; pass Prompt('...', images=[...])")
-        if isinstance(images, Image.Image | bytes | str | os.PathLike):
-            raise PromptError(f"images is a list in the order of the places, got one {type(images).__name__}; wrap it")
+        if not isinstance(images, Sequence) or isinstance(images, bytes | str):
+            raise PromptError(
+                f"images is a list in the order of the places, got one {type(images).__name__}; "
+                "pass a list, such as images=[image]"
+            )
         texts = text.split(PLACE)
         if len(texts) - 1 != len(images):
             raise PromptError(
@@ -79,7 +82,12 @@ class Prompt:
                 f"write {PLACE} once for each image, in order"
             )
         parts: list[str | Picture] = [texts[0]]
-        for image, following in zip(images, texts[1:], strict=True):
+        for number, (image, following) in enumerate(zip(images, texts[1:], strict=True), start=1):
+            if isinstance(image, str):  # among the parts it would be text
+                raise ImageError(
+                    f"image {number} of {len(images)} is the str {image[:60]!r}; a path is a pathlib.Path, text "
+                    "belongs into the text"
+                )
             parts += [image, following]
         self._fill(parts, limits)
 

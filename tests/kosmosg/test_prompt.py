@@ -108,6 +108,18 @@ def test_places_and_images_must_agree(text: str, images: list[Image.Image], said
         Prompt(text, images)
 
 
+@pytest.mark.parametrize("images", [RED, b"bytes", "cat.png", None, (image for image in [RED])])
+def test_images_come_as_a_list(images: object) -> None:
+    with pytest.raises(PromptError, match=rf"got one {type(images).__name__}; pass a list, such as images=\[image\]"):
+        Prompt("<i>", images)
+
+
+def test_a_str_among_the_images_is_not_taken_for_text() -> None:
+    """The name of a file would else be read as words, and the picture in it never."""
+    with pytest.raises(ImageError, match=r"image 2 of 2 is the str 'cat\.png'; a path is a pathlib\.Path"):
+        Prompt("<i> and <i>", [RED, "cat.png"])
+
+
 def test_limits_name_value_limit_and_remedy() -> None:
     with pytest.raises(PromptError, match=r"17 images, the limit is 16; leave some out"):
         Prompt("<i>" * 17, [RED] * 17)
