@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kosmosg.errors import CheckpointError, PromptError
-from kosmosg.model import Condition, KosmosG
+from kosmosg.errors import PromptError
+from kosmosg.model import Condition, KosmosG, check_finite, weights_version
 from kosmosg.processor import KosmosGProcessor
 from kosmosg.prompt import Prompt
 
@@ -41,7 +41,7 @@ class PromptEncoder:
         self.batch_size = batch_size
         self.conditions = Memory(capacity)
         self.images = Memory(capacity)
-        self._weights: tuple[Any, ...] | None = None
+        self._weights: int | None = None
 
     def __call__(
         self,
@@ -78,7 +78,7 @@ class PromptEncoder:
 
     def _rows(self, prompts: list[Prompt], device: torch.device) -> list[Tensor]:
         """One (Q, D) for each prompt, from memory or from the model."""
-        weights = self._weights_version()
+        weights = weights_version(self.model)
         if weights != self._weights:
             self.clear()
             self._weights = weights
@@ -116,11 +116,7 @@ class PromptEncoder:
         finally:
             if training:
                 self.model.train()
-        if not bool(torch.isfinite(conditions).all()):
-            raise CheckpointError(
-                f"the model's condition is not finite in {self.model.dtype}: its weights hold NaN or infinity, or the "
-                "precision is too small; load the checkpoint again, in float32 or bfloat16"
-            )
+        check_finite(conditions)
         return [row.clone() for row in conditions]  # a view would keep the whole batch alive
 
     def _image_tokens(self, prompts: Sequence[Prompt], device: torch.device) -> Tensor | None:
@@ -137,11 +133,6 @@ class PromptEncoder:
             rows = [row.clone() for row in self.model.mllm.image_tokens(pixels)]
             tokens |= self.images.keep(dict(zip(group, rows, strict=True)))
         return torch.stack([tokens[key].to(device) for key in keys])
-
-    def _weights_version(self) -> tuple[Any, ...]:
-        """Differs after every change in place: optimizer steps, loading, merging, casting."""
-        parameters = list(self.model.parameters())
-        return sum(parameter._version for parameter in parameters), len(parameters), parameters[0].dtype
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles begin empty (a lock cannot be copied)."""

@@ -108,7 +108,7 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
         if image_tokens is None or image_embeds_position_mask is None:
             return embeddings
         slots = rearrange(image_embeds_position_mask.bool(), "b t -> b t 1")
-        return embeddings.masked_scatter(slots, image_tokens.to(embeddings.dtype))
+        return embeddings.masked_scatter(slots.to(embeddings.device), image_tokens.to(embeddings))
 
     def forward(
         self,
@@ -237,9 +237,12 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
             cache.get_seq_length(),
             self.config.text_config.max_position_embeddings,
         )
-        if isinstance(start, int) and start + length > limit:
+        # A static cache counts on the device, where looking would cost a wait; its size says how far it will be filled.
+        size = getattr(cache, "get_max_length", None) or cache.get_max_cache_shape  # older name
+        end = start + length if isinstance(start, int) else size()
+        if end > limit:
             raise PromptError(
-                f"prompt and continuation are {start + length} tokens long, the model numbers at most {limit} "
+                f"prompt and continuation are {end} tokens long, the model numbers at most {limit} "
                 "(text_config.max_position_embeddings); ask for fewer new tokens or shorten the prompt"
             )
         if position_ids is not None:

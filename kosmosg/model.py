@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 
 from kosmosg.aligner import AlignerNet
 from kosmosg.config import KosmosGConfig
-from kosmosg.errors import PromptError
+from kosmosg.errors import CheckpointError, PromptError
 from kosmosg.layers import KosmosGPreTrainedModel
 from kosmosg.mllm import KosmosGForConditionalGeneration, move, move_back, readable, token_slots
 
@@ -81,7 +81,8 @@ class KosmosG(KosmosGPreTrainedModel):
         such batch of B prompts, or of one for all. Without it the negative is the null condition, `<s>` alone, which
         is what training drops prompts to; it is computed once and kept until the weights change.
 
-        Raises `PromptError` when images and places, or positive and negative prompts, do not match.
+        Raises `PromptError` when images and places, or positive and negative prompts, do not match, and
+        `CheckpointError` when the condition is not finite.
         """
         was_training = self.training
         if was_training:
@@ -96,6 +97,8 @@ class KosmosG(KosmosGPreTrainedModel):
             raise PromptError(
                 f"{len(other)} negative prompts for {len(positive)} prompts; give one for all or one for each"
             )
+        check_finite(positive)
+        check_finite(other)
         if len(other) != len(positive):
             other = repeat(other, "1 q d -> b q d", b=len(positive))
         return Condition(positive, other)
@@ -123,7 +126,7 @@ class KosmosG(KosmosGPreTrainedModel):
         ids = torch.full((1, 1), self.config.text_config.bos_token_id, device=self.device)
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.conditioning(ids)
-        weights = self._weights_version()
+        weights = (weights_version(self), self.device)
         if self._null is None or self._null[0] != weights:
             self._null = (weights, self.conditioning(ids))
         return self._null[1]
@@ -134,11 +137,15 @@ class KosmosG(KosmosGPreTrainedModel):
         attention_mask: Tensor | None = None,
         image_embeds_position_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        return_dict: bool | None = None,
     ) -> KosmosGOutput:
         """Logits, states and condition of a batch; pads may be on either side and change nothing on real tokens."""
         states, condition, slots = self._run(input_ids, attention_mask, image_embeds_position_mask, pixel_values)
         states = move_back(states, slots)
-        return KosmosGOutput(logits=self.mllm.logits(states), last_hidden_state=states, condition=condition)
+        output = KosmosGOutput(logits=self.mllm.logits(states), last_hidden_state=states, condition=condition)
+        if return_dict is False:
+            return output.to_tuple()  # type: ignore[no-any-return]
+        return output
 
     def train(self, mode: bool = True) -> KosmosG:
         """Training or evaluation mode; forgets the null condition, because weights may move in between."""
@@ -186,10 +193,38 @@ class KosmosG(KosmosGPreTrainedModel):
         names = ("input_ids", "attention_mask", "image_embeds_position_mask", "pixel_values", "image_tokens")
         return {name: batch[name].to(self.device) for name in names if batch.get(name) is not None}
 
-    def _weights_version(self) -> tuple[int, int, torch.device, torch.dtype]:
-        """Changes whenever a parameter is written in place, added, moved or cast."""
-        parameters = list(self.parameters())
-        return sum(p._version for p in parameters), len(parameters), parameters[0].device, parameters[0].dtype
+
+def check_finite(condition: Tensor) -> None:
+    """Raises `CheckpointError` where a condition holds NaN or infinity: no picture would come of it."""
+    if readable(condition) and not bool(torch.isfinite(condition).all()):
+        raise CheckpointError(
+            f"the model's condition is not finite in {condition.dtype}: its weights hold NaN or infinity, or the "
+            "precision is too small; load the checkpoint again, in float32 or bfloat16"
+        )
+
+
+def weights_version(model: nn.Module) -> int:
+    """A number that differs once the model may answer differently, so that what it said before can be kept until then.
+
+    Seen are parameters that were written in place, replaced, added or cast, and adapters of PEFT that were switched,
+    scaled or merged. Moving to another device changes nothing. Only writing through `parameter.data` goes unseen.
+    """
+    # A parameter that offloading has put away is another, empty one after each use; a tensor of inference mode has no
+    # version and is never written.
+    parameters = tuple(
+        (0 if p.is_meta else id(p), 0 if p.is_inference() else p._version, p.dtype) for p in model.parameters()
+    )
+    layers: list[Any] = [module for module in model.modules() if hasattr(type(module), "_disable_adapters")]
+    adapters = tuple(
+        (
+            layer.disable_adapters,
+            tuple(layer.active_adapters),
+            tuple(getattr(layer, "merged_adapters", ())),
+            tuple(getattr(layer, "scaling", {}).items()),
+        )
+        for layer in layers
+    )
+    return hash((parameters, adapters))
 
 
 AutoConfig.register("kosmosg", KosmosGConfig, exist_ok=True)

@@ -243,6 +243,7 @@ def test_logits_to_keep_and_tuples(model: KosmosG) -> None:
     whole = model.mllm(**prompts)
     torch.testing.assert_close(model.mllm(**prompts, logits_to_keep=1).logits, whole.logits[:, -1:])
     assert model.mllm(**prompts, return_dict=False)[0].equal(whole.logits)
+    assert model(**prompts, return_dict=False)[2].equal(model(**prompts).condition)
 
 
 def test_null_condition_is_bos_alone_and_follows_the_weights(model: KosmosG) -> None:
@@ -431,8 +432,10 @@ def test_prompt_beyond_the_position_table_is_refused(model: KosmosG) -> None:
     model.encode({"input_ids": torch.full((1, limit), 5)})
     with pytest.raises(PromptError, match=f"{limit + 1} tokens long.*at most {limit}"):
         model.encode({"input_ids": torch.full((1, limit + 1), 5)})
-    with pytest.raises(PromptError, match=f"at most {limit}"):
-        model.mllm.generate(torch.full((1, limit - 1), 5), max_new_tokens=4, do_sample=False, eos_token_id=None)
+    ids, asked = torch.full((1, limit - 1), 5), {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    for options in ({}, {"use_cache": False}, {"cache_implementation": "static"}):
+        with pytest.raises(PromptError, match=f"at most {limit}"):
+            model.mllm.generate(ids, **asked, **options)
 
 
 def test_impossible_configurations_are_refused() -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 
 from kosmosg import CheckpointError, KosmosG, KosmosGProcessor, Prompt, PromptError
+from kosmosg.aligner import AlignerNet
 from kosmosg.encoder import PromptEncoder
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 40), "blue")
@@ -70,6 +72,65 @@ def test_changed_weights_are_noticed(tiny_model: KosmosG, tiny_processor: Kosmos
     encoder.clear()
     assert distance(encoder(["a cat"]).positive, after.positive) < 1e-6
     assert encoder.model.training
+
+
+def lora(model: KosmosG) -> Any:
+    """The language model with an adapter that does something, in the place of the plain one."""
+    torch.manual_seed(0)
+    # Not the queries or keys: the null prompt is a single token, which attends to itself whatever they are.
+    adapted = get_peft_model(model.mllm, LoraConfig(r=4, target_modules=["v_proj"], init_lora_weights=False))
+    model.mllm = adapted.base_model.model
+    return adapted
+
+
+def test_switched_scaled_and_merged_adapters_are_noticed(tiny_model: KosmosG, tiny_processor: KosmosGProcessor) -> None:
+    """No parameter changes when an adapter is switched off, yet every condition does, the null condition's too."""
+    model = copy.deepcopy(tiny_model)
+    encoder = PromptEncoder(model, tiny_processor)
+    batch = tiny_processor("a cat")
+    plain = encoder(["a cat"])
+    assert distance(plain.negative, model.encode(batch).negative) < 1e-6
+    adapted = lora(model)
+    with_lora = encoder(["a cat"])
+    for part in ("positive", "negative"):
+        assert distance(getattr(plain, part), getattr(with_lora, part)) > 1e-4
+        assert distance(getattr(with_lora, part), getattr(model.encode(batch), part)) < 1e-5
+        with adapted.disable_adapter():
+            assert distance(getattr(plain, part), getattr(model.encode(batch), part)) < 1e-5
+            assert distance(getattr(plain, part), getattr(encoder(["a cat"]), part)) < 1e-5
+    layer = next(module for module in model.modules() if hasattr(module, "lora_A"))
+    layer.scale_layer(3.0)
+    scaled = encoder(["a cat"])
+    assert distance(scaled.negative, with_lora.negative) > 1e-5
+    assert distance(scaled.negative, model.encode(batch).negative) < 1e-5
+    layer.unscale_layer()
+    adapted.merge_adapter()
+    merged = encoder(["a cat"])
+    assert distance(merged.positive, with_lora.positive) < 1e-4
+    assert distance(merged.negative, model.encode(batch).negative) < 1e-6
+
+
+def test_replaced_parts_are_noticed(tiny_model: KosmosG, tiny_processor: KosmosGProcessor) -> None:
+    """Another aligner has as many parameters, written as often; it still is another."""
+    model = copy.deepcopy(tiny_model)
+    encoder = PromptEncoder(model, tiny_processor)
+    before, null = encoder(["a cat"]), model.encode(tiny_processor("a cat")).negative
+    torch.manual_seed(9)
+    other = AlignerNet(model.config).eval()
+    for ours, theirs in zip(model.aligner.parameters(), other.parameters(), strict=True):
+        while theirs._version < ours._version:
+            theirs.requires_grad_(False).mul_(1)
+    model.aligner = other
+    assert distance(encoder(["a cat"]).positive, before.positive) > 1e-3
+    assert distance(model.encode(tiny_processor("a cat")).negative, null) > 1e-3
+
+
+def test_moving_forgets_nothing(encoder: PromptEncoder) -> None:
+    encoder([PROMPT])
+    misses = encoder.conditions.misses
+    encoder.model.to("cpu")
+    encoder([PROMPT])
+    assert encoder.conditions.misses == misses
 
 
 def test_memory_is_bounded(encoder: PromptEncoder) -> None:
