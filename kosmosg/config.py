@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from kosmosg.errors import ConfigError
+from kosmosg.errors import CheckpointError, ConfigError
 
 VOCABULARY = 64_007  # sentencepiece 64,000 + <pad> + <mask> </doc> <image> </image> </chunk> </line>
 
@@ -130,6 +130,20 @@ class KosmosGConfig(PreTrainedConfig):
         _divides("vision_config.hidden_size", vision.hidden_size, "num_attention_heads", vision.num_attention_heads)
         _divides("vision_config.image_size", vision.image_size, "patch_size", vision.patch_size)
         _divides("aligner_config.d_model", aligner.d_model, "attention_heads", aligner.attention_heads)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, but another model's configuration is a `CheckpointError`.
+
+        transformers only warns, and then starts every weight of the foreign checkpoint that it cannot place anew.
+        """
+        kind = config_dict.get("model_type", cls.model_type)
+        if kind != cls.model_type:
+            raise CheckpointError(
+                f"the configuration is of a model of type {kind!r}, not {cls.model_type!r}; give another folder, or "
+                "bring published weights into this form with kosmosg.convert or `kosmosg import`"
+            )
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def max_tokens(self) -> int:

@@ -46,6 +46,8 @@ class KosmosGProcessor(ProcessorMixin):
         image_size: S, pixels per side that the vision tower takes.
         num_image_tokens: Q, slots that one image fills in the sequence (`latent_query_num` of the model).
         max_length: longest sequence in tokens; the released model was built for 2048 positions.
+        extra_tokens: ids behind the last special that the model has and text never yields; 1,030 for a model that was
+            given Kosmos-2's grounding tokens (`kosmosg.convert.grow_vocabulary`).
     """
 
     # Parent of the same name would look for tokenizer and image processor classes of transformers; we own both parts.
@@ -58,24 +60,28 @@ class KosmosGProcessor(ProcessorMixin):
         image_size: int = 224,
         num_image_tokens: int = 64,
         max_length: int = 2048,
+        extra_tokens: int = 0,
     ) -> None:
-        for name, value in (
-            ("image_size", image_size),
-            ("num_image_tokens", num_image_tokens),
-            ("max_length", max_length),
+        for name, value, least in (
+            ("image_size", image_size, 1),
+            ("num_image_tokens", num_image_tokens, 1),
+            ("max_length", max_length, 1),
+            ("extra_tokens", extra_tokens, 0),
         ):
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"processor.{name} is {value!r}, must be a whole number of at least 1")
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f"processor.{name} is {value!r}, must be a whole number of at least {least}")
         self.tokenizer = tokenizer
         self.image_size = image_size
         self.num_image_tokens = num_image_tokens
         self.max_length = max_length
-        self.vocab_size: int = tokenizer.vocab_size() + 7
-        self.doc_end_id = self.vocab_size - 5
-        self.image_id = self.vocab_size - 4
-        self.image_end_id = self.vocab_size - 3
-        self.chunk_end_id = self.vocab_size - 2
-        self.line_end_id = self.vocab_size - 1
+        self.extra_tokens = extra_tokens
+        first = tokenizer.vocab_size() + 1  # <mask>
+        self.doc_end_id = first + 1
+        self.image_id = first + 2
+        self.image_end_id = first + 3
+        self.chunk_end_id = first + 4
+        self.line_end_id = first + 5
+        self.vocab_size: int = first + 6 + extra_tokens
         self._mean = np.asarray(CLIP_MEAN, dtype=np.float32)
         self._std = np.asarray(CLIP_STD, dtype=np.float32)
 
@@ -83,7 +89,12 @@ class KosmosGProcessor(ProcessorMixin):
 
     @classmethod
     def from_sentencepiece(
-        cls, model_path: str | Path, image_size: int = 224, num_image_tokens: int = 64, max_length: int = 2048
+        cls,
+        model_path: str | Path,
+        image_size: int = 224,
+        num_image_tokens: int = 64,
+        max_length: int = 2048,
+        extra_tokens: int = 0,
     ) -> Self:
         """A processor around a sentencepiece file; the defaults are those of the released Kosmos-G."""
         path = Path(model_path)
@@ -99,7 +110,7 @@ class KosmosGProcessor(ProcessorMixin):
             raise CheckpointError(
                 f"{path} has unk, bos, eos at {specials}, the id rule needs (0, 1, 2); train it with these ids"
             )
-        return cls(tokenizer, image_size, num_image_tokens, max_length)
+        return cls(tokenizer, image_size, num_image_tokens, max_length, extra_tokens)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
@@ -116,13 +127,16 @@ class KosmosGProcessor(ProcessorMixin):
                     "pass an export folder, or use KosmosGProcessor.from_sentencepiece"
                 ) from error
             paths[name] = Path(str(found))
-        config = json.loads(paths[CONFIG_FILE].read_text(encoding="utf-8"))
-        kind = config.get("processor_class")
+        try:
+            config = json.loads(paths[CONFIG_FILE].read_text(encoding="utf-8"))
+            kind = config.get("processor_class")
+            sizes = {name: config.get(name) for name in ("image_size", "num_image_tokens", "max_length")}
+            sizes["extra_tokens"] = config.get("extra_tokens", 0)
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(f"{paths[CONFIG_FILE]} is damaged ({error}); copy the folder again") from error
         if kind != cls.__name__:
             raise CheckpointError(f"{paths[CONFIG_FILE]} describes a {kind}, not a {cls.__name__}; pass another folder")
-        return cls.from_sentencepiece(
-            paths[SENTENCEPIECE_FILE], config["image_size"], config["num_image_tokens"], config["max_length"]
-        )
+        return cls.from_sentencepiece(paths[SENTENCEPIECE_FILE], **sizes)
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         """Writes `processor_config.json` and the sentencepiece model; the exact inverse of `from_pretrained`."""
@@ -140,6 +154,7 @@ class KosmosGProcessor(ProcessorMixin):
             "image_size": self.image_size,
             "num_image_tokens": self.num_image_tokens,
             "max_length": self.max_length,
+            "extra_tokens": self.extra_tokens,
         }
 
     def __repr__(self) -> str:

@@ -10,7 +10,16 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from kosmosg import CheckpointError, ConfigError, ImageError, KosmosGConfig, KosmosGProcessor, Prompt, PromptError
+from kosmosg import (
+    CheckpointError,
+    ConfigError,
+    ImageError,
+    KosmosGConfig,
+    KosmosGError,
+    KosmosGProcessor,
+    Prompt,
+    PromptError,
+)
 from kosmosg.processor import CLIP_MEAN, CLIP_STD
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "kosmosg_prompt_tokens.json").read_text())
@@ -228,6 +237,19 @@ def test_a_processor_of_another_kind_is_refused(tmp_path: Path, processor: Kosmo
     processor.save_pretrained(tmp_path)
     (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "CLIPProcessor"}))
     with pytest.raises(CheckpointError, match="describes a CLIPProcessor"):
+        KosmosGProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "is damaged"), ("[]", "is damaged"), ('{"processor_class": "KosmosGProcessor"}', "image_size is None")],
+)
+def test_a_damaged_processor_is_refused(
+    content: str, message: str, tmp_path: Path, processor: KosmosGProcessor
+) -> None:
+    processor.save_pretrained(tmp_path)
+    (tmp_path / "processor_config.json").write_text(content)
+    with pytest.raises(KosmosGError, match=message):
         KosmosGProcessor.from_pretrained(tmp_path)
 
 
