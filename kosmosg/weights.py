@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +109,20 @@ class _Inert:
         pass
 
 
+def _plain_dict(*args: object) -> dict[Any, Any]:
+    """Stands for `collections.defaultdict`, whose factory could be any callable."""
+    return {}
+
+
 def _read_pickled(path: Path) -> Any:
     """The object in a file of `torch.save`, memory-mapped where its format allows."""
     try:
         if not zipfile.is_zipfile(path):  # torch before 1.6, which cannot be mapped either
             return torch.load(path, map_location="cpu", weights_only=True)
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        with torch.serialization.safe_globals([(_Inert, name) for name in names]):
+        stand_ins: dict[str, Callable[..., Any]] = dict.fromkeys(names, _Inert)
+        stand_ins["collections.defaultdict"] = _plain_dict
+        with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in stand_ins.items()]):
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,6 +1,7 @@
 """Published weights: every name of the released layout is accounted for, nothing in a file is ever executed."""
 
 import argparse
+import collections
 import contextlib
 import enum
 import json
@@ -14,13 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, Kosmos2Config, Kosmos2ForConditionalGeneration
 
-from kosmosg import KosmosG, KosmosGConfig, KosmosGProcessor
+from kosmosg import KosmosG, KosmosGConfig, KosmosGProcessor, Prompt
 from kosmosg.aligner import AlignerDecoder
-from kosmosg.checkpoint import load_export
+from kosmosg.checkpoint import load_export, save_export
 from kosmosg.convert import (
     decoder_from_reference,
     from_kosmos2,
@@ -174,7 +176,8 @@ class Criterion(enum.Enum):
 def trained(path: Path, state: dict[str, Tensor]) -> Path:
     """A file as fairseq leaves it: settings, optimizer and loop state around the weights."""
     cfg = argparse.Namespace(lr=[1e-3], criterion=Criterion.ADAM, data=Path("/data"))
-    extra = {"args": None, "cfg": cfg, "extra_state": {"epoch": 1}, "last_optimizer_state": {"step": torch.zeros(1)}}
+    loop = {"epoch": 1, "meters": collections.defaultdict(list, {"loss": [0.5]}), "shards": {1, 2}}
+    extra = {"args": None, "cfg": cfg, "extra_state": loop, "last_optimizer_state": {"step": torch.zeros(1)}}
     torch.save({"model": state, **extra}, path)
     return path
 
@@ -330,6 +333,32 @@ def test_kosmos2_gives_the_same_logits_and_can_grow_back(tmp_path: Path) -> None
         grow_vocabulary(model, tmp_path)
     with pytest.raises(CheckpointError, match=r"no Kosmos-2 checkpoint.*from_reference"):
         from_kosmos2(released(3), SMALL)
+
+
+def test_a_grown_model_keeps_its_prompts_with_a_processor_that_knows(tmp_path: Path, tiny_sentencepiece: Path) -> None:
+    sizes = {"image_size": 28, "num_image_tokens": 4, "max_length": 28}
+    processor = KosmosGProcessor.from_sentencepiece(tiny_sentencepiece, **sizes)
+    known = processor.vocab_size
+    kosmos2(vocab_size=known + 30).save_pretrained(tmp_path / "theirs")
+    config = KosmosGConfig.from_dict(SMALL.to_dict())
+    config.text_config.vocab_size = known
+    model = from_kosmos2(tmp_path / "theirs", config)
+    prompt = Prompt("<i> in the snow", [Image.new("RGB", (28, 28), "red")])
+    before = model.encode(processor(prompt))
+    grow_vocabulary(model, tmp_path / "theirs")
+    with pytest.raises(CheckpointError, match=f"vocabulary size {known}, the model {known + 30}"):
+        save_export(model, processor, tmp_path / "grown")
+    grown = KosmosGProcessor.from_sentencepiece(tiny_sentencepiece, **sizes, extra_tokens=30)
+    save_export(model, grown, tmp_path / "grown")
+    loaded, its_processor = load_export(tmp_path / "grown")
+    torch.testing.assert_close(loaded.encode(its_processor(prompt)).positive, before.positive)
+
+
+def test_another_models_folder_is_not_opened_half(tmp_path: Path) -> None:
+    """transformers would warn, place what it can, and start the rest anew: a Kosmos-2 with a random aligner."""
+    kosmos2().save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"type 'kosmos-2', not 'kosmosg'.*kosmosg import"):
+        KosmosG.from_pretrained(tmp_path)
 
 
 def test_kosmos2_full_size_every_name_lands() -> None:
