@@ -32,10 +32,13 @@ def decoder_source(source: str | Path) -> str:
 
 
 def load_part(kind: Any, source: str | Path, subfolder: str, loader: str = "from_pretrained", **options: Any) -> Any:
-    """`kind.from_pretrained(source, subfolder)`, where a failure is one sentence about the folder."""
+    """`kind.from_pretrained(source, subfolder)`, where a failure is one sentence about the folder.
+
+    Weights that are not finite are a failure too: pictures of them are black, without a word.
+    """
     place = decoder_source(source)
     try:
-        return getattr(kind, loader)(place, subfolder=subfolder, **options)
+        part = getattr(kind, loader)(place, subfolder=subfolder, **options)
     except (OSError, ValueError) as error:
         known = Path(place).is_dir()
         reason = f"has no usable {subfolder}/" if known else "is neither a folder nor a reachable Hub id"
@@ -43,6 +46,12 @@ def load_part(kind: Any, source: str | Path, subfolder: str, loader: str = "from
             f"decoder {place} {reason}; pass a Stable Diffusion 1.x folder of the diffusers layout, a Hub id, or "
             f"{WORLD!r} ({str(error).splitlines()[0]})"
         ) from error
+    for name, weight in part.named_parameters() if isinstance(part, nn.Module) else ():
+        if not weight.is_meta and not bool(torch.isfinite(weight).all()):
+            raise CheckpointError(
+                f"{name} in {subfolder}/ of the decoder {place} holds values that are not finite; copy it again"
+            )
+    return part
 
 
 def load_text_encoder(source: str | Path, dtype: torch.dtype | None = None) -> tuple[CLIPTextModel, CLIPTokenizer]:

@@ -39,7 +39,7 @@ from transformers.processing_utils import ProcessorMixin
 from kosmosg.decoder import WORLD, check_channels, load_part
 from kosmosg.encoder import PromptEncoder
 from kosmosg.errors import CheckpointError, ConfigError, PromptError
-from kosmosg.model import Condition, KosmosG
+from kosmosg.model import Condition, KosmosG, check_finite
 from kosmosg.processor import KosmosGProcessor
 from kosmosg.prompt import Prompt
 from kosmosg.schedulers import dpm_solver, make_scheduler
@@ -137,7 +137,8 @@ class KosmosGPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # typ
     ) -> Self:
         """From a pipeline folder (`model_index.json`), or from an exported model and a `decoder`; folder or Hub id.
 
-        Given with a pipeline folder, `decoder` replaces its parts. Other options are diffusers': `dtype`, ...
+        Given with a pipeline folder, `decoder` replaces its parts. Other options are diffusers': `dtype`, `scheduler=`
+        and other parts, `revision`, ...
         """
         folder = _local_folder(pretrained_model_name_or_path, kwargs)
         if (folder / "model_index.json").is_file():
@@ -152,13 +153,13 @@ class KosmosGPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # typ
             )
         from kosmosg.checkpoint import load_export
 
+        dtypes = [kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs]
+        parts = {name: kwargs.pop(name) for name in _PARTS if name in kwargs}
+        if kwargs:
+            raise ConfigError(f"option {min(kwargs)!r} is for pipeline folders, not for exports; leave it out")
         model, processor = load_export(folder)
-        unknown = sorted(set(kwargs) - {"dtype", "torch_dtype"})
-        if unknown:
-            raise ConfigError(f"option {unknown[0]!r} is for pipeline folders, not for exports; leave it out")
-        pipeline = cls(model=model, processor=processor, decoder=decoder)
-        dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
-        return pipeline if dtype is None else pipeline.to(dtype)
+        pipeline = cls(model=model, processor=processor, decoder=decoder, **parts)
+        return pipeline.to(dtypes[0]) if dtypes and dtypes[0] is not None else pipeline
 
     @property
     def decoder(self) -> StableDiffusionPipeline:
@@ -256,12 +257,15 @@ class KosmosGPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # typ
         if prompt is not None and negative_prompt_embeds is not None:
             raise PromptError("negative_prompt_embeds goes with prompt_embeds; with prompt, pass negative_prompt")
         if prompt is not None:
-            condition = self.encode(prompt, negative_prompt if guidance > 1 else None)
+            # Without guidance nobody hears the negative: the prompt itself stands there, which costs nothing.
+            condition = self.encode(prompt, negative_prompt if guidance > 1 else prompt)
             prompt_embeds, negative_prompt_embeds = condition.positive, condition.negative
         elif negative_prompt is not None:
             raise PromptError("negative_prompt goes with prompt; with prompt_embeds, pass negative_prompt_embeds")
         elif negative_prompt_embeds is None and guidance > 1:
             raise PromptError("guidance needs negative_prompt_embeds; pass those of encode(), or guidance_scale=1")
+        else:
+            self._check_embeds(prompt_embeds, negative_prompt_embeds)
 
         # 3. The stock pipeline draws.
         others = dict(cross_attention_kwargs or {})
@@ -288,6 +292,18 @@ class KosmosGPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # typ
             )
         self.maybe_free_model_hooks()
         return output
+
+    def _check_embeds(self, *embeds: Tensor | None) -> None:
+        width = self.unet.config.cross_attention_dim
+        for given in embeds:
+            if given is None:
+                continue
+            if given.ndim != 3 or given.shape[-1] != width:
+                raise PromptError(
+                    f"the embeddings have shape {tuple(given.shape)}, the U-Net listens to (B, Q, {width}); pass those "
+                    "that encode() of a pipeline with this decoder gives"
+                )
+            check_finite(given)
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         trained = self.unet.config.sample_size
@@ -358,10 +374,10 @@ def _local_folder(source: str | Path, options: dict[str, Any]) -> Path:
 
     diffusers' own download refuses components whose class lives in another package than itself or transformers.
     """
-    if Path(source).is_dir():
-        return Path(source)
     names = ("revision", "cache_dir", "token", "local_files_only", "force_download", "proxies")
     chosen = {name: options.pop(name) for name in names if name in options}
+    if Path(source).is_dir():
+        return Path(source)
     chosen.pop("proxies", None)
     try:
         return Path(snapshot_download(str(source), **chosen))

@@ -1,5 +1,6 @@
 """The frozen decoder agrees with diffusers' own schedule and lets a gradient through to the condition only."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,18 @@ def test_the_world_decoder_ships_with_the_package() -> None:
     assert latents.shape == (1, *decoder.latent_shape)
     states = decoder.text_encoder(decoder.tokenizer("a red ball", return_tensors="pt").input_ids).last_hidden_state
     assert states.shape[-1] == decoder.condition_dim
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_a_decoder_that_would_draw_black_pictures_is_refused(part: str, tiny_sd_parts: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_sd_parts, tmp_path / "sd")
+    module = getattr(FrozenDecoder.from_pretrained(tiny_sd_parts), part)
+    name, weight = next(iter(module.named_parameters()))
+    with torch.no_grad():
+        weight.view(-1)[0] = torch.nan
+    module.save_pretrained(tmp_path / "sd" / part)
+    with pytest.raises(CheckpointError, match=rf"{name} in {part}/ of the decoder .* not finite"):
+        FrozenDecoder.from_pretrained(tmp_path / "sd")
 
 
 def test_mistakes_are_told(decoder: FrozenDecoder, inputs: dict, tmp_path: Path) -> None:

@@ -129,6 +129,18 @@ def test_without_guidance_nothing_is_doubled(
     assert distance(images.images, theirs) < 1e-5
 
 
+def test_without_guidance_no_negative_is_computed(pipe: KosmosGPipeline) -> None:
+    rows: list[int] = []
+    pipe.encoder.clear()
+    handle = pipe.model.aligner.register_forward_pre_hook(lambda module, arguments: rows.append(len(arguments[0])))
+    pipe("a cat", guidance_scale=1.0, negative_prompt="a dog", **DRAW)
+    assert rows == [1]
+    pipe("a cat", guidance_scale=2.0, negative_prompt="a dog", **DRAW)
+    pipe("a cat", guidance_scale=2.0, negative_prompt="a dog", **DRAW)
+    handle.remove()
+    assert rows == [1, 1]
+
+
 def test_each_image_has_its_own_generator_whatever_the_batch(pipe: KosmosGPipeline) -> None:
     together = pipe(["a cat", PROMPT], num_images_per_prompt=2, generator=[seeded(i) for i in range(4)], **DRAW).images
     assert len(together) == 4
@@ -268,6 +280,14 @@ def test_from_an_export_and_any_decoder(
     given.save_pretrained(tmp_path / "pipeline")
     other = KosmosGPipeline.from_pretrained(tmp_path / "pipeline", decoder=tiny_sd_parts)
     assert isinstance(other.scheduler, DPMSolverMultistepScheduler)
+    # What callers of diffusers are used to say works for exports as well.
+    scheduler = DDIMScheduler.from_config(stock.scheduler.config)
+    said = {"torch_dtype": torch.bfloat16, "scheduler": scheduler, "safety_checker": None, "local_files_only": True}
+    custom = KosmosGPipeline.from_pretrained(tmp_path / "export", decoder=tiny_sd_parts, **said)
+    assert custom.scheduler is scheduler
+    assert custom.model.dtype == custom.unet.dtype == torch.bfloat16
+    with pytest.raises(ConfigError, match="option 'guidance' is for pipeline folders"):
+        KosmosGPipeline.from_pretrained(tmp_path / "export", decoder=tiny_sd_parts, guidance=3)
     with pytest.raises(CheckpointError, match=r"not a pipeline folder.*pass decoder="):
         KosmosGPipeline.from_pretrained(tmp_path / "export")
     with pytest.raises(CheckpointError, match="neither a folder nor a reachable Hub id"):
@@ -407,6 +427,8 @@ def test_offloading_draws_the_same(
         ({}, PromptError, "either prompt or prompt_embeds"),
         ({"prompt_embeds": torch.zeros(1, 77, 32)}, PromptError, "needs negative_prompt_embeds"),
         ({"prompt_embeds": torch.zeros(1, 77, 32), "negative_prompt": "a"}, PromptError, "goes with prompt"),
+        ({"prompt_embeds": torch.zeros(1, 77, 31), "guidance_scale": 1}, PromptError, r"\(1, 77, 31\).*\(B, Q, 32\)"),
+        ({"prompt_embeds": torch.full((1, 77, 32), torch.nan), "guidance_scale": 1}, CheckpointError, "not finite"),
         ({"prompt": "a", "negative_prompt_embeds": torch.zeros(1, 77, 32)}, PromptError, "goes with prompt_embeds"),
     ],
 )
