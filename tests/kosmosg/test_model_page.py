@@ -62,19 +62,26 @@ def desk(tmp_path: Path, tiny_sd_parts: Path, tiny_sentencepiece: Path, monkeypa
 @pytest.mark.slow
 def test_the_page_works(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     typer_testing = pytest.importorskip("typer.testing", reason="the command line belongs to the extra `platform`")
+    from jobs.config import load
     from kosmosg_platform.cli import app
 
-    assert [kind for kind, _ in BLOCKS] == ["bash", "python"] * 2
+    assert [kind for kind, _ in BLOCKS] == ["bash", "python", "bash", "python", "python"]
     for kind, code in BLOCKS:
         if kind == "python":
+            assert len([line for line in code.splitlines() if line]) <= 10
             exec(compile(code, "docs/model.md", "exec"), {})
             continue
         for line in code.splitlines():
-            program, *arguments = shlex.split(line)
+            program, verb, *arguments = shlex.split(line)
             assert program == "kosmosg"
-            done = typer_testing.CliRunner().invoke(app, arguments, catch_exceptions=False)
+            if verb == "run":  # weeks at full size: that the settings are understood is enough here
+                job, preset, *settings = arguments
+                load(job, preset, settings)
+                shutil.copytree("start", f"runs/{job}/export")
+                continue
+            done = typer_testing.CliRunner().invoke(app, [verb, *arguments], catch_exceptions=False)
             assert done.exit_code == 0, done.output
-    assert Image.open("out.png").size == (16, 16)
+    assert Image.open("out.png").size == Image.open("out2.png").size == (16, 16)
     assert "xPos" not in (desk / "start" / "README.md").read_text()
     assert capsys.readouterr().out.startswith("[")  # the answers
 
