@@ -243,8 +243,9 @@ def import_(
 
     beside = (source if source.is_dir() else source.parent) / SENTENCEPIECE_FILE
     plan = plan_kosmos2(source) if kind == "kosmos2" else plan_reference(source, vision=vision)
+    config = plan.config
     processor = KosmosGProcessor.from_sentencepiece(
-        tokenizer or beside, plan.config.vision_config.image_size, plan.config.latent_query_num
+        tokenizer or beside, config.vision_config.image_size, config.latent_query_num, config.max_tokens
     )
     print(import_weights(plan, destination, processor))
 

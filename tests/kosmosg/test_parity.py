@@ -68,6 +68,8 @@ def test_language_model_agrees_with_the_original(record: Any, case: Any, attenti
     states = mllm(inputs_embeds=embeddings, attention_mask=real.long()).last_hidden_state
     close(states[real], case["condition_B_T_C"][real])
     close(mllm.logits(states)[real], case["logits"][real])
+    # Pads too, as stage 2 sees them: its reconstruction loss counts them.
+    close(mllm.states(case["src_tokens"], case["img_gpt_input_mask"], image_tokens=tokens), case["condition_B_T_C"])
 
 
 def test_vision_tower_agrees_with_the_original() -> None:
