@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg.stages import StageOutput
 from kosmosg_platform.config import Section
-from kosmosg_platform.schedule import TrainConfig
+from kosmosg_platform.schedule import TrainConfig, rate_share
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,8 +71,11 @@ class Engine:
         # DeepSpeed finds tensors in tuples and dictionaries only. Left as it is, the stage's output would keep ZeRO-3
         # from gathering the stage's own parameters again on the way back.
         stage.register_forward_hook(lambda _module, _inputs, out: (out.loss, out.metrics))
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in parameters:
+            groups.setdefault(rate_share(train, name), []).append(parameter)
         optimizer = torch.optim.AdamW(
-            [parameter for _, parameter in parameters],
+            [{"params": members, "share": share} for share, members in groups.items()],
             lr=0.0,
             betas=train.betas,
             eps=train.eps,
@@ -119,7 +122,7 @@ class Engine:
     def step(self, rate: float) -> None:
         """To be called after every micro-batch; the weights move once all of a batch are in."""
         for group in self._wrapper.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         self._engine.step()
 
     def gradient_norm(self) -> float | None:

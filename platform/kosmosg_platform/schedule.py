@@ -1,9 +1,11 @@
 """How long, how large and how fast a training run learns: the section `train`, and the learning rate as a function."""
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from torch.nn import Parameter
 
 from kosmosg.errors import ConfigError
 from kosmosg_platform.config import Section
@@ -22,6 +24,9 @@ class TrainConfig(Section):
     """Seed of weights, sample order, noise and dropout."""
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""
+    rates: dict[str, float] = Field(default_factory=dict)
+    """Shares of the learning rate for parts of a stage, by the beginning of their parameters' names:
+    {model.mllm: 0.1} lets the language model follow slowly, 0 freezes it. Everything else has a share of 1."""
     warmup: int = Field(default=0, ge=0)
     """Optimizer steps over which the rate rises linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -46,6 +51,37 @@ class TrainConfig(Section):
     """Optimizer steps between sample pictures; 0 draws them once, at the end."""
     restart: bool = False
     """Start over even if a run of the same settings is unfinished or finished under `output`."""
+
+    @field_validator("rates")
+    @classmethod
+    def _shares(cls, value: dict[str, float]) -> dict[str, float]:
+        for part, share in value.items():
+            if not 0 <= share < math.inf:
+                raise ValueError(f"the share of {part!r} is {share}; it is 0 or above")
+        return {part: float(value[part]) for part in sorted(value)}
+
+
+def rate_share(train: TrainConfig, name: str) -> float:
+    """The share of the learning rate that a parameter has: that of the longest beginning of its name in `rates`."""
+    parts = [part for part in train.rates if name == part or name.startswith(f"{part}.")]
+    return train.rates[max(parts, key=len)] if parts else 1.0
+
+
+def freeze(train: TrainConfig, parameters: Iterable[tuple[str, Parameter]]) -> None:
+    """Switch off the gradient of everything that has a share of 0.
+
+    Raises ConfigError for a part that no parameter belongs to, which would change nothing without a word.
+    """
+    named = dict(parameters)
+    for part in train.rates:
+        if not any(name == part or name.startswith(f"{part}.") for name in named):
+            tops = sorted({".".join(name.split(".")[:2]) for name in named})
+            raise ConfigError(f"train.rates: nothing that is trained begins with {part!r}; there are {', '.join(tops)}")
+    frozen = [parameter for name, parameter in named.items() if rate_share(train, name) == 0]
+    if len(frozen) == len(named):
+        raise ConfigError("train.rates: every part has a share of 0, so nothing would be trained")
+    for parameter in frozen:
+        parameter.requires_grad_(False)
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:

@@ -13,7 +13,7 @@ from kosmosg_platform.cluster import ScaleConfig
 from kosmosg_platform.config import Section
 from kosmosg_platform.engine import EngineConfig
 from kosmosg_platform.order import Draw
-from kosmosg_platform.schedule import TrainConfig
+from kosmosg_platform.schedule import TrainConfig, freeze
 from kosmosg_platform.storage import Layout
 from kosmosg_platform.tracking import Run, TrackingConfig
 
@@ -120,4 +120,6 @@ class Job:
     def build_stage(self) -> Stage:
         """The stage before its first step, on the CPU, from the run's seed."""
         torch.manual_seed(self.experiment.train.seed)
-        return self.recipe.build_stage()
+        stage = self.recipe.build_stage()
+        freeze(self.experiment.train, stage.trainable())
+        return stage

@@ -1,9 +1,10 @@
 """The learning rate as a function of the step, and how a batch is shared."""
 
 import pytest
+from torch import nn
 
 from kosmosg.errors import ConfigError
-from kosmosg_platform.schedule import TrainConfig, batch_plan, learning_rate
+from kosmosg_platform.schedule import TrainConfig, batch_plan, freeze, learning_rate, rate_share
 
 
 def rates(**settings: object) -> list[float]:
@@ -53,3 +54,36 @@ def test_what_does_not_divide_is_refused_with_both_numbers() -> None:
         batch_plan(TrainConfig(global_batch=24, micro_batch=5), 2)
     with pytest.raises(ConfigError, match=r"train.micro_batch: 16 does not divide"):
         batch_plan(TrainConfig(global_batch=8, micro_batch=16), 1)
+
+
+def test_the_longest_name_decides_the_share() -> None:
+    train = TrainConfig(rates={"model": 0.5, "model.mllm": 0.1, "model.mllm.vision_model": 0})
+    shares = {name: rate_share(train, name) for name in ("model.aligner.w", "model.mllm.w", "model.mllms.w", "other")}
+    assert shares == {"model.aligner.w": 0.5, "model.mllm.w": 0.1, "model.mllms.w": 0.5, "other": 1.0}
+
+
+def test_a_share_of_zero_freezes() -> None:
+    stage = nn.ModuleDict({"eye": nn.Linear(2, 2), "mouth": nn.Linear(2, 2)})
+    freeze(TrainConfig(rates={"eye": 0, "mouth": 0.5}), stage.named_parameters())
+    assert [name for name, parameter in stage.named_parameters() if parameter.requires_grad] == [
+        "mouth.weight",
+        "mouth.bias",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"ear": 0.1}, "nothing that is trained begins with 'ear'; there are eye.bias, eye.weight"),
+        ({"eye": 0}, "nothing would be trained"),
+    ],
+)
+def test_rates_that_mean_nothing_are_refused(given: dict[str, float], told: str) -> None:
+    stage = nn.ModuleDict({"eye": nn.Linear(2, 2)})
+    with pytest.raises(ConfigError, match=told):
+        freeze(TrainConfig(rates=given), stage.named_parameters())
+
+
+def test_a_share_below_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="the share of 'model' is -1"):
+        TrainConfig(rates={"model": -1})
