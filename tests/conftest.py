@@ -139,3 +139,41 @@ def ray_cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_worker_niceness", "0")
     with local(ScaleConfig(workers=2)):
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole CLIP of random weights with its processor, in transformers' layout; 224 pixels as the real one."""
+    import string
+
+    import torch
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("clip")
+    characters = list(string.ascii_lowercase + string.digits + ".,'-")
+    symbols = ["<|startoftext|>", "<|endoftext|>", *characters, *(f"{character}</w>" for character in characters)]
+    vocabulary = {symbol: position for position, symbol in enumerate(symbols)}
+    CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77).save_pretrained(folder)
+    CLIPImageProcessorPil().save_pretrained(folder)
+    part = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {**part, "vocab_size": len(symbols), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    config = CLIPConfig(text_config=text, vision_config={**part, "patch_size": 32}, projection_dim=16)
+    CLIPModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ViT of random weights in the layout of `facebook/dino-vits16`."""
+    import torch
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(2)
+    folder = tmp_path_factory.mktemp("dino")
+    config = ViTConfig(
+        hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=224, patch_size=16
+    )
+    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder

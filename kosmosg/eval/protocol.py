@@ -1,0 +1,233 @@
+"""What exactly was measured, as a value with a short name: `protocol_id` stands beside every number.
+
+Two papers that both say "DreamBench" or "COCO FID" have often measured different things. A `Protocol` holds everything
+that moves a number: sampler, steps, guidance, noise, prompts, pictures, resizing, feature networks, and, once they are
+known, digests of the data and of the weights that were read. Its id is a hash of all that. Numbers may be compared when
+their ids are equal; otherwise the difference may come from the protocol.
+
+Sources: [K] sample_kosmosg_dreambench.py, sample_kosmosg_coco.py, eval/ and vl_setup.sh of xichenpan/Kosmos-G;
+[M] eval/EVALUATION.md, sample_coco.py, eval_coco.py, configs/llavaov0p5_sd.yaml and environment.yml of
+facebookresearch/metaquery; [own] our choice.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from kosmosg.errors import ConfigError
+
+Benchmark = Literal["world", "dreambench", "coco"]
+
+DINO, CLIP, INCEPTION, RECOGNISER = "dino", "clip", "inception", "recogniser"
+"""Feature networks, as they are called in `features` and `weights`."""
+
+INPUT_PHOTO = "the input photo"
+ALL_PHOTOS = "all photos of the subject"
+"""References of DreamBench."""
+
+SAMPLED = "random.Random(seed).sample of all captions"
+IN_ORDER = "captions in the order of the folder"
+"""Rules for the prompts of an FID."""
+
+ALL_PLAIN = "all images, shorter side 256 bilinear without antialias, centre crop 256; drawn ones as they are"
+ALL_SMOOTH = "all images; both sides shorter side 256 bicubic, centre crop 256"
+OWN_SMOOTH = "the captions' own images; both sides shorter side 256 bicubic, centre crop 256"
+"""References of an FID, and what is done to both sides before the network's own resizing."""
+
+_ABOUT = ("name", "source")
+_MEASURED = ("data", "weights")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything that a number depends on beside the model that is judged."""
+
+    name: str
+    """One of `PROTOCOLS`."""
+    source: str
+    """Where the settings come from, for people."""
+    benchmark: Benchmark
+    solver: str
+    """Name in `kosmosg.schedulers`; `decoder` is the sampler that the decoder was saved with."""
+    steps: int
+    """Denoising steps."""
+    guidance: float
+    """Classifier-free guidance."""
+    noise: Literal["picture", "batch"]
+    """`picture`: each picture its own seed. `batch`: the seed is set anew before each batch."""
+    seed: int
+    batch: int
+    """Prompts drawn together; moves numbers only where the noise is that of a batch."""
+    size: int | None
+    """Pixels a side of what is drawn; None is the decoder's own."""
+    pictures: int
+    """Pictures of each prompt."""
+    subset: str
+    """Which part of which collection."""
+    prompts: str
+    """The rule by which prompts are made."""
+    count: int | None
+    """Prompts: of each kind (world), of each subject (dreambench), captions (coco). None is all there are."""
+    reference: str
+    """The real images that pictures are compared with."""
+    resize: str
+    """How pictures reach the size of the feature networks."""
+    features: Mapping[str, str]
+    """Feature network -> the id that it is published under."""
+    data: str = ""
+    """Digest of subset, prompts and real images; empty until they were read."""
+    weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Feature network -> sha256 of the weights file that was used; empty until it was read."""
+
+    @property
+    def protocol_id(self) -> str:
+        """Ten hexadecimal digits: equal exactly where everything that moves a number is equal."""
+        text = json.dumps(self.facts(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    @property
+    def label(self) -> str:
+        """`name@id`; a protocol with changed settings says so, because its numbers are its own."""
+        return f"{self.name}{' (changed)' if self.deviations() else ''}@{self.protocol_id}"
+
+    def facts(self) -> dict[str, Any]:
+        """What the id is a hash of, as plain data."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _ABOUT}
+        if self.noise == "picture":
+            del values["batch"]
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+
+    def changed(self, **values: Any) -> "Protocol":
+        """With other settings; None leaves one as it is. Still carries the name, see `deviations`."""
+        return dataclasses.replace(self, **{name: value for name, value in values.items() if value is not None})
+
+    def measured(self, data: str, weights: Mapping[str, str]) -> "Protocol":
+        """With the digests of what was actually read. Raises ConfigError when a network's weights are missing."""
+        if set(weights) != set(self.features):
+            raise ConfigError(
+                f"protocol {self.name} uses the networks {', '.join(sorted(self.features))}, digests were given for "
+                f"{', '.join(sorted(weights)) or 'none'}; give one for each"
+            )
+        return dataclasses.replace(self, data=data, weights=dict(weights))
+
+    def deviations(self) -> list[str]:
+        """In words, what differs from the protocol of this name; empty when it is followed as written."""
+        own, written = self.facts(), PROTOCOLS[self.name].facts()
+        return [
+            f"{name} {own[name]} instead of {written[name]}"
+            for name in own
+            if name not in _MEASURED and own[name] != written.get(name, own[name])
+        ]
+
+
+_DREAMBENCH_FEATURES = {DINO: "facebook/dino-vits16", CLIP: "openai/clip-vit-base-patch32"}  # [K]
+_FID_FEATURES = {
+    INCEPTION: "pt_inception-2015-12-05-6726825d"
+}  # [K] [M] by torchmetrics, which has it of torch-fidelity
+
+_WORLD = Protocol(
+    name="world",
+    source="kosmosg/eval/world.py",
+    benchmark="world",
+    solver="decoder",
+    steps=20,
+    guidance=3.0,
+    noise="picture",
+    seed=0,
+    batch=16,
+    size=None,
+    pictures=1,
+    subset="held-out subjects",
+    prompts="image",
+    count=32,
+    reference="the scene that the prompt asks for",
+    resize="none",
+    features={RECOGNISER: "kosmosg/assets/world/recogniser"},
+)
+
+_DREAMBENCH_KOSMOSG = Protocol(
+    name="dreambench-kosmosg",
+    source="sample_kosmosg_dreambench.py and eval/ of xichenpan/Kosmos-G",
+    benchmark="dreambench",
+    solver="dpms",  # [K] with diffusers 0.21.4, so the last step ends at the smallest sigma
+    steps=100,  # [K]
+    guidance=7.5,  # [K]
+    noise="batch",  # [K] randomize_seed_fn(0) before each batch
+    seed=0,  # [K]
+    batch=5,  # [K]
+    size=512,  # [K]
+    pictures=4,  # [K]
+    subset="30 subjects",  # [K]
+    prompts="drop_object",  # [K]
+    count=25,  # the official list
+    reference=INPUT_PHOTO,  # [K]
+    resize="dino: shorter side 256 bicubic, crop 224; clip: its own processor",  # [K]
+    features=_DREAMBENCH_FEATURES,
+)
+
+_DREAMBENCH = dataclasses.replace(
+    _DREAMBENCH_KOSMOSG,
+    name="dreambench",
+    source="DreamBooth (arXiv 2208.12242), sampling as in dreambench-kosmosg but for the noise",
+    noise="picture",  # [own] pictures of different prompts share no noise, and any batch size gives the same
+    reference=ALL_PHOTOS,  # DreamBooth: mean over all pairs of drawn and real
+)
+
+_COCO_KOSMOSG = Protocol(
+    name="coco-kosmosg",
+    source="sample_kosmosg_coco.py of xichenpan/Kosmos-G, torchmetrics 1.0.0",
+    benchmark="coco",
+    solver="ddim",  # [K]
+    steps=250,  # [K]
+    guidance=3.0,  # [K]
+    noise="batch",  # [K]
+    seed=0,  # [K] of the noise and of the subset
+    batch=16,  # [K]
+    size=512,  # [K]
+    pictures=1,  # [K]
+    subset="val2014",  # [K]
+    prompts=SAMPLED,  # [K]
+    count=30_000,  # [K]
+    reference=ALL_PLAIN,  # [K] resized as a tensor, which torchvision of that time did without antialias
+    resize="tf1",  # [K] torchmetrics before antialiasing: bilinear as TensorFlow 1 did it, no antialias
+    features=_FID_FEATURES,
+)
+
+_COCO_CLEAN = dataclasses.replace(
+    _COCO_KOSMOSG,
+    name="coco-clean",
+    source="sampling of coco-kosmosg, resizing of clean-fid (arXiv 2104.11222)",
+    noise="picture",  # [own]
+    reference=ALL_SMOOTH,  # [own]
+    resize="clean",
+)
+
+_COCO_METAQUERY = dataclasses.replace(
+    _COCO_KOSMOSG,
+    name="coco-metaquery",
+    source="eval/sample_coco.py and eval/eval_coco.py of facebookresearch/metaquery, torchmetrics 1.6.3",
+    solver="dpm++",  # [M] DPMSolverMultistepScheduler of diffusers' own settings
+    steps=30,  # [M]
+    guidance=3.0,  # [M]
+    noise="picture",  # [M] does not seed at all; this is the nearest that can be repeated
+    batch=1,  # [M]
+    subset="sayakpaul/coco-30-val-2014",  # [M]
+    prompts=IN_ORDER,  # [M]
+    reference=OWN_SMOOTH,  # [M]
+)
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (_WORLD, _DREAMBENCH_KOSMOSG, _DREAMBENCH, _COCO_KOSMOSG, _COCO_CLEAN, _COCO_METAQUERY)
+}
+"""The protocols by name."""
+
+
+def find_protocol(name: str) -> Protocol:
+    """The protocol of that name. Raises ConfigError."""
+    if name not in PROTOCOLS:
+        raise ConfigError(f"evaluate.protocol: there is no {name!r}; choose one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
