@@ -1,12 +1,18 @@
-"""Judge models: the same prompts for all, pictures by Ray Data actors, scores, a contact sheet and a page.
+"""Judge models: the same prompts for all, pictures by Ray actors, scores, a contact sheet and a page.
 
-The small world's own judge reads each picture at the places where the prompt expects its entities. All prompts hold
-subjects that no training ever saw, shown by reference images from other scenes. Leaves scores.json, sheet.png and
-report.html in <output>/evaluate, and the same in MLflow. A model that was judged before with the same settings is not
-drawn again.
+    kosmosg run evaluate world
+    kosmosg run evaluate gpu evaluate.protocol=dreambench-kosmosg evaluate.data=dreambooth/dataset
+
+A protocol says what exactly is measured (kosmosg/eval/protocol.py); its id stands beside every number. `world` reads
+each picture with the small world's own judge at the places where the prompt expects its entities, all of them subjects
+that no training ever saw. The others draw for DreamBench or COCO captions and compare with real pictures.
+
+Leaves scores.json, sheet.png and report.html in <output>/evaluate (in a folder of the protocol's name, but for
+`world`), and the same in MLflow. What was drawn or looked at before with the same settings is not done again.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +20,22 @@ import numpy as np
 from PIL import Image
 
 from jobs.config import EvaluateConfig, Experiment, main
+from kosmosg.errors import ConfigError
+from kosmosg.eval.features import weights_sha256
+from kosmosg.eval.protocol import RECOGNISER, Protocol, find_protocol
 from kosmosg.eval.sheet import SheetRow, result_sheet
 from kosmosg.eval.world import Style, WorldPrompt, world_prompts
 from kosmosg.eval.world import score as world_score
+from kosmosg.foundation import world_folder
+from kosmosg.schedulers import SCHEDULERS
+from kosmosg_platform.benchmark import Bench, run_benchmark, sampling_of
 from kosmosg_platform.cluster import connect
 from kosmosg_platform.config import digest, plain, to_yaml
 from kosmosg_platform.journey import score_table
 from kosmosg_platform.log import say
-from kosmosg_platform.painting import Sampling, open_picture, paint
+from kosmosg_platform.painting import Order, model_weights, open_picture, paint
 from kosmosg_platform.report import Figure, Report, Section
+from kosmosg_platform.scoreboard import benchmark_report, protocol_table, summary
 from kosmosg_platform.storage import Layout, write_json, write_text
 from kosmosg_platform.tracking import Run
 
@@ -38,9 +51,63 @@ Case = tuple[str, WorldPrompt]
 def run(experiment: Experiment) -> Path:
     """Judge every model of `evaluate.models`; gives the folder of the results."""
     settings, layout = experiment.evaluate, Layout(experiment.output)
+    protocol = settle(settings)
     models = dict(settings.models) or {"model": layout.newest_export()}
-    folder = layout.job("evaluate")
+    for model in models.values():
+        model_weights(model)  # a wrong folder should be told before a cluster starts
+    if protocol.benchmark == "world":
+        return run_world(experiment, protocol, models, layout.job("evaluate"))
+    if settings.data is None:
+        raise ConfigError(f"evaluate.data: {protocol.name} compares with real pictures; give the folder that has them")
+    bench = Bench(
+        protocol=protocol,
+        models=models,
+        decoder=experiment.decoder,
+        data=settings.data.absolute(),
+        weights=settings.weights,
+        subjects=settings.subjects,
+        folder=layout.job("evaluate"),
+        rows=settings.rows,
+    )
+    found = run_benchmark(bench, experiment)
+    folder = layout.job("evaluate") / protocol.name
+    folder.mkdir(parents=True, exist_ok=True)
+    found.sheet.save(folder / "sheet.png")
+    benchmark_report(found).write(folder / "report.html")
+    publish(experiment, folder, found.protocol, models, found.rows)
+    for row in found.rows:
+        if row["set"] == "all":
+            say(f"evaluate: {row['variant']}, {found.protocol.label}: {summary(row)}")
+    return folder
+
+
+def settle(settings: EvaluateConfig) -> Protocol:
+    """The protocol with what the settings change in it. Raises ConfigError."""
+    protocol = find_protocol(settings.protocol)
+    changed = protocol.changed(
+        solver=settings.solver,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        seed=settings.seed,
+        batch=settings.batch,
+    )
+    if changed.solver != "decoder" and changed.solver not in SCHEDULERS:
+        raise ConfigError(f"evaluate.solver: there is no {changed.solver!r}; choose one of {', '.join(SCHEDULERS)}")
+    if protocol.benchmark == "world":
+        return changed.changed(count=settings.cases, prompts=settings.style)
+    unknown = sorted(set(settings.weights) - set(protocol.features))
+    if unknown:
+        known = ", ".join(protocol.features)
+        raise ConfigError(f"evaluate.weights.{unknown[0]}: {protocol.name} has no such network; it uses {known}")
+    return changed.changed(size=settings.size, pictures=settings.pictures, count=settings.prompts)
+
+
+def run_world(experiment: Experiment, protocol: Protocol, models: Mapping[str, Path], folder: Path) -> Path:
+    """Judge in the small world; gives the folder of the results."""
+    settings = experiment.evaluate
     cases = ask(settings, settings.style)
+    asked = hashlib.sha256("".join(case.prompt.sha256() for _, case in cases).encode()).hexdigest()[:16]
+    protocol = protocol.measured(asked, {RECOGNISER: weights_sha256(str(world_folder() / "recogniser"))})
     drawn: dict[str, list[Image.Image]] = {}
     with connect(experiment):
         for variant, export in models.items():
@@ -50,20 +117,22 @@ def run(experiment: Experiment) -> Path:
             worded = ask(settings, "text")
             pictures = draw(TEXT_ONLY, list(models.values())[-1], worded, experiment, folder)
             scores += score(TEXT_ONLY, worded, pictures)
-    write_json(folder / "scores.json", scores)
+    scores = [{**row, "protocol": protocol.protocol_id} for row in scores]
     sheet = result_sheet(*sheet_rows(cases, drawn, settings.rows))
     sheet.save(folder / "sheet.png")
-    report = Report(
+    Report(
         "Evaluation in the small world",
         f"{settings.cases} prompts of each kind with subjects that no training ever saw, judged by the recogniser.",
+        {"protocol": protocol.label},
         sections=[
             Section("Scores", table=score_table(scores)),
             Section(
                 "Pictures", figures=[Figure.of(sheet, "reference images | prompt | results; rows are not selected")]
             ),
+            Section("Protocol", table=protocol_table(protocol)),
         ],
     ).write(folder / "report.html")
-    track(experiment, models, scores, [report, folder / "sheet.png", folder / "scores.json"])
+    publish(experiment, folder, protocol, models, scores)
     for row in scores:
         say(
             f"evaluate: {row['variant']}, {row['set']}: class {row['kind']:.2f}  pattern {row['pattern']:.2f}  "
@@ -83,10 +152,9 @@ def ask(settings: EvaluateConfig, style: Style) -> list[Case]:
 
 def draw(variant: str, export: Path, cases: Sequence[Case], experiment: Experiment, folder: Path) -> list[Image.Image]:
     """One picture for each case, in their order, with as many actors as there are workers."""
-    settings = experiment.evaluate
-    sampling = Sampling(settings.steps, settings.guidance, batch=settings.batch, seed=settings.seed)
-    prompts = [case.prompt for _, case in cases]
-    paths = paint(variant, export, experiment.decoder, prompts, sampling, experiment.scale, folder / "pictures")
+    sampling = sampling_of(settle(experiment.evaluate))
+    orders = [Order.of(case.prompt) for _, case in cases]
+    paths = paint(variant, export, experiment.decoder, orders, sampling, experiment.scale, folder / "pictures")
     return [open_picture(path) for path in paths]
 
 
@@ -113,17 +181,28 @@ def sheet_rows(
     return rows, list(drawn)
 
 
-def track(experiment: Experiment, models: dict[str, Path], scores: list[dict[str, Any]], files: list[Path]) -> None:
-    """The figures and the page as one MLflow run."""
+def publish(
+    experiment: Experiment,
+    folder: Path,
+    protocol: Protocol,
+    models: Mapping[str, Path],
+    scores: Sequence[Mapping[str, Any]],
+) -> None:
+    """Figures and protocol as files beside the page, and all of them as one MLflow run."""
+    write_json(folder / "scores.json", list(scores))
+    about = {"id": protocol.protocol_id, "name": protocol.name, "deviations": protocol.deviations()}
+    write_json(folder / "protocol.json", {**about, **protocol.facts()})
+    write_text(folder / "experiment.yaml", to_yaml(experiment))
+    judged = {name: str(path) for name, path in models.items()}
+    key = digest({"models": judged, "settings": plain(experiment.evaluate), "protocol": protocol.protocol_id})
+    tags = {"protocol": protocol.protocol_id, "protocol.name": protocol.name}
     layout = Layout(experiment.output)
-    key = digest({"models": {name: str(path) for name, path in models.items()}, "settings": plain(experiment.evaluate)})
-    run = Run.open(experiment.tracking, layout, "evaluate", key=key, params=plain(experiment.evaluate))
+    run = Run.open(experiment.tracking, layout, "evaluate", key=key, tags=tags, params=plain(experiment.evaluate))
     for row in scores:
         prefix = f"{row['variant'].replace(' ', '_')}/{row['set']}"
         run.log_metrics({f"{prefix}/{name}": value for name, value in row.items() if isinstance(value, float)}, step=0)
-    write_text(layout.job("evaluate") / "experiment.yaml", to_yaml(experiment))
-    for file in [*files, layout.job("evaluate") / "experiment.yaml"]:
-        run.log_file(file)
+    for name in ("report.html", "sheet.png", "scores.json", "protocol.json", "experiment.yaml"):
+        run.log_file(folder / name)
     run.close()
 
 

@@ -6,14 +6,14 @@ block that lacks a picture, and one whose settings changed begins in another fol
 workers of the cluster see, like everything under `output`.
 
     <folder>/<key>/prompts.jsonl        text and reference images of each prompt
-    <folder>/<key>/references/*.png     the reference images, each once
+    <folder>/<key>/references/*.png     reference images that are no files of their own, each once
     <folder>/<key>/000/000012.png       picture 12: with n pictures a prompt, picture 12 % n of prompt 12 // n
 """
 
+import hashlib
 import json
 import math
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,16 +22,28 @@ from typing import Any, Literal
 from PIL import Image
 
 from kosmosg.checkpoint import read_config
-from kosmosg.errors import CheckpointError
-from kosmosg.prompt import Prompt
+from kosmosg.errors import CheckpointError, ImageError
+from kosmosg.prompt import Prompt, read_image
+from kosmosg_platform.blocks import spread
 from kosmosg_platform.cluster import ScaleConfig
 from kosmosg_platform.config import digest
-from kosmosg_platform.log import quiet_ray_data, say
 from kosmosg_platform.storage import sha256, write_text
 
 Noise = Literal["picture", "batch"]
-_SAY_SECONDS = 15.0
-_TASKS = 1000  # parts of the work that Ray Data keeps account of
+
+
+@dataclass(frozen=True)
+class Order:
+    """A prompt that is to be drawn. Images are pictures, or files that all workers see and that are opened only there:
+    a prompt owns a copy of its images, which for thousands of prompts with large photos would fill the memory.
+    """
+
+    text: str
+    images: tuple[Image.Image | Path, ...] = ()
+
+    @classmethod
+    def of(cls, prompt: Prompt) -> "Order":
+        return cls(prompt.text, prompt.images)
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,7 @@ def paint(
     name: str,
     model: Path,
     decoder: str,
-    prompts: Sequence[Prompt],
+    orders: Sequence[Order],
     sampling: Sampling,
     scale: ScaleConfig,
     folder: Path,
@@ -77,17 +89,24 @@ def paint(
     `name` is what progress calls the model. Ray must be up when something is missing. Raises CheckpointError when
     `model` is neither an export nor a pipeline folder.
     """
-    store = folder / picture_key(model, decoder, prompts, sampling)
-    paths = [picture_path(store, number) for number in range(len(prompts) * sampling.each)]
+    store = folder / picture_key(model, decoder, orders, sampling)
+    paths = [picture_path(store, number) for number in range(len(orders) * sampling.each)]
     span = sampling.batch * sampling.each
     missing = [
-        block
-        for block in range(math.ceil(len(prompts) / sampling.batch))
+        str(block)
+        for block in range(math.ceil(len(orders) / sampling.batch))
         if not all(path.is_file() for path in paths[block * span : (block + 1) * span])
     ]
     if missing:
-        save_prompts(store, prompts)
-        _paint_blocks(name, missing, len(paths), Painting(str(model), decoder, sampling, str(store)), scale)
+        save_orders(store, orders)
+        spread(
+            f"evaluate: {name}",
+            "pictures",
+            Painter,
+            Painting(str(model), decoder, sampling, str(store)),
+            missing,
+            scale,
+        )
     return paths
 
 
@@ -102,7 +121,7 @@ class Painting:
 
 
 class Painter:
-    """A Ray Data actor: holds one model and draws blocks of prompts into files."""
+    """Holds one model and draws blocks of prompts into files."""
 
     def __init__(self, painting: Painting) -> None:
         import torch
@@ -122,14 +141,12 @@ class Painter:
         self.pipe.to("cuda" if cuda else "cpu")
         self.pipe.set_progress_bar_config(disable=True)
 
-    def __call__(self, batch: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-        """Rows of `block` to rows of `pictures`, how many were drawn."""
-        return {"pictures": [self.draw(int(block)) for block in batch["block"]]}
-
-    def draw(self, block: int) -> int:
-        """One block; a block that is there already, from a worker that was lost later, is left alone."""
+    def __call__(self, name: str) -> int:
+        """One block, by its number; gives how many pictures were drawn. A block that is there already, from a worker
+        that was lost later, is left alone."""
+        block = int(name)
         start = block * self.sampling.batch
-        prompts = [read_prompt(self.store, line) for line in self.prompts[start : start + self.sampling.batch]]
+        prompts = [read_order(self.store, line) for line in self.prompts[start : start + self.sampling.batch]]
         first = start * self.sampling.each
         paths = [picture_path(self.store, first + place) for place in range(len(prompts) * self.sampling.each)]
         if all(path.is_file() for path in paths):
@@ -169,49 +186,27 @@ class Painter:
         return {"latents": latents.to(self.pipe.device, unet.dtype)}
 
 
-def _paint_blocks(name: str, blocks: Sequence[int], total: int, painting: Painting, scale: ScaleConfig) -> None:
-    import ray
-
-    began = said = time.perf_counter()
-    done = 0
-    with quiet_ray_data():
-        rows = ray.data.from_items(
-            [{"block": block} for block in blocks], override_num_blocks=min(len(blocks), _TASKS)
-        ).map_batches(
-            Painter,
-            fn_constructor_args=(painting,),
-            batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(scale.workers, len(blocks))),
-            # Not a whole core each: with as many actors as cores nothing would be left to hand them their rows.
-            num_cpus=0.5,
-            num_gpus=1 if scale.use_gpu else 0,
-            # Without restarts Ray need not warn that a restarted actor might not find its arguments.
-            max_restarts=0,
-        )
-        for row in rows.iter_rows():
-            done += int(row["pictures"])
-            if time.perf_counter() - said > _SAY_SECONDS:
-                said = time.perf_counter()
-                say(f"evaluate: {name}: {done} pictures drawn, {total} in all ({done / (said - began):.2f} a second)")
-    seconds = time.perf_counter() - began
-    say(f"evaluate: {name}: {done} of {total} pictures drawn in {seconds:.0f} s ({done / seconds:.2f} a second)")
+def picture_key(model: Path, decoder: str, orders: Sequence[Order], sampling: Sampling) -> str:
+    """Names what is drawn: weights, prompts, decoder and sampling. Raises CheckpointError, ImageError."""
+    known: dict[Path, str] = {}
+    return digest(
+        {
+            "weights": sha256(model_weights(model)),
+            "prompts": [[order.text, *(_image_sha256(image, known) for image in order.images)] for order in orders],
+            "decoder": decoder,
+            "sampling": sampling.shape(),
+        }
+    )[:16]
 
 
-def picture_key(model: Path, decoder: str, prompts: Sequence[Prompt], sampling: Sampling) -> str:
-    """Names what is drawn: weights, prompts, decoder and sampling. Raises CheckpointError."""
+def model_weights(model: Path) -> list[Path]:
+    """The files of weights of an export or pipeline folder. Raises CheckpointError when it is neither."""
     if not (model / "model_index.json").is_file():
         read_config(model)
     weights = sorted(model.rglob("*.safetensors"))
     if not weights:
         raise CheckpointError(f"{model} holds no *.safetensors; give the export folder of a finished run")
-    return digest(
-        {
-            "weights": sha256(weights),
-            "prompts": [prompt.sha256() for prompt in prompts],
-            "decoder": decoder,
-            "sampling": sampling.shape(),
-        }
-    )[:16]
+    return weights
 
 
 def picture_path(store: Path, number: int) -> Path:
@@ -219,35 +214,51 @@ def picture_path(store: Path, number: int) -> Path:
     return store / f"{number // 1000:03}" / f"{number:06}.png"
 
 
-def save_prompts(store: Path, prompts: Sequence[Prompt]) -> None:
-    """Prompts as files for the actors; `read_prompt` is the inverse."""
-    references = store / "references"
-    references.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for prompt in prompts:
-        names = [f"{of[:24]}.png" for of in prompt.image_sha256s()]
-        for name, image in zip(names, prompt.images, strict=True):
-            if not (references / name).is_file():
-                partial = references / f".{name}"
-                image.save(partial, format="PNG", compress_level=1)
-                partial.replace(references / name)
-        lines.append(json.dumps({"text": prompt.text, "images": names}))
+def save_orders(store: Path, orders: Sequence[Order]) -> None:
+    """Orders as a file for the actors; `read_order` is the inverse."""
+    (store / "references").mkdir(parents=True, exist_ok=True)
+    lines = [
+        json.dumps({"text": order.text, "images": [_save_image(store, image) for image in order.images]})
+        for order in orders
+    ]
     write_text(store / "prompts.jsonl", "\n".join(lines) + "\n")
 
 
-def read_prompt(store: Path, line: str) -> Prompt:
-    """One line of prompts.jsonl."""
+def read_order(store: Path, line: str) -> Prompt:
+    """One line of prompts.jsonl as a prompt. Raises PromptError, ImageError."""
     values = json.loads(line)
-    return Prompt(values["text"], images=[_reference(store / "references" / name) for name in values["images"]])
-
-
-@lru_cache(maxsize=64)
-def _reference(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
+    return Prompt(values["text"], images=[_reference(store / name) for name in values["images"]])
 
 
 def open_picture(path: Path) -> Image.Image:
     """A picture that `paint` left, RGB, its file closed."""
     with Image.open(path) as image:
         return image.convert("RGB")
+
+
+@lru_cache(maxsize=8)
+def _reference(path: Path) -> Image.Image:
+    return read_image(path, name=f"the reference image {path}")
+
+
+def _save_image(store: Path, image: Image.Image | Path) -> str:
+    """Where workers find it: a file's own path, or one in the store."""
+    if isinstance(image, Path):
+        return str(image.absolute())
+    name = f"references/{_image_sha256(image, {})[:24]}.png"
+    if not (store / name).is_file():
+        partial = (store / name).with_suffix(".partial")
+        image.save(partial, format="PNG", compress_level=1)
+        partial.replace(store / name)
+    return name
+
+
+def _image_sha256(image: Image.Image | Path, known: dict[Path, str]) -> str:
+    """Of a file its content, read once; of a picture its mode, size and pixels."""
+    if isinstance(image, Image.Image):
+        return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()
+    if image not in known:
+        if not image.is_file():
+            raise ImageError(f"there is no reference image {image}; check the path")
+        known[image] = hashlib.sha256(image.read_bytes()).hexdigest()
+    return known[image]
