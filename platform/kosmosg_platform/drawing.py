@@ -4,6 +4,7 @@ import re
 import secrets
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,10 @@ class Wish:
     @property
     def prompt(self) -> Prompt:
         """Raises PromptError, ImageError."""
-        return Prompt(self.text, images=self.images)
+        with warnings.catch_warnings():
+            # Pillow warns of what the prompt's own limit refuses in one sentence.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Prompt(self.text, images=self.images)
 
 
 @dataclass(frozen=True)
