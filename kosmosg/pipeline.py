@@ -12,6 +12,7 @@ Diffusion 1.x can do by `prompt_embeds` (ControlNet, LoRA, image to image, inpai
     control(prompt_embeds=condition.positive, negative_prompt_embeds=condition.negative, image=edges)
 """
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -142,6 +143,7 @@ class KosmosGPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # typ
         """
         folder = _local_folder(pretrained_model_name_or_path, kwargs)
         if (folder / "model_index.json").is_file():
+            _check_kind(folder / "model_index.json", cls.__name__)
             if decoder is not None:
                 kwargs = {**decoder_parts(decoder), **kwargs}
             pipeline: Self = super().from_pretrained(str(folder), **kwargs)
@@ -385,6 +387,17 @@ def _local_folder(source: str | Path, options: dict[str, Any]) -> Path:
         raise CheckpointError(
             f"{source} is neither a folder nor a reachable Hub id; check the path ({str(error).splitlines()[0]})"
         ) from error
+
+
+def _check_kind(index: Path, wanted: str) -> None:
+    try:
+        kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{index} is damaged ({error!r}); copy the folder again") from error
+    if kind != wanted:
+        raise CheckpointError(
+            f"{index.parent} holds a {kind}, not a {wanted}; pass it as decoder=, beside an exported Kosmos-G model"
+        )
 
 
 def _listed(prompts: PromptLike | Sequence[PromptLike], name: str) -> list[PromptLike]:

@@ -286,6 +286,8 @@ def test_from_an_export_and_any_decoder(
     custom = KosmosGPipeline.from_pretrained(tmp_path / "export", decoder=tiny_sd_parts, **said)
     assert custom.scheduler is scheduler
     assert custom.model.dtype == custom.unet.dtype == torch.bfloat16
+    with pytest.raises(CheckpointError, match=r"holds a StableDiffusionPipeline, not a KosmosGPipeline; pass it"):
+        KosmosGPipeline.from_pretrained(tiny_sd_parts)
     with pytest.raises(ConfigError, match="option 'guidance' is for pipeline folders"):
         KosmosGPipeline.from_pretrained(tmp_path / "export", decoder=tiny_sd_parts, guidance=3)
     with pytest.raises(CheckpointError, match=r"not a pipeline folder.*pass decoder="):
