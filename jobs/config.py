@@ -134,8 +134,8 @@ class Experiment(TrainingExperiment):
     limit: int | None = Field(default=None, ge=1)
     """Use at most this many source items; null means all."""
     parent: str | None = None
-    """Export folder that a stage starts from; null takes the newest of the previous stage under `output`, `new` makes
-    a new model as `pretrain` does."""
+    """Export folder (or `world:STAGE`, which ships) that a stage starts from; null takes the newest of the previous
+    stage under `output`, `new` makes a new model as `pretrain` does."""
     decoder: str = "world"
     """The frozen decoder: `world`, or a folder or hub id of a Stable Diffusion pipeline."""
 

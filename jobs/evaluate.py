@@ -26,7 +26,7 @@ from kosmosg.eval.protocol import RECOGNISER, Protocol, find_protocol
 from kosmosg.eval.sheet import SheetRow, result_sheet
 from kosmosg.eval.world import Style, WorldPrompt, world_prompts
 from kosmosg.eval.world import score as world_score
-from kosmosg.foundation import world_folder
+from kosmosg.foundation import export_folder, world_folder
 from kosmosg.schedulers import SCHEDULERS
 from kosmosg_platform.benchmark import Bench, run_benchmark, sampling_of
 from kosmosg_platform.cluster import connect
@@ -52,7 +52,8 @@ def run(experiment: Experiment) -> Path:
     """Judge every model of `evaluate.models`; gives the folder of the results."""
     settings, layout = experiment.evaluate, Layout(experiment.output)
     protocol = settle(settings)
-    models = dict(settings.models) or {"model": layout.newest_export()}
+    models = {name: export_folder(path) for name, path in settings.models.items()}
+    models = models or {"model": layout.newest_export(experiment.decoder)}
     for model in models.values():
         model_weights(model)  # a wrong folder should be told before a cluster starts
     if protocol.benchmark == "world":

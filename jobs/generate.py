@@ -20,6 +20,7 @@ from typing import Any
 
 from jobs.config import Experiment, GenerateConfig, main
 from kosmosg.errors import ConfigError, DataError, KosmosGError
+from kosmosg.foundation import export_folder
 from kosmosg.prompt import Prompt
 from kosmosg_platform.cluster import connect
 from kosmosg_platform.config import digest
@@ -58,7 +59,7 @@ def run(experiment: Experiment) -> Path:
     """Draw what is missing; gives the folder. Raises ConfigError, DataError for what concerns all prompts."""
     settings = experiment.generate
     layout = Layout(experiment.output)
-    model = (settings.model or layout.newest_export()).absolute()
+    model = export_folder(settings.model or layout.newest_export(experiment.decoder))
     tasks = read_tasks(experiment)[: experiment.limit]
     dest = (experiment.dest or layout.job("generate") / Path(experiment.source or "prompt").stem).absolute()
     (dest / "images").mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kosmosg.errors import ConfigError
+from kosmosg.foundation import export_folder
 from kosmosg_platform.cluster import ScaleConfig
 from kosmosg_platform.config import Section, resolve
 from kosmosg_platform.storage import Layout
@@ -96,7 +97,7 @@ class ServingConfig(Section):
     """The endpoint. Order of precedence: these defaults < preset < key=value."""
 
     model: Path | None = None
-    """Export folder; null takes the furthest stage under `output`."""
+    """Export folder; null takes the furthest stage under `output`, or else the small world's that ships."""
     output: Path = Path("runs")
     """Where exports are looked for."""
     decoder: str = "world"
@@ -116,7 +117,7 @@ class ServingConfig(Section):
     @property
     def folder(self) -> Path:
         """The export folder that is meant. Raises ConfigError when there is none."""
-        return self.model.absolute() if self.model else Layout(self.output).newest_export()
+        return export_folder(self.model) if self.model else Layout(self.output).newest_export(self.decoder)
 
 
 def load(preset: str = DEFAULT_PRESET, overrides: Sequence[str] = ()) -> ServingConfig:

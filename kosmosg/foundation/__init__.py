@@ -8,6 +8,10 @@ ships in `kosmosg/assets/world`.
 from dataclasses import dataclass
 from pathlib import Path
 
+from kosmosg.errors import ConfigError
+
+TRAINED = ("pretrain", "align", "instruct")
+
 
 @dataclass(frozen=True)
 class FoundationConfig:
@@ -26,3 +30,19 @@ def world_folder() -> Path:
     them, `vision_model/` (CLIP's vision tower), `recogniser/` and `sentencepiece.bpe.model`.
     """
     return Path(__file__).parents[1] / "assets" / "world"
+
+
+def world_model(stage: str = "instruct") -> Path:
+    """Where the small world's trained model lies, as each of the three stages left it: an export folder.
+
+    Raises `ConfigError` for a stage that there is not.
+    """
+    if stage not in TRAINED:
+        raise ConfigError(f"world:{stage}: the small world ships with {', '.join(TRAINED)}")
+    return world_folder() / stage
+
+
+def export_folder(name: str | Path) -> Path:
+    """The export folder that a setting means: a path, or `world:STAGE` for what ships with the package."""
+    start, sign, stage = str(name).partition(":")
+    return world_model(stage) if (start, sign) == ("world", ":") else Path(name).absolute()

@@ -191,7 +191,8 @@ def generate(
     ),
     url: Annotated[str | None, typer.Option(help="Ask this endpoint instead of loading the model here.")] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Export folder; without it, the furthest stage under ./runs or ./runs/demo.")
+        Path | None,
+        typer.Option(help="Export folder; without it, what ran under ./runs or ./runs/demo, or what ships."),
     ] = None,
     decoder: Annotated[
         str, typer.Option(help="`world`, or a folder or hub id of a Stable Diffusion pipeline.")

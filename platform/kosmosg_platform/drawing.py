@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from kosmosg.errors import ConfigError
+from kosmosg.foundation import export_folder, world_model
 from kosmosg.prompt import Prompt
 
 FORMATS = {".png", ".jpg", ".jpeg", ".webp"}
@@ -71,7 +72,7 @@ def draw_here(wish: Wish, model: Path | None, decoder: str) -> Drawn:
     """With the library, in this process; the same seed gives the same pictures as through an endpoint."""
     prompt = wish.prompt  # a wrong prompt should not wait for the model to load
     width, height = _size(wish.size)
-    folder = model or newest_export()
+    folder = export_folder(model) if model else newest_export(decoder)
 
     from kosmosg_platform.log import quiet_libraries
 
@@ -103,8 +104,11 @@ def draw_here(wish: Wish, model: Path | None, decoder: str) -> Drawn:
     return Drawn(list(output[0]), seed, time.perf_counter() - began)
 
 
-def newest_export() -> Path:
-    """The furthest trained stage of this folder's runs, or else of its demo. Raises ConfigError."""
+def newest_export(decoder: str) -> Path:
+    """The furthest trained stage of this folder's runs, or else of its demo, or else the small world's that ships.
+
+    Raises ConfigError when there is none for this decoder.
+    """
     from kosmosg_platform.storage import Layout
 
     for output in (Path("runs"), Path("runs/demo")):
@@ -112,6 +116,9 @@ def newest_export() -> Path:
             return Layout(output).newest_export()
         except ConfigError:
             continue
+    if decoder == "world":
+        print("kosmosg: no model under runs/ or runs/demo, so with the small world's own", file=sys.stderr)
+        return world_model()
     raise ConfigError("--model: no trained model under runs/ or runs/demo; give an export folder, or run `make demo`")
 
 

@@ -8,7 +8,8 @@ Facts about DeepSpeed 0.19.8 that this file lives by (each cost somebody an afte
   lock that the next process waits for without end. The kernel is switched off; gloo does the work.
 - The unfused low-precision optimizer of ZeRO-0 makes its state by a real optimizer step, weight decay included. The
   optimizer therefore starts with rate 0, and that state is thrown away.
-- Optimizer state does not exist before the first step, and ZeRO-1/2 link it to parameters only then.
+- Optimizer state does not exist before the first step, and ZeRO-1/2 link it to parameters only then: right after the
+  first group of parameters stepped, when the other groups have no state yet. So it is linked again before it is read.
 """
 
 import os
@@ -137,6 +138,7 @@ class Engine:
 
         Collective: every worker walks through all of them, but only those of the parameters in `keep` are yielded.
         """
+        self._link()
         for name, parameter in self.parameters:
             for kind in ("param", *MOMENTS):
                 tensor = self._full(parameter, kind)
@@ -155,9 +157,7 @@ class Engine:
             step = torch.tensor(float(optimizer_steps), device=flat.device if self._fused() else "cpu")
             zeros = {kind: torch.zeros_like(flat, memory_format=torch.preserve_format) for kind in MOMENTS}
             self._inner.state[flat] = {"step": step, **zeros}
-        link = getattr(self._wrapper, "_lazy_init_hp_params_optimizer_state", None)
-        if link is not None:
-            link()
+        self._link()
         for name, parameter in self.parameters:
             for kind in ("param", *MOMENTS):
                 value = state.get(f"{kind}.{name}")
@@ -197,6 +197,13 @@ class Engine:
                     yield name, parameter.detach()
 
     # -- how each kind of optimizer keeps it ----------------------------------------------------------------------
+
+    def _link(self) -> None:
+        """Make ZeRO-1/2 know which part of the optimizer's state belongs to which parameter."""
+        link = getattr(self._wrapper, "_lazy_init_hp_params_optimizer_state", None)
+        if link is not None:
+            self._wrapper._hp_optimizer_states_linked = False
+            link()
 
     def _full(self, parameter: nn.Parameter, kind: str) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state

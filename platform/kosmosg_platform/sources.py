@@ -11,6 +11,7 @@ from kosmosg import KosmosG, KosmosGConfig, KosmosGProcessor
 from kosmosg.aligner import AlignerDecoder
 from kosmosg.checkpoint import DECODER_FOLDER, load_decoder, load_export
 from kosmosg.errors import ConfigError
+from kosmosg.foundation import export_folder
 from kosmosg_platform.config import Section, plain
 from kosmosg_platform.dataset import RecordDataset
 from kosmosg_platform.storage import STAGES, Layout, read_json, require_dataset, sha256
@@ -45,7 +46,8 @@ class ModelConfig(Section):
     """Where the model comes from. Only the first stage builds one; later stages take their parent's."""
 
     init: str = "tiny"
-    """A new model of a known shape (`tiny`, `world`, `paper`), or the folder of an export to go on from."""
+    """A new model of a known shape (`tiny`, `world`, `paper`), or an export to go on from: its folder, or what ships
+    with the package (`world:pretrain`, `world:align`, `world:instruct`)."""
     tokenizer: str = WORLD
     """`world` (shipped with the package), a sentencepiece model, or the folder that holds `sentencepiece.bpe.model`."""
     vision: str | None = None
@@ -163,14 +165,15 @@ class Origin:
     def of(cls, stage: str, model: ModelConfig, decoder: str, parent: str | None, layout: Layout) -> "Origin":
         """The origin that the settings mean. Raises ConfigError when the previous stage has left nothing."""
         if parent not in (None, NEW):
-            return cls(model, decoder, Path(str(parent)).absolute())
+            return cls(model, decoder, export_folder(str(parent)))
         if parent is None and stage != STAGES[0]:
             return cls(model, decoder, layout.export(STAGES[STAGES.index(stage) - 1]))
         if model.init in IMAGE_SIZES:
             return cls(model, decoder, None)
-        if not Path(model.init).is_dir():
+        folder = export_folder(model.init)
+        if not folder.is_dir():
             raise ConfigError(f"model.init: {model.init!r} is none of {', '.join(IMAGE_SIZES)}, and no export folder")
-        return cls(model, decoder, Path(model.init).absolute())
+        return cls(model, decoder, folder)
 
     def facts(self) -> dict[str, Any]:
         """What identifies the origin: a digest of the parent's weights, or the settings of the new model."""
@@ -259,7 +262,8 @@ def decoder_facts(decoder: str) -> str:
     """What identifies a decoder: a digest of its weights if they lie in a folder, else its name."""
     from kosmosg.decoder import decoder_source
 
-    files = sorted(Path(decoder_source(decoder)).glob("*/*.safetensors"))
+    folder = Path(decoder_source(decoder))  # the world's holds trained models too, which are no part of the decoder
+    files = [path for part in ("text_encoder", "unet", "vae") for path in sorted((folder / part).glob("*.safetensors"))]
     return sha256(files) if files else decoder
 
 

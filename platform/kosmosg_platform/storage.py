@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kosmosg.errors import ConfigError, DataError
+from kosmosg.foundation import world_model
 
 STAGES = ("pretrain", "align", "instruct")
 
@@ -52,11 +53,16 @@ class Layout:
             )
         return link.resolve()
 
-    def newest_export(self) -> Path:
-        """The export of the furthest stage that has one. Raises ConfigError when no stage is finished."""
+    def newest_export(self, decoder: str = "") -> Path:
+        """The export of the furthest stage that has one; for the world's decoder, else the model that ships with it.
+
+        Raises ConfigError when there is none.
+        """
         for stage in reversed(STAGES):
             if (self.job(stage) / "export").is_dir():
                 return self.export(stage)
+        if decoder == "world":
+            return world_model()
         raise ConfigError(f"output: no finished stage under {self.output}; run `kosmosg run pretrain` first")
 
 

@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -123,7 +124,7 @@ def generation(device: torch.device, rounds: int) -> None:
 
 
 def full_size(device: torch.device, dtype: torch.dtype) -> None:
-    """The published sizes with random weights: conditioning of two images and 42 words beside guided steps at 512x512."""
+    """The published sizes, random weights: conditioning of two images and 42 words, and a guided step at 512x512."""
     from diffusers import UNet2DConditionModel
 
     steps = 50
@@ -136,8 +137,8 @@ def full_size(device: torch.device, dtype: torch.dtype) -> None:
             places[:, start : start + model.config.latent_query_num] = True
         pixels = torch.randn(2, 3, 224, 224, dtype=dtype)
         prompt = {"input_ids": ids, "image_embeds_position_mask": places, "pixel_values": pixels}
-        conditioning = in_turn({"it": lambda: model.conditioning(**prompt)}, 3)["it"]
         condition = model.conditioning(**prompt)
+        conditioning = in_turn({"it": partial(model.conditioning, **prompt)}, 3)["it"]
         del model
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).to(dtype).eval()
         latents = torch.randn(2, 4, 64, 64, dtype=dtype)

@@ -15,7 +15,7 @@ from kosmosg_platform.config import to_yaml
 from kosmosg_platform.schedule import batch_plan, learning_rate
 
 STAGES = ("pretrain", "align", "instruct")
-NAMES = ("tiny", "world", "gpu", "paper")
+NAMES = ("tiny", "minutes", "world", "gpu", "paper")
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -132,13 +132,15 @@ def test_plan_counts_the_papers_model() -> None:
 
 def test_exports_are_found_where_runs_leave_them(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from kosmosg.errors import ConfigError
+    from kosmosg.foundation import world_model
     from kosmosg_platform.drawing import newest_export
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="no trained model under runs"):
-        newest_export()
+        newest_export("some/stable-diffusion")
+    assert newest_export("world") == world_model()
     for stage in ("align", "instruct"):
         (tmp_path / "runs" / "demo" / stage).mkdir(parents=True)
         (tmp_path / "runs" / "demo" / stage / "export").symlink_to(export)
-    assert newest_export() == export.resolve()
-    assert load_export(newest_export())[1].vocab_size > 0
+    assert newest_export("world") == export.resolve()
+    assert load_export(newest_export("world"))[1].vocab_size > 0

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from kosmosg.errors import ConfigError
+from kosmosg.foundation import world_model
 from kosmosg_platform.sources import ModelConfig, Origin, tokenizer_path
+from kosmosg_platform.storage import Layout
 
 
 def test_a_relative_path_is_kept_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +28,11 @@ def test_a_missing_tokenizer_is_told_before_anything_starts() -> None:
     origin = Origin(ModelConfig(tokenizer="nowhere/sentencepiece.bpe.model"), "world", None)
     with pytest.raises(ConfigError, match="there is no nowhere/sentencepiece"):
         origin.facts()
+
+
+def test_what_ships_has_names(tmp_path: Path) -> None:
+    given = Origin.of("instruct", ModelConfig(), "world", "world:align", Layout(tmp_path))
+    begun = Origin.of("pretrain", ModelConfig(init="world:align"), "world", None, Layout(tmp_path))
+    assert given.parent == begun.parent == world_model("align")
+    with pytest.raises(ConfigError, match="world:foundation: the small world ships with pretrain, align, instruct"):
+        Origin.of("instruct", ModelConfig(), "world", "world:foundation", Layout(tmp_path))

@@ -8,6 +8,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from kosmosg.errors import ConfigError
+from kosmosg.foundation import world_model
 from kosmosg_platform.config import validate
 from serving.config import PRESETS, ServingConfig, load
 
@@ -38,7 +39,12 @@ def test_mistakes_name_their_setting(setting: str, told: str) -> None:
 
 def test_without_a_model_it_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no finished stage under"):
-        _ = load("tiny", [f"output={tmp_path}"]).folder
+        _ = load("tiny", [f"output={tmp_path}", "decoder=some/stable-diffusion"]).folder
+
+
+def test_the_small_world_is_served_from_what_ships(tmp_path: Path) -> None:
+    assert load("world", [f"output={tmp_path}"]).folder == world_model()
+    assert load("world", ["model=world:align"]).folder == world_model("align")
 
 
 def test_the_cluster_file_of_the_documentation_is_one() -> None:

@@ -1,0 +1,65 @@
+"""What ships: small, safe, and good enough that everybody's first picture is one in which subjects are recognised."""
+
+import json
+
+import pytest
+import torch
+
+from kosmosg import KosmosGPipeline
+from kosmosg.checkpoint import load_decoder, load_export
+from kosmosg.errors import ConfigError
+from kosmosg.eval.reading import answer, caption_cases, exact_match
+from kosmosg.eval.world import score, world_prompts
+from kosmosg.foundation import TRAINED, export_folder, world_folder, world_model
+
+
+def test_everything_together_is_small_and_holds_no_code() -> None:
+    files = [path for path in world_folder().rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 40_000_000
+    assert {path.suffix for path in files} == {".json", ".md", ".model", ".safetensors", ".yaml"}
+    told = [path.read_text() for path in files if path.suffix in {".json", ".md", ".yaml"}]
+    assert not any("/tmp" in text or "/home" in text for text in told)
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_every_stage_loads_and_computes_in_fp32(stage: str) -> None:
+    model, processor = load_export(world_model(stage))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert processor.vocab_size == model.config.text_config.vocab_size
+    card = (world_model(stage) / "README.md").read_text()
+    assert f"| stage | {stage} |" in card
+    assert json.loads((world_model(stage) / "config.json").read_text())["model_type"] == "kosmosg"
+
+
+def test_stage_two_left_the_language_model_alone_and_ships_its_decoder() -> None:
+    first, second = (load_export(world_model(stage))[0].mllm.state_dict() for stage in ("pretrain", "align"))
+    assert all(first[name].equal(second[name]) for name in first)
+    assert load_decoder(world_model("align")) is not None
+
+
+def test_names_lead_to_folders() -> None:
+    assert export_folder("world:align") == world_model("align")
+    assert export_folder("runs/align/export").is_absolute()
+    with pytest.raises(ConfigError, match="world:tuned: the small world ships with pretrain, align, instruct"):
+        export_folder("world:tuned")
+
+
+def test_it_calls_unseen_subjects_by_their_names() -> None:
+    model, processor = load_export(world_model("pretrain"))
+    cases = caption_cases(64, seed=5)
+    assert exact_match(cases, answer(model.mllm, processor, cases))["caption"] > 0.8
+
+
+def test_unseen_subjects_are_recognised_in_its_pictures() -> None:
+    """Bars well below the measured values in the model card: this is a test of what ships, not a measurement."""
+    model, processor = load_export(world_model())
+    pipe = KosmosGPipeline(model=model, processor=processor, decoder="world")
+    pipe.set_progress_bar_config(disable=True)
+    cases = world_prompts(24, 2, seed=3, style="image")
+    noise = [torch.Generator().manual_seed(number) for number in range(len(cases))]
+    drawn = pipe([case.prompt for case in cases], num_inference_steps=12, guidance_scale=3.0, generator=noise)
+    scores = score(drawn.images, [case.scene for case in cases])
+    assert scores["kind"] > 0.85
+    assert scores["pattern"] > 0.6
+    assert scores["hue"] < 15
+    assert scores["background"] > 0.8
