@@ -19,22 +19,33 @@ from kosmosg.data.world import SIZE, caption, render, sample_edit, sample_scene,
 from kosmosg.errors import DataError
 
 
-class SceneReader:
-    """`count` scenes; each travels with its specification as JSON, which the world's annotators read."""
-
-    kind = "composition"
-    annotated = True
+class _Numbered:
+    """Rows 0 to `count` of a seed, cut into shards of `shard_rows`."""
 
     def __init__(self, count: int, seed: int = 0, shard_rows: int = 500) -> None:
         self.count = count
         self.seed = seed
         self.shard_rows = shard_rows
 
+    def plan(self, limit: int | None) -> list[Work]:
+        total = self.count if limit is None else min(self.count, limit)
+        if total < 1:
+            raise DataError(
+                f"the small world was asked for {total} rows; set world.scenes, world.edits or world.questions "
+                "to 1 or more"
+            )
+        starts = range(0, total, self.shard_rows)
+        return [Work(i, ((start, min(start + self.shard_rows, total)),)) for i, start in enumerate(starts)]
+
+
+class SceneReader(_Numbered):
+    """`count` scenes; each travels with its specification as JSON, which the world's annotators read."""
+
+    kind = "composition"
+    annotated = True
+
     def describe(self) -> dict[str, Any]:
         return {"layout": "scenes of the small world", "seed": self.seed}
-
-    def plan(self, limit: int | None) -> list[Work]:
-        return _ranges(self.count, limit, self.shard_rows)
 
     def read(self, work: Work) -> Iterator[Row]:
         for first, stop in work.items:
@@ -51,22 +62,14 @@ class SceneReader:
                 )
 
 
-class EditReader:
+class EditReader(_Numbered):
     """`count` editing examples: a scene, an instruction, the scene afterwards."""
 
     kind = "edit"
     annotated = False
 
-    def __init__(self, count: int, seed: int = 0, shard_rows: int = 500) -> None:
-        self.count = count
-        self.seed = seed
-        self.shard_rows = shard_rows
-
     def describe(self) -> dict[str, Any]:
         return {"layout": "edits of the small world", "seed": self.seed}
-
-    def plan(self, limit: int | None) -> list[Work]:
-        return _ranges(self.count, limit, self.shard_rows)
 
     def read(self, work: Work) -> Iterator[Row]:
         for first, stop in work.items:
@@ -87,22 +90,14 @@ class EditReader:
                 )
 
 
-class QuestionReader:
+class QuestionReader(_Numbered):
     """`count` pictures, each with a question and its answer for a text."""
 
     kind = "caption"
     annotated = False
 
-    def __init__(self, count: int, seed: int = 0, shard_rows: int = 500) -> None:
-        self.count = count
-        self.seed = seed
-        self.shard_rows = shard_rows
-
     def describe(self) -> dict[str, Any]:
         return {"layout": "questions about the small world", "seed": self.seed}
-
-    def plan(self, limit: int | None) -> list[Work]:
-        return _ranges(self.count, limit, self.shard_rows)
 
     def read(self, work: Work) -> Iterator[Row]:
         for first, stop in work.items:
@@ -121,12 +116,3 @@ class QuestionReader:
                         "source": "small world",
                     }
                 )
-
-
-def _ranges(count: int, limit: int | None, rows: int) -> list[Work]:
-    total = count if limit is None else min(count, limit)
-    if total < 1:
-        raise DataError(
-            f"the small world was asked for {total} rows; set world.scenes, world.edits or world.questions to 1 or more"
-        )
-    return [Work(i, ((start, min(start + rows, total)),)) for i, start in enumerate(range(0, total, rows))]
