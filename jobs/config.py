@@ -57,6 +57,8 @@ class DemoConfig(Section):
 
     preset: str = "world"
     """Preset of the demo's jobs."""
+    endpoint: str = "world"
+    """Preset of the demo's endpoint (serving/presets)."""
     settings: tuple[str, ...] = ()
     """Further key=value for all of the demo's jobs."""
 

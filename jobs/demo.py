@@ -131,7 +131,7 @@ def ask_endpoint(road: Road) -> dict[str, Any]:
     folder = road.folder / "endpoint"
     prompt = world_prompts(1, entities=2, seed=1, style="image", layout="beside")[0].prompt
     settings = (f"model={road.found['instruct']['export']}", f"decoder={road.experiment.decoder}")
-    with serving([road.experiment.demo.preset, *settings], folder / "server.log") as client:
+    with serving([road.experiment.demo.endpoint, *settings], folder / "server.log") as client:
         began = time.perf_counter()
         answer = client.generate(prompt, seed=7)
         seconds = time.perf_counter() - began
