@@ -21,7 +21,8 @@ from kosmosg.aligner import AlignerNet
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import CheckpointError, PromptError
 from kosmosg.layers import KosmosGPreTrainedModel
-from kosmosg.mllm import KosmosGForConditionalGeneration, move, move_back, readable, token_slots
+from kosmosg.mllm import KosmosGForConditionalGeneration
+from kosmosg.padding import move, move_back, readable, token_slots
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelFor
 from kosmosg import KosmosG, KosmosGConfig
 from kosmosg.aligner import AlignerDecoder, AlignerNet
 from kosmosg.errors import ConfigError, ImageError, PromptError
-from kosmosg.mllm import KosmosGForConditionalGeneration, move, move_back, token_slots
+from kosmosg.mllm import KosmosGForConditionalGeneration
+from kosmosg.padding import move, move_back, token_slots
 from kosmosg.vision import freeze_vision
 
 IMAGE, END, PAD = 196, 197, 1

@@ -1,0 +1,43 @@
+"""Where the tokens of a padded batch stand, and how they are moved so that pads are on the side that a layer needs.
+
+Letters: B batch, T tokens, C width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def readable(values: Tensor) -> bool:
+    """Whether values can be looked at: not while a graph is compiled, and not on the meta device, which has none."""
+    return not (torch.compiler.is_compiling() or values.is_meta)
+
+
+def position_rows(real: Tensor) -> Tensor:
+    """(B, T) bool, True for tokens, to rows of the position table: 2, 3, ... for tokens, 1 for pads."""
+    return real.long().cumsum(dim=1) * real + 1
+
+
+def token_slots(attention_mask: Tensor, left_padded: bool = False) -> Tensor:
+    """Where each token goes so that tokens stand together and pads beside them: a permutation of each row, (B, T).
+
+    Right-padded (the default) or left-padded; the order of tokens stays. No value is read back from the device.
+    """
+    real = attention_mask.bool()
+    rank, pad_rank = real.long().cumsum(dim=1) - 1, (~real).long().cumsum(dim=1) - 1
+    if left_padded:
+        return torch.where(real, rank + (~real).sum(dim=1, keepdim=True), pad_rank)
+    return torch.where(real, rank, pad_rank + real.sum(dim=1, keepdim=True))
+
+
+def move(values: Tensor, slots: Tensor) -> Tensor:
+    """Put token t of each row at `slots[:, t]`; values are (B, T) or (B, T, C)."""
+    index = slots if values.ndim == 2 else slots.unsqueeze(-1).expand_as(values)
+    return torch.zeros_like(values).scatter(1, index, values)
+
+
+def move_back(values: Tensor, slots: Tensor) -> Tensor:
+    """The inverse of `move`."""
+    index = slots if values.ndim == 2 else slots.unsqueeze(-1).expand_as(values)
+    return values.gather(1, index)
