@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 from transformers.utils import ModelOutput
 
-from kosmosg.aligner import AlignerNet
 from kosmosg.config import KosmosGConfig
+from kosmosg.connectors import make_connector
 from kosmosg.errors import CheckpointError, PromptError
 from kosmosg.layers import KosmosGPreTrainedModel
 from kosmosg.mllm import KosmosGForConditionalGeneration
@@ -69,7 +69,7 @@ class KosmosG(KosmosGPreTrainedModel):
     def __init__(self, config: KosmosGConfig) -> None:
         super().__init__(config)
         self.mllm = KosmosGForConditionalGeneration(config)
-        self.aligner = AlignerNet(config)
+        self.aligner = make_connector(config)
         self._null: tuple[Any, Tensor] | None = None
         self.post_init()
 

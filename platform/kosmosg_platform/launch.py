@@ -59,6 +59,8 @@ def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
 
     Raises ConfigError and its kin for mistakes of the user; what fails otherwise raises as it is.
     """
+    # Ray's workers live in folders of their own: what is relative here would be lost there.
+    experiment = experiment.model_copy(update={"output": experiment.output.absolute()})
     batch_plan(experiment.train, experiment.scale.workers)
     engine.check(experiment.engine, experiment.scale.use_gpu)
     facts = recipe.facts()

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator
 from kosmosg import KosmosG, KosmosGConfig, KosmosGProcessor
 from kosmosg.aligner import AlignerDecoder
 from kosmosg.checkpoint import DECODER_FOLDER, load_decoder, load_export
+from kosmosg.connectors import Kind, make_connector, with_connector
 from kosmosg.errors import ConfigError
 from kosmosg.foundation import export_folder
 from kosmosg_platform.config import Section, plain
@@ -52,6 +53,9 @@ class ModelConfig(Section):
     """`world` (shipped with the package), a sentencepiece model, or the folder that holds `sentencepiece.bpe.model`."""
     vision: str | None = None
     """Weights for the vision tower: `world`, or the folder or file of a CLIP vision model; null starts from random."""
+    aligner: Kind | None = None
+    """Start with a new connector of this kind, whatever the parent has: `alignernet`, or for comparison `linear` or
+    `mlp` (kosmosg/connectors.py). Null goes on with the parent's."""
 
     @field_validator("init", "tokenizer", "vision")
     @classmethod
@@ -183,7 +187,8 @@ class Origin:
         files = [*self.parent.glob("*.safetensors"), *self.parent.glob("config.json")]
         if not files:
             raise ConfigError(f"parent: {self.parent} is no export folder; give one with config.json and weights")
-        return {"parent": sha256(files), "decoder": decoder_facts(self.decoder)}
+        other = {} if self.model.aligner is None else {"aligner": self.model.aligner}
+        return {"parent": sha256(files), "decoder": decoder_facts(self.decoder), **other}
 
     def decoder_facts(self) -> dict[str, Any]:
         """A digest of the aligner's decoder N that the parent brings; nothing where it brings none."""
@@ -205,12 +210,16 @@ class Origin:
         and its optimizer keeps what it is given here.
         """
         model, processor = self._new() if self.parent is None else load_export(self.parent)
+        if self.model.aligner is not None:
+            replace_connector(model, self.model.aligner)
         model.float().train()
         return model, processor
 
     def load_decoder(self) -> AlignerDecoder | None:
         """N of a parent that went through stage 2, in training mode; None where there is none, so N starts anew."""
-        decoder = None if self.parent is None else load_decoder(self.parent)
+        if self.parent is None or self.model.aligner is not None:
+            return None
+        decoder = load_decoder(self.parent)
         return None if decoder is None else decoder.float().train()
 
     def processor(self) -> KosmosGProcessor:
@@ -240,6 +249,13 @@ class Origin:
         if self.model.vision is not None:
             _load_vision(model, self.model.vision)
         return model, processor
+
+
+def replace_connector(model: KosmosG, kind: Kind) -> None:
+    """Put a new connector in front of the decoder; everything that reads stays as it is."""
+    config = with_connector(model.config, kind)
+    model.config.aligner_config = config.aligner_config
+    model.aligner = make_connector(model.config)
 
 
 def absolute(name: str) -> str:
