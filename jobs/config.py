@@ -102,6 +102,39 @@ class EvaluateConfig(Section):
     """Rows of the contact sheet: the first prompts of each kind in turn."""
 
 
+class ProofConfig(Section):
+    """What `proof` trains and how it judges."""
+
+    preset: str = "world"
+    """Preset of its trainings."""
+    start: Literal["shipped", "nothing"] = "shipped"
+    """Where stage 3 starts: from the stages 1 and 2 that ship, or from new ones, trained here first."""
+    finished: tuple[str, ...] = ()
+    """Exports that count as further seeds of the whole recipe, such as `world:instruct`."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of stage 3 of the whole recipe."""
+    steps: int | None = Field(default=None, ge=1)
+    """Steps of the whole recipe's stage 3; null takes the preset's."""
+    ablations: tuple[str, ...] = ()
+    """Which variants of jobs/variants.py are trained as well; empty trains all, `none` none."""
+    ablation_steps: int = Field(default=1000, ge=1)
+    """Steps of each variant's stage 3, the unchanged recipe among them."""
+    ablation_seeds: tuple[int, ...] = (0,)
+    """Seeds of each variant."""
+    cases: int = Field(default=192, ge=2)
+    """Prompts of each kind (one, two, three entities, edits) for the whole recipe."""
+    ablation_cases: int = Field(default=96, ge=2)
+    """Prompts of each kind for the variants."""
+    guidances: tuple[float, ...] = (1.5, 3.0, 5.0)
+    """Strengths of guidance that are tried, on subjects of the training set; the best is used for everything."""
+    validation_cases: int = Field(default=48, ge=2)
+    """Prompts of each kind for that."""
+    rows: int = Field(default=12, ge=1)
+    """Rows of each contact sheet: the first prompts of each kind in turn."""
+    settings: tuple[str, ...] = ()
+    """Further key=value for all of the proof's jobs."""
+
+
 class GenerateConfig(Section):
     """What `generate` draws: the prompts of a file (`source`), or one prompt."""
 
@@ -157,6 +190,7 @@ class Experiment(TrainingExperiment):
     foundation: FoundationConfig = FoundationConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     generate: GenerateConfig = GenerateConfig()
+    proof: ProofConfig = ProofConfig()
     demo: DemoConfig = DemoConfig()
 
 

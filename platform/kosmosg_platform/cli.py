@@ -59,7 +59,9 @@ def run(job: Annotated[str, typer.Argument(metavar="JOB", help="Which job; `kosm
         words: Words = None) -> None:  # fmt: skip
     """Run a job on this machine (the same as `python -m jobs.JOB`).
 
-    Jobs: build_dataset foundation pretrain align instruct generate evaluate export demo. Presets: tiny world gpu paper.
+    Jobs: build_dataset foundation pretrain align instruct generate evaluate proof export demo.
+
+    Presets: tiny minutes world gpu paper.
 
     Example: kosmosg run align world train.steps=200 scale.workers=2
     """

@@ -1,17 +1,20 @@
-"""One HTML page that tells what a run did: tables, curves and pictures, all inside a single file.
+"""A page that tells what a run did: tables, curves and pictures.
 
-The page is for a person who was not there: it opens without a server, can be sent by mail, and shows pictures before
-figures. Everything that goes in is escaped by the template.
+As HTML it is a single file that opens without a server and can be sent by mail; everything that goes in is escaped by
+the template. As Markdown it is a file beside a folder of pictures, for documentation under version control.
 """
 
 import base64
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from kosmosg_platform.storage import write_text
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,46 @@ class Report:
         partial.write_text(template.render(report=self))
         partial.replace(path)
         return path
+
+    def write_markdown(self, path: Path) -> Path:
+        """Write the page as Markdown, its pictures as PNG into a folder of the page's name beside it."""
+        pictures = path.with_suffix("")
+        lines = [f"# {self.title}", self.lead]
+        if self.facts:
+            lines.append("\n".join(f"- {label}: **{value}**" for label, value in self.facts.items()))
+        for section in self.sections:
+            lines += [f"## {section.title}", *([section.text] if section.text else [])]
+            for number, figure in enumerate(section.figures, 1):
+                name = "-".join(re.findall(r"[a-z0-9]+", section.title.lower()))
+                file = pictures / (f"{name}.png" if len(section.figures) == 1 else f"{name}-{number}.png")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(figure.png)
+                lines.append(f"![{figure.caption}]({pictures.name}/{file.name})\n\n*{figure.caption}*")
+            if section.table:
+                rows = [section.table.columns, ["---"] * len(section.table.columns), *section.table.rows]
+                cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+                lines.append("\n".join(f"| {' | '.join(row)} |" for row in cells))
+        write_text(path, "\n\n".join(lines) + "\n")
+        return path
+
+
+def overlaid(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> bytes:
+    """Lines of one panel, name -> (x, y) points, as PNG bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Plot
+
+    plot = Plot(figsize=(9.0, 4.6), layout="constrained")
+    axis: Any = plot.subplots()
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    axis.grid(alpha=0.3)
+    for name, points in series.items():
+        axis.plot([x for x, _ in points], [y for _, y in points], label=name, linewidth=1.3)
+    axis.legend(fontsize=8, loc="upper right")
+    FigureCanvasAgg(plot)
+    buffer = io.BytesIO()
+    plot.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
 
 
 def curves(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> bytes:

@@ -1,0 +1,251 @@
+"""The proof: train the recipe and what it is compared with, judge all on the same prompts, write one page about it.
+
+Stage 3 is trained for several seeds through the platform's own jobs, then once more for each variant of
+jobs/variants.py, all of these for the same number of steps. Everything is judged on subjects that no training ever saw,
+with the same prompts and noise; the strength of guidance is chosen on other prompts, with subjects of the training set.
+
+Leaves proof.md (with a folder of pictures), report.html and results.json in <output>/proof, or the page in dest=FOLDER.
+`world` is what docs/proof.md was made by and takes about two hours on two cores; `minutes` shows the direction of its
+main rows in a quarter of an hour. Stop it whenever you like: the same command goes on.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jobs import align, build_dataset, evaluate, instruct, pretrain
+from jobs.config import Experiment, load, main
+from jobs.proof_page import Found, Row, proof_page
+from jobs.variants import REFERENCE, Variant, chosen
+from kosmosg import Prompt
+from kosmosg.eval.edits import EditPrompt, edit_prompts, judge_edits
+from kosmosg.eval.sheet import SheetRow, result_sheet
+from kosmosg.eval.trials import measure_shares, measure_trials
+from kosmosg.eval.world import Marks, Style, judge, world_prompts
+from kosmosg.foundation import export_folder
+from kosmosg_platform.benchmark import sampling_of
+from kosmosg_platform.cluster import connect
+from kosmosg_platform.config import digest, plain, to_yaml
+from kosmosg_platform.log import read_metrics, say
+from kosmosg_platform.painting import Order, open_picture, paint
+from kosmosg_platform.storage import Layout, write_json, write_text
+from kosmosg_platform.tracking import Run
+
+VALIDATION_SEED = 1  # of the prompts on which guidance is chosen; their subjects are those of the training set
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The models of one row."""
+
+    name: str
+    exports: tuple[Path, ...]
+    """One for each seed."""
+
+
+class Proof:
+    """What the steps of one proof share."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.settings = experiment.proof
+        layout = Layout(experiment.output)
+        self.folder = layout.job("proof")
+        self.shared = (
+            f"output={self.folder}",
+            f"tracking.uri={experiment.tracking.uri or layout.tracking}",
+            *self.settings.settings,
+        )
+
+    def job(self, name: str, *words: str) -> Experiment:
+        """The experiment of one of the proof's jobs."""
+        return load(name, self.settings.preset, [*self.shared, *words])
+
+    def parents(self) -> dict[str, str]:
+        """What stage 3 may start from, by stage; trained first where they are not to be those that ship."""
+        if self.settings.start == "shipped":
+            return {"pretrain": "world:pretrain", "align": "world:align", "new": "new"}
+        first = pretrain.run(self.job("pretrain")).export
+        second = align.run(self.job("align", f"parent={first}")).export
+        return {"pretrain": str(first), "align": str(second), "new": "new"}
+
+    def train(self, variant: Variant, parents: Mapping[str, str], seeds: Sequence[int], steps: int | None) -> Trained:
+        """Stage 3 of a variant, once for each seed; a finished one is found again."""
+        exports = []
+        for seed in seeds:
+            say(f"proof: {variant.name}, seed {seed}")
+            words = [f"parent={parents[variant.parent]}", f"train.seed={seed}", *variant.settings]
+            result = instruct.run(self.job("instruct", *words, *([f"train.steps={steps}"] if steps else [])))
+            exports.append(result.export)
+        return Trained(variant.name, tuple(exports))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one model drew."""
+
+    styles: Mapping[str, list[Image.Image]]
+    """By style of the prompts, one picture for each case."""
+    edits: list[Image.Image]
+
+
+class Judge:
+    """Asks models with one strength of guidance, and marks what they draw."""
+
+    def __init__(self, proof: Proof, guidance: float, cases: int) -> None:
+        self.folder = proof.folder
+        self.experiment = proof.job("evaluate", f"evaluate.cases={cases}", f"evaluate.guidance={guidance}")
+
+    def cases(self, style: Style) -> list[evaluate.Case]:
+        """The prompts of every set; each style asks for the same scenes."""
+        return evaluate.ask(self.experiment.evaluate, style)
+
+    def draw(self, name: str, export: Path, prompts: Sequence[Prompt]) -> list[Image.Image]:
+        """One picture for each prompt; the noise of a picture follows from its place in the list."""
+        sampling = sampling_of(evaluate.settle(self.experiment.evaluate))
+        orders = [Order.of(prompt) for prompt in prompts]
+        pictures = self.folder / "pictures"
+        paths = paint(name, export, self.experiment.decoder, orders, sampling, self.experiment.scale, pictures)
+        return [open_picture(path) for path in paths]
+
+    def interview(
+        self, models: Trained, styles: Sequence[Style] = ("image",), edits: Sequence[EditPrompt] = ()
+    ) -> list[Answers]:
+        """The answers of each seed. All is asked in one go: models take longer to start than to draw."""
+        asked = {style: self.cases(style) for style in styles}
+        prompts = [case.prompt for cases in asked.values() for _, case in cases] + [edit.prompt for edit in edits]
+        answers = []
+        for export in models.exports:
+            drawn = iter(self.draw(models.name, export, prompts))
+            by_style: dict[str, list[Image.Image]] = {style: list(islice(drawn, len(asked[style]))) for style in styles}
+            answers.append(Answers(by_style, list(drawn)))
+        return answers
+
+    def rows(self, name: str, answers: Sequence[Answers], style: Style = "image") -> list[Row]:
+        """The figures of a row, one for each set of prompts."""
+        cases, rows = self.cases(style), []
+        for number in evaluate.SETS:
+            trials = [marks_of(number, cases, answer.styles[style]) for answer in answers]
+            rows.append(Row(name, number, len(trials[0].background), measure_trials(trials)))
+            hue, whole = (rows[-1].figures[key].mean for key in ("hue", "whole"))
+            say(f"proof: {name}, {number}: hue error {hue:.1f}°  whole subjects {whole:.2f}")
+        return rows
+
+
+def marks_of(name: str, cases: Sequence[evaluate.Case], pictures: Sequence[Image.Image]) -> Marks:
+    """The marks of one set of prompts."""
+    chosen_ones = [index for index, (of, _) in enumerate(cases) if of == name]
+    return judge([pictures[index] for index in chosen_ones], [cases[index][1].scene for index in chosen_ones])
+
+
+def tune_guidance(proof: Proof, model: Path) -> dict[float, float]:
+    """Share of whole subjects by strength of guidance, on subjects of the training set: never on those of the test."""
+    settings, found = proof.settings, {}
+    cases = [
+        (name, case)
+        for name, entities in evaluate.SETS.items()
+        for case in world_prompts(settings.validation_cases, entities, False, VALIDATION_SEED, "image")
+    ]
+    for guidance in settings.guidances:
+        judging = Judge(proof, guidance, settings.validation_cases)
+        pictures = judging.draw(f"guidance {guidance:g}", model, [case.prompt for _, case in cases])
+        found[guidance] = float(np.mean([marks_of(name, cases, pictures).whole.mean() for name in evaluate.SETS]))
+        say(f"proof: guidance {guidance:g}: whole subjects {found[guidance]:.3f} (validation)")
+    return found
+
+
+def run(experiment: Experiment) -> Path:
+    """Train, judge and write; gives the path of the page."""
+    settings, proof = experiment.proof, Proof(experiment)
+    variants = chosen(settings.ablations)
+    with connect(proof.job("instruct")):
+        build_dataset.run(proof.job("build_dataset"))
+        parents = proof.parents()
+        trained = proof.train(REFERENCE, parents, settings.seeds, settings.steps)
+        recipe = Trained("stage 3", (*(export_folder(name) for name in settings.finished), *trained.exports))
+        aligned = Trained("stage 2 only", (export_folder(parents["align"]),))
+        compared = [
+            proof.train(variant, parents, settings.ablation_seeds, settings.ablation_steps)
+            for variant in ([REFERENCE, *variants] if variants else [])
+        ]
+        guidances = tune_guidance(proof, recipe.exports[0])
+        best = max(guidances, key=lambda value: guidances[value])
+        judging, lesser = (Judge(proof, best, count) for count in (settings.cases, settings.ablation_cases))
+        edits = edit_prompts(settings.cases)
+        after = judging.interview(recipe, ("image", "full", "text"), edits)
+        before = judging.interview(aligned, ("image", "full"))
+        others = {models.name: lesser.interview(models) for models in compared}
+    rows = [
+        *judging.rows("stage 3", after),
+        *judging.rows("stage 2 only", before),
+        *judging.rows("text only", after, "text"),
+        *judging.rows("perfect words, stage 3", after, "full"),
+        *judging.rows("perfect words, stage 2", before, "full"),
+    ]
+    seeds = {f"stage 3, {number}": answer for number, answer in enumerate(after, 1)}
+    sheets = {
+        "main": sheet(judging, {"stage 2 only": before[0], **seeds}, settings.rows),
+        "edits": edit_sheet(edits, after[0].edits, settings.rows),
+    }
+    if compared:
+        sheets["ablations"] = sheet(lesser, {name: answers[0] for name, answers in others.items()}, settings.rows)
+    found = Found(
+        settings=settings,
+        rows=rows,
+        edits=edit_row(edits, after),
+        ablations=[row for name, answers in others.items() for row in lesser.rows(name, answers)],
+        guidances=guidances,
+        guidance=best,
+        sheets=sheets,
+        losses={models.name: losses(models.exports[0]) for models in compared or [trained]},
+    )
+    return publish(experiment, proof, found)
+
+
+def sheet(judging: Judge, columns: Mapping[str, Answers], count: int) -> Image.Image:
+    """The first prompts, answered by each column."""
+    drawn = {name: answer.styles["image"] for name, answer in columns.items()}
+    return result_sheet(*evaluate.sheet_rows(judging.cases("image"), drawn, count))
+
+
+def edit_sheet(prompts: Sequence[EditPrompt], pictures: Sequence[Image.Image], count: int) -> Image.Image:
+    """The first edits."""
+    pairs = list(zip(prompts, pictures, strict=True))[:count]
+    return result_sheet([SheetRow(prompt.prompt, [picture]) for prompt, picture in pairs], ["stage 3, 1"])
+
+
+def edit_row(prompts: Sequence[EditPrompt], answers: Sequence[Answers]) -> Row:
+    """The figures of the edits."""
+    marks = [asdict(judge_edits(answer.edits, prompts)) for answer in answers]
+    return Row("edits", "one", len(prompts), measure_shares(marks))
+
+
+def losses(export: Path) -> list[tuple[float, float]]:
+    """The curve of a training: samples seen, loss. Empty where only the export is known."""
+    return [(float(line["step"]), float(line["loss"])) for line in read_metrics(export.parent / "metrics.jsonl")]
+
+
+def publish(experiment: Experiment, proof: Proof, found: Found) -> Path:
+    """The page, the figures, and both in MLflow."""
+    report = proof_page(found)
+    page = report.write_markdown((experiment.dest or proof.folder).absolute() / "proof.md")
+    report.write(proof.folder / "report.html")
+    write_json(proof.folder / "results.json", found.figures())
+    write_text(proof.folder / "experiment.yaml", to_yaml(experiment))
+    tracking, layout = experiment.tracking, Layout(experiment.output)
+    run = Run.open(tracking, layout, "proof", digest(found.figures()), {"job": "proof"}, plain(experiment.proof))
+    for row in (*found.rows, *found.ablations, found.edits):
+        prefix = f"{row.name.replace(' ', '_').replace(',', '')}/{row.set}"
+        run.log_metrics({f"{prefix}/{name}": figure.mean for name, figure in row.figures.items()})
+    for file in (page, proof.folder / "report.html", proof.folder / "results.json"):
+        run.log_file(file)
+    run.close()
+    print(f"page:   {page}\nreport: {proof.folder / 'report.html'}")
+    return page
+
+
+if __name__ == "__main__":
+    main("proof", run)

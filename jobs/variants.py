@@ -1,0 +1,53 @@
+"""What `proof` compares: the recipe, and the recipe with one thing changed.
+
+Every variant is a stage 3 with the same data, steps and seed; `parent` is the stage whose model it starts from.
+Settings are those of the command line: `kosmosg run instruct world parent=world:align SETTING` trains one alone.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kosmosg.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table of ablations."""
+
+    name: str
+    changed: str
+    """What differs from the recipe, for people."""
+    parent: Literal["align", "pretrain", "new"] = "align"
+    settings: tuple[str, ...] = ()
+
+
+REFERENCE = Variant("recipe", "nothing: align, then instruct; language model at a tenth of the rate")
+
+ABLATIONS = (
+    Variant("no stage 2", "starts from stage 1, its AlignerNet new", "pretrain"),
+    Variant("linear", "starts from stage 1, one projection for AlignerNet", "pretrain", ("model.aligner=linear",)),
+    Variant("mlp", "starts from stage 1, GlueGen's MLP for AlignerNet", "pretrain", ("model.aligner=mlp",)),
+    Variant(
+        "end to end",
+        "starts from nothing: neither stage 1 nor 2, all at the full rate",
+        "new",
+        ("model.init=world", "model.vision=world", "train.rates={model.mllm: 1.0}"),
+    ),
+    Variant(
+        "frozen", "language model and eyes frozen, only AlignerNet learns", settings=("train.rates={model.mllm: 0.0}",)
+    ),
+    Variant("full rate", "language model at the full rate", settings=("train.rates={model.mllm: 1.0}",)),
+    Variant("words stay", "entity words are never dropped", settings=("templates.instruct.drop_entity_text=0.0",)),
+    Variant("no cut-outs", "crops always keep their background", settings=("templates.instruct.mask_background=0.0",)),
+)
+
+
+def chosen(names: tuple[str, ...]) -> list[Variant]:
+    """The variants of these names, all for none of them, nothing for `none`. Raises ConfigError for an unknown one."""
+    if names == ("none",):
+        return []
+    known = {variant.name: variant for variant in ABLATIONS}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(f"proof.ablations: there is no {unknown[0]!r}; choose from {', '.join(known)}, or none")
+    return [known[name] for name in names] if names else list(ABLATIONS)
