@@ -1,0 +1,113 @@
+"""The proof: a page that says what was reached and what was not, and a job that makes it from trainings of its own."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from jobs.config import ProofConfig, load
+from jobs.proof import run
+from jobs.proof_page import Found, Row, bars, comparison, proof_page
+from jobs.variants import ABLATIONS, chosen
+from kosmosg.errors import ConfigError
+from kosmosg.eval.trials import Measured
+
+GOOD = {"kind": 0.95, "pattern": 0.9, "hue": 6.0, "background": 1.0, "whole": 0.9, "picture": 0.8}
+BLIND = {"kind": 0.2, "pattern": 0.2, "hue": 92.0, "background": 0.9, "whole": 0.0, "picture": 0.0}
+
+
+def figures(values: Mapping[str, float], width: float = 0.02) -> dict[str, Measured]:
+    return {name: Measured(value, value - width, value + width, (value,)) for name, value in values.items()}
+
+
+def rows(name: str, values: Mapping[str, float], width: float = 0.02) -> list[Row]:
+    return [Row(name, of, 10, figures(values, width)) for of in ("one", "two", "three")]
+
+
+def found(stage_3: Mapping[str, float] = GOOD, **ablations: Mapping[str, float]) -> Found:
+    sheet = Image.new("RGB", (8, 8))
+    return Found(
+        settings=ProofConfig(),
+        rows=[
+            *rows("stage 3", stage_3),
+            *rows("stage 2 only", BLIND),
+            *rows("text only", BLIND),
+            *rows("perfect words, stage 3", GOOD),
+            *rows("perfect words, stage 2", GOOD),
+        ],
+        edits=Row("edits", "one", 10, figures({"kind": 0.5, "changed": 0.96, "identity": 0.4, "background": 0.9})),
+        ablations=[row for name, values in ablations.items() for row in rows(name.replace("_", " "), values)],
+        guidances={1.5: 0.4, 3.0: 0.6},
+        guidance=3.0,
+        sheets={"main": sheet, "edits": sheet, "ablations": sheet},
+        losses={"recipe": [(0.0, 1.0), (1.0, 0.5)]},
+    )
+
+
+def test_bars_are_judged_by_their_worst_set() -> None:
+    reached = {bar.claim: bar.reached for bar in bars(found())}
+    assert [claim for claim, yes in reached.items() if not yes] == ["edits: shape is as it should be"]
+    worse = {bar.claim: bar.reached for bar in bars(found({**GOOD, "pattern": 0.84, "hue": 11.5}))}
+    assert not worse["stage 3: pattern"]
+    assert not worse["stage 3: median hue error, degrees"]
+    assert worse["stage 3: background"]
+
+
+def test_a_bar_that_was_missed_stays_on_the_page(tmp_path: Path) -> None:
+    page = proof_page(found(recipe=GOOD, linear=GOOD, no_stage_2=BLIND)).write_markdown(tmp_path / "proof.md")
+    text = page.read_text()
+    assert "bars reached: **12 of 13**" in text
+    assert "| edits: shape is as it should be | at least 0.8 | 0.50 | **no** |" in text
+    assert "worse than the recipe: no stage 2; not told apart: linear." in text
+    for name in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (tmp_path / name).is_file(), name
+
+
+def test_intervals_decide_what_can_be_told_apart() -> None:
+    ablations = [
+        *rows("recipe", {"whole": 0.5}),
+        *rows("a", {"whole": 0.45}, width=0.04),
+        *rows("b", {"whole": 0.4}),
+        *rows("c", {"whole": 0.6}),
+    ]
+    assert comparison(ablations).endswith("worse than the recipe: b; better: c; not told apart: a.")
+
+
+def test_variants_by_name() -> None:
+    assert chosen(()) == list(ABLATIONS)
+    assert chosen(("none",)) == []
+    with pytest.raises(ConfigError, match="there is no 'magic'; choose from no stage 2, linear"):
+        chosen(("linear", "magic"))
+
+
+@pytest.mark.parametrize("variant", ABLATIONS, ids=lambda variant: variant.name)
+def test_every_variant_can_be_trained_alone(variant) -> None:
+    """Its settings are settings of the job, and change something."""
+    assert load("instruct", "world", variant.settings) != load("instruct", "world") or variant.parent != "align"
+
+
+@pytest.mark.slow
+def test_from_trainings_to_a_page_and_nothing_twice(
+    ray_cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["proof.start=shipped", "proof.guidances=[3.0]"]
+    experiment = load("proof", "tiny", [f"output={tmp_path}", f"dest={tmp_path / 'page'}", *quick])
+    page = run(experiment)
+    assert page == tmp_path / "page" / "proof.md"
+    assert (tmp_path / "proof" / "report.html").is_file()
+    results = json.loads((tmp_path / "proof" / "results.json").read_text())
+    assert {row["row"] for row in results["ablations"]} == {"recipe", "linear"}
+    assert results["guidances"].keys() == {"3"}
+    made = {
+        path: path.stat().st_mtime_ns
+        for path in (tmp_path / "proof").rglob("*")
+        if path.suffix in (".png", ".safetensors")
+    }
+    capfd.readouterr()
+    run(experiment)
+    assert capfd.readouterr().err.count("finished before with these settings") == 3, "the recipe and two variants"
+    assert json.loads((tmp_path / "proof" / "results.json").read_text()) == results
+    assert all(path.stat().st_mtime_ns == written for path, written in made.items())
