@@ -117,7 +117,7 @@ class ProofConfig(Section):
     """Steps of the whole recipe's stage 3; null takes the preset's."""
     ablations: tuple[str, ...] = ()
     """Which variants of jobs/variants.py are trained as well; empty trains all, `none` none."""
-    ablation_steps: int = Field(default=1000, ge=1)
+    ablation_steps: int = Field(default=800, ge=1)
     """Steps of each variant's stage 3, the unchanged recipe among them."""
     ablation_seeds: tuple[int, ...] = (0,)
     """Seeds of each variant."""

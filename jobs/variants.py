@@ -36,9 +36,9 @@ ABLATIONS = (
     Variant(
         "frozen", "language model and eyes frozen, only AlignerNet learns", settings=("train.rates={model.mllm: 0.0}",)
     ),
-    Variant("full rate", "language model at the full rate", settings=("train.rates={model.mllm: 1.0}",)),
     Variant("words stay", "entity words are never dropped", settings=("templates.instruct.drop_entity_text=0.0",)),
     Variant("no cut-outs", "crops always keep their background", settings=("templates.instruct.mask_background=0.0",)),
+    Variant("full rate", "language model at the full rate", settings=("train.rates={model.mllm: 1.0}",)),
 )
 
 
