@@ -22,7 +22,9 @@ from jobs.config import Experiment, load, main
 from jobs.proof_page import Found, Row, proof_page
 from jobs.variants import REFERENCE, Variant, chosen
 from kosmosg import Prompt
+from kosmosg.checkpoint import load_export
 from kosmosg.eval.edits import EditPrompt, edit_prompts, judge_edits
+from kosmosg.eval.reading import answer, caption_cases, exact_match, question_cases
 from kosmosg.eval.sheet import SheetRow, result_sheet
 from kosmosg.eval.trials import measure_shares, measure_trials
 from kosmosg.eval.world import Marks, Style, judge, world_prompts
@@ -177,6 +179,8 @@ def run(experiment: Experiment) -> Path:
         edits = edit_prompts(settings.cases)
         after = judging.interview(recipe, ("image", "full", "text"), edits)
         before = judging.interview(aligned, ("image", "full"))
+        reading = {"stage 1": read_out(parents["pretrain"], settings.cases)}
+        reading["stage 3"] = read_out(recipe.exports[0], settings.cases)
         others = {models.name: lesser.interview(models) for models in compared}
     rows = [
         *judging.rows("stage 3", after),
@@ -199,10 +203,20 @@ def run(experiment: Experiment) -> Path:
         ablations=[row for name, answers in others.items() for row in lesser.rows(name, answers)],
         guidances=guidances,
         guidance=best,
+        reading=reading,
         sheets=sheets,
         losses={models.name: losses(models.exports[0]) for models in compared or [trained]},
     )
     return publish(experiment, proof, found)
+
+
+def read_out(export: str | Path, count: int) -> dict[str, float]:
+    """Captions and answers of a model, by kind: share of exactly right ones."""
+    model, processor = load_export(export_folder(export))
+    cases = caption_cases(count) + question_cases(count)
+    found = exact_match(cases, answer(model.mllm.eval(), processor, cases))
+    say(f"proof: {export}: captions {found['caption']:.2f}, answers {found['question']:.2f}")
+    return found
 
 
 def sheet(judging: Judge, columns: Mapping[str, Answers], count: int) -> Image.Image:

@@ -43,6 +43,8 @@ class Found:
     """Whole subjects on the validation prompts, by strength of guidance."""
     guidance: float
     """The strength that was chosen."""
+    reading: Mapping[str, Mapping[str, float]]
+    """Stage -> kind of question -> share of exactly right answers by `generate()`."""
     sheets: Mapping[str, Image.Image]
     losses: Mapping[str, Sequence[tuple[float, float]]]
 
@@ -54,6 +56,7 @@ class Found:
             "rows": [_plain(row) for row in self.rows],
             "edits": _plain(self.edits),
             "ablations": [_plain(row) for row in self.ablations],
+            "reading": self.reading,
         }
 
     def mean(self, name: str, of: str, figure: str) -> float:
@@ -138,6 +141,7 @@ def proof_page(found: Found) -> Report:
                 "What the variants draw", "", [Figure.of(found.sheets["ablations"], "references, prompt, results")]
             ),
         ]
+    sections.append(Section("What the language model reads", _READING, table=_reading_table(found.reading)))
     smooth = {name: smoothed(points) for name, points in found.losses.items()}
     sections += [
         Section("Curves", "", [Figure(overlaid(smooth, "step of stage 3", "loss"), "loss of stage 3, running mean")]),
@@ -170,6 +174,11 @@ _SHEET = (
     "word tells what the subject is."
 )
 _BARS = "Fixed before the run. Each is judged by its worst set of prompts (one, two or three entities)."
+_READING = (
+    "Stage 1 has a number of its own: captions of held-out subjects (shape, colour word, pattern) and answers to "
+    "questions about whole scenes of held-out subjects, by greedy `generate()`, exactly right or not. Stage 2 does not "
+    "touch the language model; stage 3 no longer asks it for words, so what is left afterwards is a side effect."
+)
 _TITLES = {
     "kind": "shape", "pattern": "pattern", "hue": "hue error", "background": "background", "whole": "whole subject",
     "picture": "whole picture", "changed": "changed", "identity": "identity",
@@ -187,6 +196,13 @@ def _bar_table(found: Found) -> Table:
         for bar in bars(found)
     ]
     return Table(["bar", "demanded", "measured", "reached"], rows)
+
+
+def _reading_table(reading: Mapping[str, Mapping[str, float]]) -> Table:
+    kinds = list(next(iter(reading.values())))
+    rows = [[stage, *(f"{marks[kind]:.2f}" for kind in kinds)] for stage, marks in reading.items()]
+    titles = {"caption": "captions", "question": "all questions"}
+    return Table(["after", *(titles.get(kind, kind) for kind in kinds)], rows)
 
 
 def _table(rows: Sequence[Row]) -> Table:

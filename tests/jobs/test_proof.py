@@ -42,6 +42,7 @@ def found(stage_3: Mapping[str, float] = GOOD, **ablations: Mapping[str, float])
         ablations=[row for name, values in ablations.items() for row in rows(name.replace("_", " "), values)],
         guidances={1.5: 0.4, 3.0: 0.6},
         guidance=3.0,
+        reading={"stage 1": {"caption": 0.9, "question": 0.8}, "stage 3": {"caption": 0.1, "question": 0.0}},
         sheets={"main": sheet, "edits": sheet, "ablations": sheet},
         losses={"recipe": [(0.0, 1.0), (1.0, 0.5)]},
     )
