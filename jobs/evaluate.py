@@ -28,14 +28,14 @@ from kosmosg.eval.world import Style, WorldPrompt, world_prompts
 from kosmosg.eval.world import score as world_score
 from kosmosg.foundation import export_folder, world_folder
 from kosmosg.schedulers import SCHEDULERS
-from kosmosg_platform.benchmark import Bench, run_benchmark, sampling_of
 from kosmosg_platform.cluster import connect
 from kosmosg_platform.config import digest, plain, to_yaml
+from kosmosg_platform.evaluation.benchmark import Bench, run_benchmark, sampling_of
+from kosmosg_platform.evaluation.painting import Order, model_weights, open_picture, paint
+from kosmosg_platform.evaluation.scoreboard import benchmark_report, protocol_table, summary
 from kosmosg_platform.journey import score_table
 from kosmosg_platform.log import say
-from kosmosg_platform.painting import Order, model_weights, open_picture, paint
 from kosmosg_platform.report import Figure, Report, Section
-from kosmosg_platform.scoreboard import benchmark_report, protocol_table, summary
 from kosmosg_platform.storage import Layout, write_json, write_text
 from kosmosg_platform.tracking import Run
 

@@ -29,11 +29,11 @@ from kosmosg.eval.sheet import SheetRow, result_sheet
 from kosmosg.eval.trials import measure_shares, measure_trials
 from kosmosg.eval.world import Marks, Style, judge, world_prompts
 from kosmosg.foundation import export_folder
-from kosmosg_platform.benchmark import sampling_of
 from kosmosg_platform.cluster import connect
 from kosmosg_platform.config import digest, plain, to_yaml
+from kosmosg_platform.evaluation.benchmark import sampling_of
+from kosmosg_platform.evaluation.painting import Order, open_picture, paint
 from kosmosg_platform.log import read_metrics, say
-from kosmosg_platform.painting import Order, open_picture, paint
 from kosmosg_platform.storage import Layout, write_json, write_text
 from kosmosg_platform.tracking import Run
 

@@ -15,8 +15,16 @@ from kosmosg.checkpoint import save_export
 from kosmosg.errors import ConfigError, DataError, KosmosGError
 from kosmosg.eval.dreambench import SUBJECTS, make_cases
 from kosmosg.eval.inception import Inception
-from kosmosg_platform.benchmark import sampling_of
-from kosmosg_platform.painting import Order, Painter, Painting, picture_key, picture_path, read_order, save_orders
+from kosmosg_platform.evaluation.benchmark import sampling_of
+from kosmosg_platform.evaluation.painting import (
+    Order,
+    Painter,
+    Painting,
+    picture_key,
+    picture_path,
+    read_order,
+    save_orders,
+)
 
 
 @pytest.fixture(scope="module")

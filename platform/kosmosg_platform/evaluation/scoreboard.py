@@ -10,7 +10,7 @@ from typing import Any
 from kosmosg.eval.fidelity import SCORES
 from kosmosg.eval.protocol import Protocol
 from kosmosg.eval.published import COCO_FID, DREAMBENCH, LABEL
-from kosmosg_platform.benchmark import Found
+from kosmosg_platform.evaluation.benchmark import Found
 from kosmosg_platform.report import Figure, Report, Section, Table
 
 FEW = 2048  # pictures; the covariance of Inception's features is singular below

@@ -17,9 +17,9 @@ import numpy as np
 
 from kosmosg.errors import DataError
 from kosmosg.eval.features import Features, Framing, Network, look, open_network, weights_sha256
-from kosmosg_platform.blocks import spread
 from kosmosg_platform.cluster import ScaleConfig
 from kosmosg_platform.config import digest
+from kosmosg_platform.evaluation.blocks import spread
 from kosmosg_platform.storage import read_json, write_json
 
 BLOCK = 64  # files

@@ -17,8 +17,8 @@ from kosmosg.eval.protocol import ALL_PHOTOS, ALL_PLAIN, CLIP, DINO, IN_ORDER, I
 from kosmosg.eval.sheet import SheetRow, result_sheet
 from kosmosg.prompt import Prompt
 from kosmosg_platform.cluster import Scaled, connect
-from kosmosg_platform.measuring import Look, View, digests, measure
-from kosmosg_platform.painting import Order, Sampling, open_picture, paint
+from kosmosg_platform.evaluation.measuring import Look, View, digests, measure
+from kosmosg_platform.evaluation.painting import Order, Sampling, open_picture, paint
 
 THUMBNAIL = 192  # pixels a side, of photos and pictures in the sheet
 

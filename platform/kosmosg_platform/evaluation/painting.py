@@ -24,9 +24,9 @@ from PIL import Image
 from kosmosg.checkpoint import read_config
 from kosmosg.errors import CheckpointError, ImageError
 from kosmosg.prompt import Prompt, read_image
-from kosmosg_platform.blocks import spread
 from kosmosg_platform.cluster import ScaleConfig
 from kosmosg_platform.config import digest
+from kosmosg_platform.evaluation.blocks import spread
 from kosmosg_platform.storage import sha256, write_text
 
 Noise = Literal["picture", "batch"]
