@@ -243,19 +243,19 @@ def _ablation_text(found: Found) -> str:
     )
 
 
-def comparison(rows: Sequence[Row], of: str = "two", figure: str = "whole") -> str:
-    """In words: which variants are worse or better than the recipe, which cannot be told apart from it."""
-    here = {row.name: row.figures[figure] for row in rows if row.set == of}
-    recipe = here.pop(REFERENCE.name)
-    worse = [name for name, value in here.items() if value.high < recipe.low]
-    better = [name for name, value in here.items() if value.low > recipe.high]
-    same = [name for name in here if name not in worse and name not in better]
-    parts = [
-        f"{what} {', '.join(names)}"
-        for what, names in (("worse than the recipe:", worse), ("better:", better), ("not told apart:", same))
-        if names
-    ]
-    return f"By whole subjects, {of} entities, intervals apart: {'; '.join(parts)}."
+def comparison(rows: Sequence[Row]) -> str:
+    """In words, figure by figure: which variants are worse or better than the recipe by more than their intervals."""
+    told = []
+    for figure, lower_is_better in (("kind", False), ("pattern", False), ("hue", True), ("background", False)):
+        here = {row.name: row.figures[figure] for row in rows if row.set == "two"}
+        recipe = here.pop(REFERENCE.name)
+        below = [name for name, value in here.items() if value.high < recipe.low]
+        above = [name for name, value in here.items() if value.low > recipe.high]
+        worse, better = (above, below) if lower_is_better else (below, above)
+        same = [name for name in here if name not in worse and name not in better]
+        groups = (("worse than the recipe", worse), ("better", better), ("not told apart", same))
+        told.append(f"- {_TITLES[figure]}: " + "; ".join(f"{what}: {', '.join(them)}" for what, them in groups if them))
+    return "Two entities, by intervals that do not overlap:\n\n" + "\n".join(told)
 
 
 def _method(found: Found) -> str:

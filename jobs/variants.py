@@ -38,7 +38,6 @@ ABLATIONS = (
     ),
     Variant("words stay", "entity words are never dropped", settings=("templates.instruct.drop_entity_text=0.0",)),
     Variant("no cut-outs", "crops always keep their background", settings=("templates.instruct.mask_background=0.0",)),
-    Variant("full rate", "language model at the full rate", settings=("train.rates={model.mllm: 1.0}",)),
 )
 
 
