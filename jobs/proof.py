@@ -199,7 +199,7 @@ def run(experiment: Experiment) -> Path:
     found = Found(
         settings=settings,
         rows=rows,
-        edits=edit_row(edits, after),
+        edits=edit_rows(edits, after),
         ablations=[row for name, answers in others.items() for row in lesser.rows(name, answers)],
         guidances=guidances,
         guidance=best,
@@ -231,10 +231,15 @@ def edit_sheet(prompts: Sequence[EditPrompt], pictures: Sequence[Image.Image], c
     return result_sheet([SheetRow(prompt.prompt, [picture]) for prompt, picture in pairs], ["stage 3, 1"])
 
 
-def edit_row(prompts: Sequence[EditPrompt], answers: Sequence[Answers]) -> Row:
-    """The figures of the edits."""
+def edit_rows(prompts: Sequence[EditPrompt], answers: Sequence[Answers]) -> list[Row]:
+    """The figures of all edits, then of each kind of edit."""
     marks = [asdict(judge_edits(answer.edits, prompts)) for answer in answers]
-    return Row("edits", "one", len(prompts), measure_shares(marks))
+    asked = np.array([prompt.asked for prompt in prompts])
+    rows = [Row("all", "one", len(prompts), measure_shares(marks))]
+    for kind in dict.fromkeys(asked.tolist()):
+        of_kind = [{name: values[asked == kind] for name, values in mark.items()} for mark in marks]
+        rows.append(Row(kind, "one", int((asked == kind).sum()), measure_shares(of_kind)))
+    return rows
 
 
 def losses(export: Path) -> list[tuple[float, float]]:
@@ -251,7 +256,7 @@ def publish(experiment: Experiment, proof: Proof, found: Found) -> Path:
     write_text(proof.folder / "experiment.yaml", to_yaml(experiment))
     tracking, layout = experiment.tracking, Layout(experiment.output)
     run = Run.open(tracking, layout, "proof", digest(found.figures()), {"job": "proof"}, plain(experiment.proof))
-    for row in (*found.rows, *found.ablations, found.edits):
+    for row in (*found.rows, *found.ablations, *found.edits):
         prefix = f"{row.name.replace(' ', '_').replace(',', '')}/{row.set}"
         run.log_metrics({f"{prefix}/{name}": figure.mean for name, figure in row.figures.items()})
     for file in (page, proof.folder / "report.html", proof.folder / "results.json"):

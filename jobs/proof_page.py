@@ -37,7 +37,8 @@ class Found:
 
     settings: ProofConfig
     rows: Sequence[Row]
-    edits: Row
+    edits: Sequence[Row]
+    """All of them, then each kind."""
     ablations: Sequence[Row]
     guidances: Mapping[float, float]
     """Whole subjects on the validation prompts, by strength of guidance."""
@@ -54,7 +55,7 @@ class Found:
             "guidance": self.guidance,
             "guidances": {f"{value:g}": share for value, share in self.guidances.items()},
             "rows": [_plain(row) for row in self.rows],
-            "edits": _plain(self.edits),
+            "edits": [_plain(row) for row in self.edits],
             "ablations": [_plain(row) for row in self.ablations],
             "reading": self.reading,
         }
@@ -105,8 +106,8 @@ def bars(found: Found) -> list[Bar]:
         Bar("stage 2 only: pattern", 0.35, worst("stage 2 only", "pattern", pick=max), at_least=False),
         Bar("text only: median hue error, degrees", 70.0, worst("text only", "hue")),
         Bar("text only: pattern", 0.35, worst("text only", "pattern", pick=max), at_least=False),
-        Bar("edits: shape is as it should be", 0.8, found.edits.figures["kind"].mean),
-        Bar("edits: what was asked is done", 0.95, found.edits.figures["changed"].mean),
+        Bar("edits: shape is as it should be", 0.8, found.edits[0].figures["kind"].mean),
+        Bar("edits: what was asked is done", 0.95, found.edits[0].figures["changed"].mean),
         Bar("text to image: worst change of shape, pattern or background by stage 3", -0.03, min(change)),
     ]
 
@@ -131,7 +132,7 @@ def proof_page(found: Found) -> Report:
             "that of the subject, or the one asked for. Identity: all of shape, pattern and hue that was not to change "
             "is as before.",
             [Figure.of(found.sheets["edits"], "the picture given, the instruction, the answer")],
-            _table([found.edits]),
+            _table(found.edits),
         ),
     ]
     if found.ablations:

@@ -38,7 +38,7 @@ def found(stage_3: Mapping[str, float] = GOOD, **ablations: Mapping[str, float])
             *rows("perfect words, stage 3", GOOD),
             *rows("perfect words, stage 2", GOOD),
         ],
-        edits=Row("edits", "one", 10, figures({"kind": 0.5, "changed": 0.96, "identity": 0.4, "background": 0.9})),
+        edits=[Row("all", "one", 10, figures({"kind": 0.5, "changed": 0.96, "identity": 0.4, "background": 0.9}))],
         ablations=[row for name, values in ablations.items() for row in rows(name.replace("_", " "), values)],
         guidances={1.5: 0.4, 3.0: 0.6},
         guidance=3.0,
