@@ -179,8 +179,8 @@ def run(experiment: Experiment) -> Path:
         edits = edit_prompts(settings.cases)
         after = judging.interview(recipe, ("image", "full", "text"), edits)
         before = judging.interview(aligned, ("image", "full"))
-        reading = {"stage 1": read_out(parents["pretrain"], settings.cases)}
-        reading["stage 3"] = read_out(recipe.exports[0], settings.cases)
+        readers: dict[str, str | Path] = {"stage 1": parents["pretrain"], "stage 3": recipe.exports[0]}
+        reading = {stage: read_out(stage, export, settings.cases) for stage, export in readers.items()}
         others = {models.name: lesser.interview(models) for models in compared}
     rows = [
         *judging.rows("stage 3", after),
@@ -210,12 +210,15 @@ def run(experiment: Experiment) -> Path:
     return publish(experiment, proof, found)
 
 
-def read_out(export: str | Path, count: int) -> dict[str, float]:
+def read_out(stage: str, export: str | Path, count: int) -> dict[str, float]:
     """Captions and answers of a model, by kind: share of exactly right ones."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of reading the weights
     model, processor = load_export(export_folder(export))
     cases = caption_cases(count) + question_cases(count)
     found = exact_match(cases, answer(model.mllm.eval(), processor, cases))
-    say(f"proof: {export}: captions {found['caption']:.2f}, answers {found['question']:.2f}")
+    say(f"proof: {stage}: captions {found['caption']:.2f}, answers {found['question']:.2f}")
     return found
 
 
