@@ -111,7 +111,7 @@ class ProofConfig(Section):
     """Where stage 3 starts: from the stages 1 and 2 that ship, or from new ones, trained here first."""
     finished: tuple[str, ...] = ()
     """Exports that count as further seeds of the whole recipe, such as `world:instruct`."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Seeds of stage 3 of the whole recipe."""
     steps: int | None = Field(default=None, ge=1)
     """Steps of the whole recipe's stage 3; null takes the preset's."""
@@ -119,13 +119,13 @@ class ProofConfig(Section):
     """Which variants of jobs/variants.py are trained as well; empty trains all, `none` none."""
     ablation_steps: int = Field(default=800, ge=1)
     """Steps of each variant's stage 3, the unchanged recipe among them."""
-    ablation_seeds: tuple[int, ...] = (0,)
+    ablation_seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Seeds of each variant."""
     cases: int = Field(default=192, ge=2)
     """Prompts of each kind (one, two, three entities, edits) for the whole recipe."""
     ablation_cases: int = Field(default=96, ge=2)
     """Prompts of each kind for the variants."""
-    guidances: tuple[float, ...] = (1.5, 3.0, 5.0)
+    guidances: tuple[float, ...] = Field(default=(1.5, 3.0, 5.0), min_length=1)
     """Strengths of guidance that are tried, on subjects of the training set; the best is used for everything."""
     validation_cases: int = Field(default=48, ge=2)
     """Prompts of each kind for that."""

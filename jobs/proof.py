@@ -5,8 +5,8 @@ jobs/variants.py, all of these for the same number of steps. Everything is judge
 with the same prompts and noise; the strength of guidance is chosen on other prompts, with subjects of the training set.
 
 Leaves proof.md (with a folder of pictures), report.html and results.json in <output>/proof, or the page in dest=FOLDER.
-`world` is what docs/proof.md was made by and takes about two hours on two cores; `minutes` shows the direction of its
-main rows in a quarter of an hour. Stop it whenever you like: the same command goes on.
+`world dest=docs` is what made docs/proof.md and takes about two hours on two cores; `minutes` shows the direction of
+its main rows. Stop it whenever you like: the same command goes on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,12 @@ import numpy as np
 from PIL import Image
 
 from jobs import align, build_dataset, evaluate, instruct, pretrain
-from jobs.config import Experiment, load, main
+from jobs.config import Experiment, ProofConfig, load, main
 from jobs.proof_page import Found, Row, proof_page
 from jobs.variants import REFERENCE, Variant, chosen
 from kosmosg import Prompt
 from kosmosg.checkpoint import load_export
+from kosmosg.errors import ConfigError
 from kosmosg.eval.edits import EditPrompt, edit_prompts, judge_edits
 from kosmosg.eval.reading import answer, caption_cases, exact_match, question_cases
 from kosmosg.eval.sheet import SheetRow, result_sheet
@@ -32,7 +33,7 @@ from kosmosg.foundation import export_folder
 from kosmosg_platform.cluster import connect
 from kosmosg_platform.config import digest, plain, to_yaml
 from kosmosg_platform.evaluation.benchmark import sampling_of
-from kosmosg_platform.evaluation.painting import Order, open_picture, paint
+from kosmosg_platform.evaluation.painting import Order, model_weights, open_picture, paint
 from kosmosg_platform.log import read_metrics, say
 from kosmosg_platform.storage import Layout, write_json, write_text
 from kosmosg_platform.tracking import Run
@@ -159,10 +160,24 @@ def tune_guidance(proof: Proof, model: Path) -> dict[float, float]:
     return found
 
 
+def check_finished(settings: ProofConfig) -> None:
+    """What is to count as a seed must be there, and be of this recipe. Raises ConfigError, CheckpointError."""
+    for name in settings.finished:
+        model_weights(export_folder(name))
+    others = [key for key in ("steps", "settings") if getattr(settings, key)]
+    others += ["start"] if settings.start == "nothing" else []
+    if settings.finished and others:
+        raise ConfigError(
+            f"proof.finished counts {', '.join(settings.finished)} as seeds of the same recipe, but proof.{others[0]} "
+            "makes it another one; give proof.finished=[] as well"
+        )
+
+
 def run(experiment: Experiment) -> Path:
     """Train, judge and write; gives the path of the page."""
     settings, proof = experiment.proof, Proof(experiment)
     variants = chosen(settings.ablations)
+    check_finished(settings)
     with connect(proof.job("instruct")):
         build_dataset.run(proof.job("build_dataset"))
         parents = proof.parents()
@@ -246,7 +261,7 @@ def edit_rows(prompts: Sequence[EditPrompt], answers: Sequence[Answers]) -> list
 
 
 def losses(export: Path) -> list[tuple[float, float]]:
-    """The curve of a training: samples seen, loss. Empty where only the export is known."""
+    """The curve of a training: optimizer step, loss. Empty where only the export is known."""
     return [(float(line["step"]), float(line["loss"])) for line in read_metrics(export.parent / "metrics.jsonl")]
 
 
@@ -259,9 +274,10 @@ def publish(experiment: Experiment, proof: Proof, found: Found) -> Path:
     write_text(proof.folder / "experiment.yaml", to_yaml(experiment))
     tracking, layout = experiment.tracking, Layout(experiment.output)
     run = Run.open(tracking, layout, "proof", digest(found.figures()), {"job": "proof"}, plain(experiment.proof))
-    for row in (*found.rows, *found.ablations, *found.edits):
-        prefix = f"{row.name.replace(' ', '_').replace(',', '')}/{row.set}"
-        run.log_metrics({f"{prefix}/{name}": figure.mean for name, figure in row.figures.items()})
+    for kind, rows in (("main", found.rows), ("variants", found.ablations), ("edits", found.edits)):
+        for row in rows:
+            prefix = f"{kind}/{row.name.replace(' ', '_').replace(',', '')}/{row.set}"
+            run.log_metrics({f"{prefix}/{name}": figure.mean for name, figure in row.figures.items()})
     for file in (page, proof.folder / "report.html", proof.folder / "results.json"):
         run.log_file(file)
     run.close()

@@ -1,4 +1,4 @@
-"""What `proof` compares: the recipe, and the recipe with one thing changed.
+"""What `proof` compares: the recipe, and variants that differ in one thing from it or from another variant.
 
 Every variant is a stage 3 with the same data, steps and seed; `parent` is the stage whose model it starts from.
 Settings are those of the command line: `kosmosg run instruct world parent=world:align SETTING` trains one alone.
@@ -19,17 +19,27 @@ class Variant:
     """What differs from the recipe, for people."""
     parent: Literal["align", "pretrain", "new"] = "align"
     settings: tuple[str, ...] = ()
+    against: str = "recipe"
+    """The row that it differs from in this one thing."""
 
 
 REFERENCE = Variant("recipe", "nothing: align, then instruct; language model at a tenth of the rate")
 
 ABLATIONS = (
     Variant("no stage 2", "starts from stage 1, its AlignerNet new", "pretrain"),
-    Variant("linear", "starts from stage 1, one projection for AlignerNet", "pretrain", ("model.aligner=linear",)),
-    Variant("mlp", "starts from stage 1, GlueGen's MLP for AlignerNet", "pretrain", ("model.aligner=mlp",)),
+    Variant(
+        "linear",
+        "no stage 2, and one projection for AlignerNet: the U-Net sees four times as many vectors, one for each token",
+        "pretrain",
+        ("model.aligner=linear",),
+        against="no stage 2",
+    ),
+    Variant(
+        "mlp", "no stage 2, and GlueGen's MLP for AlignerNet", "pretrain", ("model.aligner=mlp",), against="no stage 2"
+    ),
     Variant(
         "end to end",
-        "starts from nothing: neither stage 1 nor 2, all at the full rate",
+        "neither stage 1 nor 2: starts from nothing, so all of it learns at the full rate",
         "new",
         ("model.init=world", "model.vision=world", "train.rates={model.mllm: 1.0}"),
     ),

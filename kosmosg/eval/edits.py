@@ -51,6 +51,8 @@ class EditMarks:
     """(B,) everything of the subject that was not to change (shape, pattern, hue) is as before."""
     background: np.ndarray
     """(B,) ground and time of day are as they should be."""
+    done: np.ndarray
+    """(B,) all of this at once: what was asked, and nothing else."""
 
 
 def edit_prompts(n: int, seed: int = 0) -> list[EditPrompt]:
@@ -87,9 +89,9 @@ def judge_edits(
         answer = {"ground": ground, "time": time, "color": word, "pattern": pattern, "kind": kind}
         kept = {"kind": kind, "pattern": pattern, "color": hue}
         kept.pop(asked, None)
-        rows.append((answer[asked], kind, all(kept.values()), ground and time))
-    changed, kind, identity, background = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
-    return EditMarks(changed, kind, identity, background)
+        identity, background = all(kept.values()), ground and time
+        rows.append((answer[asked], kind, identity, background, answer[asked] and identity and background))
+    return EditMarks(*(np.array(column, dtype=np.float64) for column in zip(*rows, strict=True)))
 
 
 def _draw(rng: np.random.Generator, asked: str) -> Edit:

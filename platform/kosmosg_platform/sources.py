@@ -54,8 +54,8 @@ class ModelConfig(Section):
     vision: str | None = None
     """Weights for the vision tower: `world`, or the folder or file of a CLIP vision model; null starts from random."""
     aligner: Kind | None = None
-    """Start with a new connector of this kind, whatever the parent has: `alignernet`, or for comparison `linear` or
-    `mlp` (kosmosg/connectors.py). Null goes on with the parent's."""
+    """Put a new connector of this kind in the place of the parent's AlignerNet: `alignernet`, or for comparison
+    `linear` or `mlp` (kosmosg/connectors.py). Null goes on with the parent's."""
 
     @field_validator("init", "tokenizer", "vision")
     @classmethod

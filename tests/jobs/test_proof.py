@@ -61,8 +61,10 @@ def test_a_bar_that_was_missed_stays_on_the_page(tmp_path: Path) -> None:
     page = proof_page(found(recipe=GOOD, linear=GOOD, no_stage_2=BLIND)).write_markdown(tmp_path / "proof.md")
     text = page.read_text()
     assert "bars reached: **12 of 13**" in text
-    assert "| edits: shape is as it should be | at least 0.8 | 0.50 | **no** |" in text
-    assert "): worse in shape, pattern, hue error, background, whole subject" in text
+    assert "| edits: shape is as it should be | at least 0.8 | 0.500 | no |" in text
+    assert "- linear (no stage 2, and one projection" in text
+    assert ", beside no stage 2: better in shape, pattern, hue error, background, whole subject" in text
+    assert "beside recipe: worse in shape, pattern, hue error, background, whole subject" in text
     for name in re.findall(r"!\[.*?\]\((.*?)\)", text):
         assert (tmp_path / name).is_file(), name
 
@@ -73,7 +75,8 @@ def test_intervals_decide_what_can_be_told_apart() -> None:
         *rows("linear", {**GOOD, "hue": 6.05, "kind": 0.91}, width=0.03),
         *rows("mlp", {**GOOD, "hue": 4.0, "kind": 0.8}),
     ]
-    linear, mlp = (line.split("): ")[1] for line in comparison(ablations))
+    linear, mlp = (line.split(", beside recipe: ")[1] for line in comparison(ablations))
+    # Without the row that they differ from in one thing, the recipe stands for it.
     assert linear == "not told apart in shape, pattern, hue error, background, whole subject"
     assert mlp == "worse in shape; better in hue error; not told apart in pattern, background, whole subject"
 
@@ -83,6 +86,12 @@ def test_variants_by_name() -> None:
     assert chosen(("none",)) == []
     with pytest.raises(ConfigError, match="there is no 'magic'; choose from no stage 2, linear"):
         chosen(("linear", "magic"))
+
+
+@pytest.mark.parametrize("other", ["proof.start=nothing", "proof.steps=5", "proof.settings=[train.lr=1.0e-4]"])
+def test_a_finished_model_of_another_recipe_is_no_seed(other: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"give proof.finished=\[\] as well"):
+        run(load("proof", "world", [f"output={tmp_path}", other]))
 
 
 @pytest.mark.parametrize("variant", ABLATIONS, ids=lambda variant: variant.name)

@@ -59,10 +59,11 @@ def test_edits_ask_for_everything_in_turn_about_subjects_never_seen() -> None:
 def test_perfect_answers_are_right_and_doing_nothing_is_not() -> None:
     prompts = edit_prompts(100, seed=0)
     perfect = judge_edits([Image.fromarray(render([prompt.edit.after])[0]) for prompt in prompts], prompts)
-    for part in ("changed", "kind", "identity", "background"):
+    for part in ("changed", "kind", "identity", "background", "done"):
         assert getattr(perfect, part).mean() >= 0.97, part
     lazy = judge_edits([Image.fromarray(render([prompt.edit.before])[0]) for prompt in prompts], prompts)
     assert lazy.changed.mean() <= 0.05
+    assert lazy.done.mean() <= 0.05
     assert lazy.identity.mean() >= 0.97, "what was not to change has not"
     assert lazy.kind.mean() == pytest.approx(1 - 1 / len(ASKED), abs=0.03), f"one of {KINDS} was asked for"
     assert lazy.background.mean() == pytest.approx(1 - 2 / len(ASKED), abs=0.03)
