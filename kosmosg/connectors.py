@@ -49,8 +49,8 @@ def with_connector(config: KosmosGConfig, kind: Kind) -> KosmosGConfig:
     """
     if config.aligner_config.kind != "alignernet":
         raise ConfigError(
-            f"the model's connector is of kind {config.aligner_config.kind!r} already; leave out model.aligner to go on "
-            "with it, or start from a model with AlignerNet"
+            f"the model's connector is of kind {config.aligner_config.kind!r} already; leave out model.aligner to go "
+            "on with it, or start from a model with AlignerNet"
         )
     values = config.to_dict()
     values["aligner_config"]["kind"] = kind
