@@ -6,6 +6,7 @@ a traceback through Ray.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -58,7 +59,9 @@ def spread(
         return 0
     began = said = time.perf_counter()
     done = 0
-    with quiet_ray_data():
+    with quiet_ray_data(), warnings.catch_warnings():
+        # `max_restarts` has no parameter of its own in Ray 2.60.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
         rows = ray.data.from_items(
             [{"block": block} for block in blocks], override_num_blocks=min(len(blocks), _TASKS)
         ).map_batches(
