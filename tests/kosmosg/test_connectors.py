@@ -45,8 +45,9 @@ def test_a_linear_map_keeps_tokens_apart_and_the_other_mixes_them() -> None:
     changed = states.clone()
     changed[0, 2] += 1.0
     moved = {}
-    for kind, of in (("linear", LinearConnector), ("mlp", MLPConnector)):
-        connector = make_connector(with_connector(config(), kind)).eval()  # type: ignore[arg-type]
+    kinds: dict[Kind, type] = {"linear": LinearConnector, "mlp": MLPConnector}
+    for kind, of in kinds.items():
+        connector = make_connector(with_connector(config(), kind)).eval()
         assert isinstance(connector, of)
         moved[kind] = ((connector(states) - connector(changed)).abs().amax(dim=(0, 2)) > 0).nonzero().flatten().tolist()
     assert moved["linear"] == [2]
