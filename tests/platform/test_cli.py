@@ -144,3 +144,10 @@ def test_exports_are_found_where_runs_leave_them(export: Path, tmp_path: Path, m
         (tmp_path / "runs" / "demo" / stage / "export").symlink_to(export)
     assert newest_export("world") == export.resolve()
     assert load_export(newest_export("world"))[1].vocab_size > 0
+
+
+def test_only_jobs_are_offered_as_jobs() -> None:
+    from kosmosg_platform import checkout
+
+    named = "align build_dataset demo evaluate export foundation generate instruct plan pretrain proof"
+    assert checkout.jobs(checkout.find()) == named.split()
