@@ -13,7 +13,7 @@ from typing import NoReturn
 import kosmosg_platform
 from kosmosg.errors import ConfigError
 
-STARTS_HERE = '\nif __name__ == "__main__":\n'  # a module of `jobs` that is a job; others are what jobs are made of
+NOT_JOBS = {"config", "proof_page", "variants"}  # modules of `jobs` that jobs are made of
 
 
 def find(start: Path | None = None) -> Path:
@@ -39,8 +39,7 @@ def _is_checkout(folder: Path) -> bool:
 
 def jobs(checkout: Path) -> list[str]:
     """The jobs that a checkout offers."""
-    modules = (checkout / "jobs").glob("[a-z]*.py")
-    return sorted(path.stem for path in modules if STARTS_HERE in path.read_text("utf-8"))
+    return sorted(path.stem for path in (checkout / "jobs").glob("[a-z]*.py") if path.stem not in NOT_JOBS)
 
 
 def require_job(checkout: Path, job: str) -> None:
