@@ -199,8 +199,16 @@ def load(job: str, preset: str = DEFAULT_PRESET, overrides: Sequence[str] = ()) 
     return resolve(Experiment, preset, job, overrides, PRESETS)
 
 
-def main(job: str, run: Callable[[Experiment], Any], arguments: Sequence[str] | None = None) -> None:
+def main(
+    job: str,
+    run: Callable[[Experiment], Any],
+    arguments: Sequence[str] | None = None,
+    own: tuple[str, ...] = (),
+) -> None:
     """Entry of `python -m jobs.JOB [PRESET] [key=value ...] [--help]`; ends the process.
+
+    A job that is made of other jobs names its `own` sections; what is set beside them would change nothing, and is
+    refused.
 
     Exit codes: 0 done, 2 a mistake of the user (one sentence on standard error), 130 stopped from the keyboard.
     Anything else that goes wrong keeps its traceback.
@@ -214,6 +222,8 @@ def main(job: str, run: Callable[[Experiment], Any], arguments: Sequence[str] | 
         sys.exit(0)
     quiet_libraries()
     try:
+        if own:
+            refuse_others(job, own, given)
         run(from_arguments(job, given))
     except KosmosGError as error:
         print(f"kosmosg {job}: {error}", file=sys.stderr)
@@ -222,6 +232,17 @@ def main(job: str, run: Callable[[Experiment], Any], arguments: Sequence[str] | 
         print(f"kosmosg {job}: stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
     sys.exit(0)
+
+
+def refuse_others(job: str, own: Sequence[str], arguments: Sequence[str]) -> None:
+    """Raise ConfigError for a key=value outside the sections that a job of jobs reads itself."""
+    for argument in arguments:
+        key = argument.partition("=")[0]
+        if "=" in argument and key.partition(".")[0] not in own:
+            raise ConfigError(
+                f"{key}: `{job}` starts other jobs, with the settings of {job}.preset, and reads itself only "
+                f"{', '.join(own)}; for all of its jobs: '{job}.settings=[{argument}]'"
+            )
 
 
 def from_arguments(job: str, arguments: Sequence[str]) -> Experiment:

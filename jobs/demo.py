@@ -23,7 +23,7 @@ from jobs.config import Experiment, load, main
 from kosmosg.eval.sheet import SheetRow, result_sheet
 from kosmosg.eval.world import world_prompts
 from kosmosg_platform.cluster import connect
-from kosmosg_platform.config import digest, to_yaml
+from kosmosg_platform.config import digest, plain, to_yaml
 from kosmosg_platform.endpoint import serving
 from kosmosg_platform.journey import journey_report
 from kosmosg_platform.log import say
@@ -85,10 +85,11 @@ def run(experiment: Experiment) -> Path:
 
 
 def walk(road: Road, name: str, step: Step) -> None:
-    """Do one step, or take what it found before; other settings of the demo do it again."""
+    """Do one step, or take what it found before; other settings of the demo or of its jobs do it again."""
     note = road.folder / "steps" / f"{name}.json"
     demo = road.experiment.demo
-    key = digest({"preset": demo.preset, "settings": list(demo.settings)})
+    jobs = [plain(load(job, demo.preset, demo.settings)) for job in ("build_dataset", *STAGES, "evaluate")]
+    key = digest({"endpoint": demo.endpoint, "jobs": jobs})
     known = read_json(note) if note.is_file() else {}
     if known.get("key") == key:
         road.found[name] = known["found"]
@@ -130,7 +131,7 @@ def ask_endpoint(road: Road) -> dict[str, Any]:
     """Deploy, ask over HTTP with pictures between the words, take down."""
     folder = road.folder / "endpoint"
     prompt = world_prompts(1, entities=2, seed=1, style="image", layout="beside")[0].prompt
-    settings = (f"model={road.found['instruct']['export']}", f"decoder={road.experiment.decoder}")
+    settings = (f"model={road.found['instruct']['export']}", f"decoder={road.job('instruct').decoder}")
     with serving([road.experiment.demo.endpoint, *settings], folder / "server.log") as client:
         began = time.perf_counter()
         answer = client.generate(prompt, seed=7)
@@ -154,4 +155,4 @@ STEPS: Mapping[str, Step] = {
 
 
 if __name__ == "__main__":
-    main("demo", run)
+    main("demo", run, own=("output", "tracking", "demo"))

@@ -286,4 +286,4 @@ def publish(experiment: Experiment, proof: Proof, found: Found) -> Path:
 
 
 if __name__ == "__main__":
-    main("proof", run)
+    main("proof", run, own=("output", "tracking", "dest", "proof"))

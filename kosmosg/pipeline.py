@@ -12,46 +12,30 @@ Diffusion 1.x can do by `prompt_embeds` (ControlNet, LoRA, image to image, inpai
     control(prompt_embeds=condition.positive, negative_prompt_embeds=condition.negative, image=edges)
 """
 
-import json
-import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.schedulers import KarrasDiffusionSchedulers
-from diffusers.utils.peft_utils import scale_lora_layers, unscale_lora_layers
-from huggingface_hub import snapshot_download
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
-from kosmosg.decoder import WORLD, check_channels, load_part
+from kosmosg.decoder import WORLD, check_channels
 from kosmosg.encoder import PromptEncoder
 from kosmosg.errors import CheckpointError, ConfigError, PromptError
+from kosmosg.lora import UnetLora, lora_scale
 from kosmosg.model import Condition, KosmosG, check_finite
+from kosmosg.parts import PARTS, Decoder, check_fit, check_kind, decoder_parts, local_folder
 from kosmosg.processor import KosmosGProcessor
 from kosmosg.prompt import Prompt
 from kosmosg.schedulers import dpm_solver, make_scheduler
 
-logger = logging.getLogger(__name__)
-
 PromptLike = Prompt | str
-Decoder: TypeAlias = DiffusionPipeline | str | Path
-"""A Stable Diffusion pipeline, its folder, its Hub id, or `"world"`."""
-
-_PARTS = ("unet", "vae", "scheduler", "safety_checker", "feature_extractor")
 
 # diffusers loads a component from the module that its `model_index.json` names, and accepts it only where that module
 # also holds the base class that says how: so our two components are written there as living here.
@@ -66,7 +50,7 @@ __all__ = [
 ]
 
 
-class KosmosGPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # type: ignore[misc]
+class KosmosGPipeline(DiffusionPipeline, UnetLora):  # type: ignore[misc]
     """Kosmos-G and a Stable Diffusion 1.x decoder.
 
     Args:
@@ -82,11 +66,8 @@ class KosmosGPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # typ
     """
 
     model_cpu_offload_seq = "model->unet->vae"
-    _optional_components: ClassVar[list[str]] = list(_PARTS)
+    _optional_components: ClassVar[list[str]] = list(PARTS)
     _exclude_from_cpu_offload: ClassVar[list[str]] = ["safety_checker"]
-    # LoRA files of the community often hold weights for CLIP's text encoder as well: here nothing can take them.
-    _lora_loadable_modules: ClassVar[list[str]] = ["unet"]
-    text_encoder = None
 
     def __init__(
         self,
@@ -102,7 +83,7 @@ class KosmosGPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # typ
         default_guidance: float | None = None,
     ) -> None:
         super().__init__()
-        given = dict(zip(_PARTS, (unet, vae, scheduler, safety_checker, feature_extractor), strict=True))
+        given = dict(zip(PARTS, (unet, vae, scheduler, safety_checker, feature_extractor), strict=True))
         if decoder is not None:
             taken = decoder_parts(decoder)
             given = {name: taken.get(name) if part is None else part for name, part in given.items()}
@@ -113,7 +94,7 @@ class KosmosGPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # typ
                 f"pipeline, folder, Hub id, or {WORLD!r}"
             )
         check_channels(given["unet"], given["vae"])
-        _check_fit(model, processor, given["unet"])
+        check_fit(model, processor, given["unet"])
         self.register_modules(model=model.eval(), processor=processor, **given)
         small = decoder == WORLD
         self.register_to_config(
@@ -141,9 +122,9 @@ class KosmosGPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # typ
         Given with a pipeline folder, `decoder` replaces its parts. Other options are diffusers': `dtype`, `scheduler=`
         and other parts, `revision`, ...
         """
-        folder = _local_folder(pretrained_model_name_or_path, kwargs)
+        folder = local_folder(pretrained_model_name_or_path, kwargs)
         if (folder / "model_index.json").is_file():
-            _check_kind(folder / "model_index.json", cls.__name__)
+            check_kind(folder / "model_index.json", cls.__name__)
             if decoder is not None:
                 kwargs = {**decoder_parts(decoder), **kwargs}
             pipeline: Self = super().from_pretrained(str(folder), **kwargs)
@@ -156,7 +137,7 @@ class KosmosGPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # typ
         from kosmosg.checkpoint import load_export
 
         dtypes = [kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs]
-        parts = {name: kwargs.pop(name) for name in _PARTS if name in kwargs}
+        parts = {name: kwargs.pop(name) for name in PARTS if name in kwargs}
         if kwargs:
             raise ConfigError(f"option {min(kwargs)!r} is for pipeline folders, not for exports; leave it out")
         model, processor = load_export(folder)
@@ -169,7 +150,7 @@ class KosmosGPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # typ
 
         It has no text encoder: give it `prompt_embeds` and `negative_prompt_embeds`.
         """
-        parts = {name: getattr(self, name) for name in _PARTS}
+        parts = {name: getattr(self, name) for name in PARTS}
         if self._stock is None or any(getattr(self._stock, name) is not part for name, part in parts.items()):
             self._stock = StableDiffusionPipeline(
                 **parts, text_encoder=None, tokenizer=None, requires_safety_checker=False
@@ -271,7 +252,7 @@ class KosmosGPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # typ
 
         # 3. The stock pipeline draws.
         others = dict(cross_attention_kwargs or {})
-        with _lora_scale(self.unet, others.pop("scale", 1.0)):
+        with lora_scale(self.unet, others.pop("scale", 1.0)):
             output: StableDiffusionPipelineOutput | tuple[Any, Any] = self.decoder(
                 prompt_embeds=prompt_embeds,
                 negative_prompt_embeds=negative_prompt_embeds if guidance > 1 else None,
@@ -321,103 +302,9 @@ class KosmosGPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin):  # typ
                 raise ConfigError(f"{name}={size} is not a multiple of {unit} pixels; take {below} or {below + unit}")
         return sizes[0], sizes[1]
 
-    # -- LoRA --------------------------------------------------------------------------------------------------------
-
-    def fuse_lora(self, components: Sequence[str] = ("unet",), **kwargs: Any) -> None:
-        """As in diffusers; the U-Net is the only part that can hold a LoRA."""
-        super().fuse_lora(components=list(components), **kwargs)
-
-    def unfuse_lora(self, components: Sequence[str] = ("unet",), **kwargs: Any) -> None:
-        """As in diffusers; the inverse of `fuse_lora`."""
-        super().unfuse_lora(components=list(components), **kwargs)
-
-    @classmethod
-    def load_lora_into_text_encoder(cls, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        """Kosmos-G stands where CLIP's text encoder stood: a LoRA's weights for that are left out, and said so."""
-        left_out = [name for name in state_dict if name.startswith("text_encoder")]
-        if left_out:
-            logger.warning(
-                "%d weights of this LoRA are for CLIP's text encoder, which Kosmos-G replaces; "
-                "only those for the U-Net are used",
-                len(left_out),
-            )
-
-
-def decoder_parts(decoder: Decoder) -> dict[str, Any]:
-    """U-Net, VAE, scheduler and, where there is one, safety checker of a Stable Diffusion 1.x pipeline or folder."""
-    if isinstance(decoder, DiffusionPipeline):
-        return {name: part for name in _PARTS if (part := getattr(decoder, name, None)) is not None}
-    # The solver of the published runs, unless whoever saved the decoder had chosen that solver and its settings.
-    saved = load_part(DPMSolverMultistepScheduler, decoder, "scheduler", "load_config")
-    chosen = saved.get("_class_name") == "DPMSolverMultistepScheduler"
-    return {
-        "unet": load_part(UNet2DConditionModel, decoder, "unet").eval(),
-        "vae": load_part(AutoencoderKL, decoder, "vae").eval(),
-        "scheduler": DPMSolverMultistepScheduler.from_config(saved) if chosen else dpm_solver(saved),
-    }
-
-
-def _check_fit(model: KosmosG, processor: KosmosGProcessor, unet: UNet2DConditionModel) -> None:
-    pairs = (
-        ("aligner_config.d_model", model.config.aligner_config.d_model, "U-Net's", unet.config.cross_attention_dim),
-        ("text_config.vocab_size", model.config.text_config.vocab_size, "processor's", processor.vocab_size),
-        ("vision_config.image_size", model.config.vision_config.image_size, "processor's", processor.image_size),
-        ("latent_query_num", model.config.latent_query_num, "processor's", processor.num_image_tokens),
-    )
-    for name, has, whose, needs in pairs:
-        if has != needs:
-            raise CheckpointError(
-                f"the model's {name} is {has}, the {whose} counterpart is {needs}; pair matching ones"
-            )
-
-
-def _local_folder(source: str | Path, options: dict[str, Any]) -> Path:
-    """The folder itself, or the downloaded snapshot of a Hub id.
-
-    diffusers' own download refuses components whose class lives in another package than itself or transformers.
-    """
-    names = ("revision", "cache_dir", "token", "local_files_only", "force_download", "proxies")
-    chosen = {name: options.pop(name) for name in names if name in options}
-    if Path(source).is_dir():
-        return Path(source)
-    chosen.pop("proxies", None)
-    try:
-        return Path(snapshot_download(str(source), **chosen))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{source} is neither a folder nor a reachable Hub id; check the path ({str(error).splitlines()[0]})"
-        ) from error
-
-
-def _check_kind(index: Path, wanted: str) -> None:
-    try:
-        kind = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{index} is damaged ({error!r}); copy the folder again") from error
-    if kind != wanted:
-        raise CheckpointError(
-            f"{index.parent} holds a {kind}, not a {wanted}; pass it as decoder=, beside an exported Kosmos-G model"
-        )
-
 
 def _listed(prompts: PromptLike | Sequence[PromptLike], name: str) -> list[PromptLike]:
     listed = [prompts] if isinstance(prompts, Prompt | str) else list(prompts)
     if not listed:
         raise PromptError(f"{name} is an empty list; pass at least one, the empty prompt is ''")
     return listed
-
-
-@contextmanager
-def _lora_scale(unet: UNet2DConditionModel, scale: float) -> Iterator[None]:
-    """LoRA weights of the U-Net times `scale` for a while.
-
-    The stock pipeline would also scale its text encoder and fails where it has none.
-    """
-    if scale == 1.0:
-        yield
-        return
-    scale_lora_layers(unet, scale)
-    try:
-        yield
-    finally:
-        unscale_lora_layers(unet, scale)

@@ -85,7 +85,7 @@ def _check(config: ServingConfig, host: str, port: int) -> None:
 
         load_export(config.folder)
     if config.decoder != "world" and not (Path(config.decoder) / "unet" / "config.json").is_file():
-        from kosmosg.pipeline import decoder_parts
+        from kosmosg.parts import decoder_parts
 
         decoder_parts(config.decoder)
     with socket.socket() as probe:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kosmosg.pipeline import decoder_parts
+from kosmosg.parts import decoder_parts
 from kosmosg.schedulers import SCHEDULERS
 from serving.encoder import DTYPES, device
 from serving.engine import Sampling, StepEngine

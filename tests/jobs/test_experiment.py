@@ -95,6 +95,8 @@ def test_help_names_every_section() -> None:
     ("job", "words", "sentence"),
     [
         ("align", ["tiny", "train.stps=3"], "kosmosg align: train.stps: no such setting; did you mean train.steps?"),
+        ("proof", ["scale.workers=8"], r"kosmosg proof: scale.workers: .*'proof.settings=\[scale.workers=8\]'"),
+        ("demo", ["tiny", "train.seed=5"], r"kosmosg demo: train.seed: `demo` starts other jobs"),
         ("pretrain", ["tiny"], "kosmosg pretrain: data.composition: .* does not exist; run `kosmosg run build_dataset"),
     ],
 )
