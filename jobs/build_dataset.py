@@ -54,7 +54,7 @@ def targets(experiment: Experiment) -> list[tuple[Path, Reader]]:
     layout = Layout(experiment.output)
     if config.reader == "world":
         world = experiment.world
-        readers = world_readers(config, world.scenes, world.edits, world.questions, world.seed)
+        readers = world_readers(config, world.scenes, world.edits, world.questions, world.seed, world.edit_kinds)
         folder = experiment.dest or layout.job("build_dataset")
         return [(folder / name, reader) for name, reader in readers.items()]
     if experiment.source is None:

@@ -39,6 +39,10 @@ class WorldConfig(Section):
     """Composition records."""
     edits: int = Field(default=3000, ge=0)
     """Edit records (before, instruction, after)."""
+    edit_kinds: tuple[Literal["ground", "time", "color", "pattern", "kind"], ...] = Field(
+        default=("ground", "ground", "time", "color", "pattern", "kind"), min_length=1
+    )
+    """What an edit changes, one of these for each; one that stands here twice is twice as frequent."""
     questions: int = Field(default=3000, ge=0)
     """Caption records that ask about a picture and answer, for stage 1."""
     seed: int = 0
@@ -115,6 +119,9 @@ class ProofConfig(Section):
     """Seeds of stage 3 of the whole recipe."""
     steps: int | None = Field(default=None, ge=1)
     """Steps of the whole recipe's stage 3; null takes the preset's."""
+    second_part: tuple[str, ...] = ()
+    """Settings of a second run of stage 3, which goes on from the model of the first; empty for none. Variants have
+    the first part only."""
     ablations: tuple[str, ...] = ()
     """Which variants of jobs/variants.py are trained as well; empty trains all, `none` none."""
     ablation_steps: int = Field(default=800, ge=1)

@@ -39,6 +39,7 @@ from kosmosg_platform.storage import Layout, write_json, write_text
 from kosmosg_platform.tracking import Run
 
 VALIDATION_SEED = 1  # of the prompts on which guidance is chosen; their subjects are those of the training set
+FIRST_PART = "stage 3, first part"  # name of its rows, where there is a second
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,19 @@ class Proof:
             result = instruct.run(self.job("instruct", *words, *([f"train.steps={steps}"] if steps else [])))
             exports.append(result.export)
         return Trained(variant.name, tuple(exports))
+
+    def go_on(self, first: Trained) -> Trained:
+        """The second part of the whole recipe, each seed from its first part; without one, the first is all."""
+        settings = self.settings
+        if not settings.second_part:
+            return first
+        data, exports = self.folder / "second_part", []
+        build_dataset.run(self.job("build_dataset", f"dest={data}", *settings.second_part))
+        for seed, export in zip(settings.seeds, first.exports, strict=True):
+            say(f"proof: second part, seed {seed}")
+            words = [f"parent={export}", f"train.seed={seed}", f"data.folder={data}", *settings.second_part]
+            exports.append(instruct.run(self.job("instruct", *words)).export)
+        return Trained(first.name, tuple(exports))
 
 
 @dataclass(frozen=True)
@@ -181,7 +195,8 @@ def run(experiment: Experiment) -> Path:
     with connect(proof.job("instruct")):
         build_dataset.run(proof.job("build_dataset"))
         parents = proof.parents()
-        trained = proof.train(REFERENCE, parents, settings.seeds, settings.steps)
+        first = proof.train(REFERENCE, parents, settings.seeds, settings.steps)
+        trained = proof.go_on(first)
         recipe = Trained("stage 3", (*(export_folder(name) for name in settings.finished), *trained.exports))
         aligned = Trained("stage 2 only", (export_folder(parents["align"]),))
         compared = [
@@ -193,12 +208,14 @@ def run(experiment: Experiment) -> Path:
         judging, lesser = (Judge(proof, best, count) for count in (settings.cases, settings.ablation_cases))
         edits = edit_prompts(settings.cases)
         after = judging.interview(recipe, ("image", "full", "text"), edits)
+        halfway = judging.interview(first, ("image",), edits) if settings.second_part else []
         before = judging.interview(aligned, ("image", "full"))
         readers: dict[str, str | Path] = {"stage 1": parents["pretrain"], "stage 3": recipe.exports[0]}
         reading = {stage: read_out(stage, export, settings.cases) for stage, export in readers.items()}
         others = {models.name: lesser.interview(models) for models in compared}
     rows = [
         *judging.rows("stage 3", after),
+        *(judging.rows(FIRST_PART, halfway) if halfway else []),
         *judging.rows("stage 2 only", before),
         *judging.rows("text only", after, "text"),
         *judging.rows("perfect words, stage 3", after, "full"),
@@ -214,7 +231,7 @@ def run(experiment: Experiment) -> Path:
     found = Found(
         settings=settings,
         rows=rows,
-        edits=edit_rows(edits, after),
+        edits=[*edit_rows(edits, after), *(edit_rows(edits, halfway, ", first part") if halfway else [])],
         ablations=[row for name, answers in others.items() for row in lesser.rows(name, answers)],
         guidances=guidances,
         guidance=best,
@@ -249,14 +266,14 @@ def edit_sheet(prompts: Sequence[EditPrompt], pictures: Sequence[Image.Image], c
     return result_sheet([SheetRow(prompt.prompt, [picture]) for prompt, picture in pairs], ["stage 3, 1"])
 
 
-def edit_rows(prompts: Sequence[EditPrompt], answers: Sequence[Answers]) -> list[Row]:
+def edit_rows(prompts: Sequence[EditPrompt], answers: Sequence[Answers], note: str = "") -> list[Row]:
     """The figures of all edits, then of each kind of edit."""
     marks = [asdict(judge_edits(answer.edits, prompts)) for answer in answers]
     asked = np.array([prompt.asked for prompt in prompts])
-    rows = [Row("all", "one", len(prompts), measure_shares(marks))]
+    rows = [Row(f"all{note}", "one", len(prompts), measure_shares(marks))]
     for kind in dict.fromkeys(asked.tolist()):
         of_kind = [{name: values[asked == kind] for name, values in mark.items()} for mark in marks]
-        rows.append(Row(kind, "one", int((asked == kind).sum()), measure_shares(of_kind)))
+        rows.append(Row(f"{kind}{note}", "one", int((asked == kind).sum()), measure_shares(of_kind)))
     return rows
 
 

@@ -275,13 +275,12 @@ def _editing_text(found: Found) -> str:
         "before. Done: everything is as it should be, the background too. Rows: all edits, then by what was asked to "
         "change. Chance for background is 0.125."
     )
-    if all(bar.reached for bar in bars(found) if bar.claim.startswith("edits")):
+    if not found.settings.second_part:
         return text
     return (
-        f"{text}\n\nWhere the bars of editing are missed, a guess that was not tested is the mixture: few samples are "
-        "edits, and only they show a whole scene as a reference, from which subject and background must both be read. "
-        "What the words of the instruction say is drawn long before what only the picture says; the background row by "
-        "row shows how far that has come."
+        f"{text}\n\nStage 3 has two parts here: the first, whose figures stand below as well, is the recipe from which "
+        "the variants differ; the second goes on from its model with more edits, whose captions are left out "
+        f"(`{' '.join(found.settings.second_part)}`)."
     )
 
 

@@ -24,6 +24,7 @@ from kosmosg.errors import DataError
 
 __all__ = [
     "COLORS",
+    "EDIT_KINDS",
     "GROUNDS",
     "KINDS",
     "LAYOUTS",
@@ -56,6 +57,7 @@ __all__ = [
 COLORS = ("red", "orange", "lime", "green", "cyan", "blue", "purple", "pink")  # centred on 0, 45, ... 315 degrees
 SIZES = {6: "small", 8: "", 11: "large"}  # radius in pixels -> word; entities that share a picture are always small
 PLACES = {"grass": "on the grass", "snow": "in the snow", "sand": "on the sand", "sea": "at sea"}
+EDIT_KINDS = ("ground", "ground", "time", "color", "pattern", "kind")  # what an edit changes; places twice as often
 
 # Centres (x, y) in pixels of each arrangement; every entity is jittered by up to one pixel and none overlaps another.
 LAYOUTS = {
@@ -252,12 +254,15 @@ def crop(pixels: Bytes, box: tuple[int, int, int, int], size: int = SIZE) -> Byt
     return pixels[rows[:, None], columns[None, :]]
 
 
-def sample_edit(rng: np.random.Generator, entities: int | None = None) -> Edit:
-    """Draw an editing example: another place or time, or one entity with another colour, pattern or shape."""
+def sample_edit(rng: np.random.Generator, entities: int | None = None, kinds: Sequence[str] = EDIT_KINDS) -> Edit:
+    """Draw an editing example: another place or time, or one entity with another colour, pattern or shape.
+
+    One of `kinds` is drawn; naming one twice makes it twice as frequent.
+    """
     before = sample_scene(rng, entities=entities)
     index = int(rng.integers(len(before.entities)))
     target = before.entities[index]
-    what = _pick(rng, ("ground", "ground", "time", "color", "pattern", "kind"))
+    what = _pick(rng, kinds)
     if what == "ground":
         after = replace(before, ground=_pick(rng, [ground for ground in GROUNDS if ground != before.ground]))
         return Edit(before, f"make it {PLACES[after.ground]}", after)
@@ -265,7 +270,7 @@ def sample_edit(rng: np.random.Generator, entities: int | None = None) -> Edit:
         return Edit(before, "make it day" if before.night else "make it night", replace(before, night=not before.night))
     same_kind = sum(entity.kind == target.kind for entity in before.entities)
     if same_kind > 1:  # "turn the ball red" must name one entity only
-        return sample_edit(rng, entities)
+        return sample_edit(rng, entities, kinds)
     while True:
         drawn = sample_entity(rng, False, target.x, target.y, target.radius)
         if what == "color":

@@ -3,6 +3,7 @@
 Neural annotators are imported only where they run: choosing one here costs nothing.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -142,14 +143,16 @@ def line_reader(config: BuildConfig, source: Path) -> Reader:
     return LineReader(source, config.kind, config.column, config.shard_rows or 16_384)
 
 
-def world_readers(config: BuildConfig, scenes: int, edits: int, questions: int, seed: int) -> dict[str, Reader]:
+def world_readers(
+    config: BuildConfig, scenes: int, edits: int, questions: int, seed: int, edit_kinds: Sequence[str]
+) -> dict[str, Reader]:
     """The readers of the small world by dataset folder: scenes, then edits and questions if there are to be any."""
     from kosmosg.data.readers.world import EditReader, QuestionReader, SceneReader
 
     rows = config.shard_rows or 500
     readers: dict[str, Reader] = {"composition": SceneReader(scenes, seed, rows)}
     if edits:
-        readers["edit"] = EditReader(edits, seed, rows)
+        readers["edit"] = EditReader(edits, seed, rows, edit_kinds)
     if questions:
         readers["questions"] = QuestionReader(questions, seed, rows)
     return readers

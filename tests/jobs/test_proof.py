@@ -104,7 +104,7 @@ def test_every_variant_can_be_trained_alone(variant) -> None:
 def test_from_trainings_to_a_page_and_nothing_twice(
     ray_cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    quick = ["proof.start=shipped", "proof.guidances=[3.0]"]
+    quick = ["proof.start=shipped", "proof.guidances=[3.0]", "proof.second_part=[train.steps=3]"]
     experiment = load("proof", "tiny", [f"output={tmp_path}", f"dest={tmp_path / 'page'}", *quick])
     page = run(experiment)
     assert page == tmp_path / "page" / "proof.md"
@@ -112,6 +112,8 @@ def test_from_trainings_to_a_page_and_nothing_twice(
     results = json.loads((tmp_path / "proof" / "results.json").read_text())
     assert {row["row"] for row in results["ablations"]} == {"recipe", "linear"}
     assert results["guidances"].keys() == {"3"}
+    assert {"stage 3", "stage 3, first part"} < {row["row"] for row in results["rows"]}
+    assert {"all", "all, first part"} < {row["row"] for row in results["edits"]}
     made = {
         path: path.stat().st_mtime_ns
         for path in (tmp_path / "proof").rglob("*")
@@ -119,6 +121,8 @@ def test_from_trainings_to_a_page_and_nothing_twice(
     }
     capfd.readouterr()
     run(experiment)
-    assert capfd.readouterr().err.count("finished before with these settings") == 3, "the recipe and two variants"
+    assert capfd.readouterr().err.count("finished before with these settings") == 4, (
+        "the recipe's two parts and two variants"
+    )
     assert json.loads((tmp_path / "proof" / "results.json").read_text()) == results
     assert all(path.stat().st_mtime_ns == written for path, written in made.items())

@@ -5,7 +5,7 @@ subjects never appear: what is sampled here is for training.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from kosmosg.data.annotate import Sample
 from kosmosg.data.encoding import encode_image
 from kosmosg.data.questions import sample_question
 from kosmosg.data.readers import Ready, Row, Work
-from kosmosg.data.world import SIZE, caption, render, sample_edit, sample_scene, sample_words
+from kosmosg.data.world import EDIT_KINDS, SIZE, caption, render, sample_edit, sample_scene, sample_words
 from kosmosg.errors import DataError
 
 
@@ -68,14 +68,20 @@ class EditReader(_Numbered):
     kind = "edit"
     annotated = False
 
+    def __init__(self, count: int, seed: int = 0, shard_rows: int = 500, kinds: Sequence[str] = EDIT_KINDS) -> None:
+        super().__init__(count, seed, shard_rows)
+        self.kinds = tuple(kinds)
+
     def describe(self) -> dict[str, Any]:
-        return {"layout": "edits of the small world", "seed": self.seed}
+        told = {"layout": "edits of the small world", "seed": self.seed}
+        # The usual kinds go untold: datasets that were built before there was a choice stay what they are.
+        return told if self.kinds == EDIT_KINDS else told | {"kinds": list(self.kinds)}
 
     def read(self, work: Work) -> Iterator[Row]:
         for first, stop in work.items:
             numbers = range(int(first), int(stop))
             generators = [np.random.default_rng([self.seed, 1, number]) for number in numbers]
-            edits = [sample_edit(rng) for rng in generators]
+            edits = [sample_edit(rng, kinds=self.kinds) for rng in generators]
             befores, afters = render([e.before for e in edits]), render([e.after for e in edits])
             for number, rng, edit, before, after in zip(numbers, generators, edits, befores, afters, strict=True):
                 yield Ready(

@@ -176,3 +176,4 @@ def test_edits_are_records() -> None:
     assert table("edit", records).num_rows == 12
     assert all(record["before"] != record["after"] for record in records)
     assert len(rows(EditReader(12), limit=3)) == 3
+    assert EditReader(12, kinds=("time",)).describe() != EditReader(12).describe(), "another dataset, built anew"

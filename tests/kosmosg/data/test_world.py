@@ -42,6 +42,16 @@ def test_training_never_sees_a_held_out_subject() -> None:
     assert not any(entity.held_out for scene in drawn for entity in scene.entities)
 
 
+def test_edits_can_be_of_chosen_kinds() -> None:
+    rng = np.random.default_rng(2)
+    edits = [sample_edit(rng, kinds=("time", "color")) for _ in range(200)]
+    turned = [edit for edit in edits if edit.before.night != edit.after.night]
+    coloured = [edit for edit in edits if edit.before.entities != edit.after.entities]
+    assert len(turned) + len(coloured) == 200
+    assert min(len(turned), len(coloured)) > 60
+    assert all(edit.before.ground == edit.after.ground for edit in edits)
+
+
 def test_held_out_scenes_hold_nothing_else() -> None:
     assert all(entity.held_out for scene in scenes(300, held_out=True) for entity in scene.entities)
 
