@@ -232,14 +232,16 @@ def _rows_text(found: Found, seeds: int) -> str:
         f"Whole subjects of the {seeds} seeds of stage 3, two entities: {spread}.\n\n"
         "`stage 3` and `stage 2 only` are asked in pictures alone (`<i> and <i> at sea`), `text only` in words without "
         "appearance (`a ball and a cat at sea`), `perfect words` in all the words that there are."
+        + (" `stage 3, first part` is before it went on with edits, see below." if found.settings.second_part else "")
     )
 
 
 def _ablation_text(found: Found) -> str:
     """What the variants are, and in what they differ from the recipe by more than their intervals."""
     steps, seeds = found.settings.ablation_steps, len(found.settings.ablation_seeds)
+    part = " of the first part" if found.settings.second_part else ""
     return (
-        f"All trained for {steps} steps with {seeds} seed{'s' if seeds > 1 else ''}, on the same data in the same "
+        f"All trained for {steps} steps{part} with {seeds} seed{'s' if seeds > 1 else ''}, on the same data in the same "
         "order, and judged on the same prompts. What counts is the difference at this budget, which need not be the "
         "one at the end. How each differs from the row beside which it stands, two entities, by intervals that do not "
         "overlap (over prompts: how much another training would have differed is not in them):\n\n"
