@@ -241,10 +241,10 @@ def _ablation_text(found: Found) -> str:
     steps, seeds = found.settings.ablation_steps, len(found.settings.ablation_seeds)
     part = " of the first part" if found.settings.second_part else ""
     return (
-        f"All trained for {steps} steps{part} with {seeds} seed{'s' if seeds > 1 else ''}, on the same data in the same "
-        "order, and judged on the same prompts. What counts is the difference at this budget, which need not be the "
-        "one at the end. How each differs from the row beside which it stands, two entities, by intervals that do not "
-        "overlap (over prompts: how much another training would have differed is not in them):\n\n"
+        f"All trained for {steps} steps{part} with {seeds} seed{'s' if seeds > 1 else ''}, on the same data in the "
+        "same order, and judged on the same prompts. What counts is the difference at this budget, which need not be "
+        "the one at the end. How each differs from the row beside which it stands, two entities, by intervals that do "
+        "not overlap (over prompts: how much another training would have differed is not in them):\n\n"
         + "\n".join(comparison(found.ablations))
         + "\n\n"
         "The paper holds that aligning first, and AlignerNet rather than a simpler map, is what makes it work. Where a "
