@@ -5,7 +5,7 @@ jobs/variants.py, all of these for the same number of steps. Everything is judge
 with the same prompts and noise; the strength of guidance is chosen on other prompts, with subjects of the training set.
 
 Leaves proof.md (with a folder of pictures), report.html and results.json in <output>/proof, or the page in dest=FOLDER.
-`world dest=docs` is what made docs/proof.md and takes about two hours on two cores; `minutes` shows the direction of
+`world dest=docs` is what made docs/proof.md and takes two to three hours on two cores; `minutes` shows the direction of
 its main rows. Stop it whenever you like: the same command goes on.
 """
 
