@@ -7,6 +7,7 @@
         main("pretrain", run)
 """
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -225,13 +226,14 @@ def main(
     # `python -m` names the module __main__; Ray workers must find the job's classes under their real name.
     run = getattr(module, run.__name__)
     if any(argument in ("-h", "--help") for argument in given):
-        print(usage(job, module.__doc__ or ""))
+        print(usage(job, module.__doc__ or "", own))
         sys.exit(0)
     quiet_libraries()
     try:
+        experiment = from_arguments(job, given)
         if own:
-            refuse_others(job, own, given)
-        run(from_arguments(job, given))
+            refuse_others(job, own, given, getattr(experiment, job).settings)
+        run(experiment)
     except KosmosGError as error:
         print(f"kosmosg {job}: {error}", file=sys.stderr)
         sys.exit(2)
@@ -241,14 +243,18 @@ def main(
     sys.exit(0)
 
 
-def refuse_others(job: str, own: Sequence[str], arguments: Sequence[str]) -> None:
-    """Raise ConfigError for a key=value outside the sections that a job of jobs reads itself."""
+def refuse_others(job: str, own: Sequence[str], arguments: Sequence[str], settings: Sequence[str]) -> None:
+    """Raise ConfigError for a key=value outside the sections that a job of jobs reads itself.
+
+    `settings` are those that its jobs get already: the key that would replace them is named with them.
+    """
     for argument in arguments:
         key = argument.partition("=")[0]
         if "=" in argument and key.partition(".")[0] not in own:
+            wanted = json.dumps([*settings, argument], ensure_ascii=False)
             raise ConfigError(
                 f"{key}: `{job}` starts other jobs, with the settings of {job}.preset, and reads itself only "
-                f"{', '.join(own)}; for all of its jobs: '{job}.settings=[{argument}]'"
+                f"{', '.join(own)}; for all of its jobs: '{job}.settings={wanted}'"
             )
 
 
@@ -261,8 +267,9 @@ def from_arguments(job: str, arguments: Sequence[str]) -> Experiment:
     return load(job, presets[0] if presets else DEFAULT_PRESET, overrides)
 
 
-def usage(job: str, text: str) -> str:
+def usage(job: str, text: str, own: Sequence[str] = ()) -> str:
     """The help page of a job: what it does, an example, presets, every key with its default."""
+    example = f"kosmosg run {job} {DEFAULT_PRESET} output=/tmp/try" + ("" if own else " train.seed=1")
     presets = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
     rows = [f"  {path} = {default}\n      {help_}" for path, default, help_ in describe(Experiment)]
     return "\n".join(
@@ -271,7 +278,7 @@ def usage(job: str, text: str) -> str:
             "",
             text.strip(),
             "",
-            f"example: kosmosg run {job} {DEFAULT_PRESET} output=/tmp/try train.seed=1",
+            f"example: {example}",
             f"presets: {presets}; or the path of a YAML file, such as a saved experiment.yaml",
             "",
             "keys:",

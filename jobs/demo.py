@@ -97,7 +97,8 @@ def walk(road: Road, name: str, step: Step) -> None:
         return
     say(f"demo: {name}")
     began = time.perf_counter()
-    found = {**step(road), "seconds": round(time.perf_counter() - began, 1)}
+    found = step(road)
+    found.setdefault("seconds", round(time.perf_counter() - began, 1))
     write_json(note, {"key": key, "found": found})
     road.found[name] = found
     say(f"demo: {name} took {found['seconds']:.0f} s")
@@ -114,7 +115,9 @@ def train(job: ModuleType, name: str) -> Step:
 
     def step(road: Road) -> dict[str, Any]:
         result = job.run(road.job(name))
-        return {"export": str(result.export), "run_id": result.run_id, "metrics": dict(result.metrics)}
+        found = {"export": str(result.export), "run_id": result.run_id, "metrics": dict(result.metrics)}
+        # What was trained before took as long as it took then.
+        return found | ({"seconds": round(result.seconds, 1)} if result.skipped else {})
 
     return step
 

@@ -39,6 +39,7 @@ from kosmosg_platform.storage import Layout, write_json, write_text
 from kosmosg_platform.tracking import Run
 
 VALIDATION_SEED = 1  # of the prompts on which guidance is chosen; their subjects are those of the training set
+_FREE = ("scale.", "tracking.", "evaluate.")  # settings of jobs that leave a training what it is
 FIRST_PART = "stage 3, first part"  # name of its rows, where there is a second
 
 
@@ -131,14 +132,16 @@ class Judge:
     def interview(
         self, models: Trained, styles: Sequence[Style] = ("image",), edits: Sequence[EditPrompt] = ()
     ) -> list[Answers]:
-        """The answers of each seed. All is asked in one go: models take longer to start than to draw."""
+        """The answers of each seed. Styles are asked in one go, for models take longer to start than to draw; edits
+        apart, so that every model meets them with the same noise."""
         asked = {style: self.cases(style) for style in styles}
-        prompts = [case.prompt for cases in asked.values() for _, case in cases] + [edit.prompt for edit in edits]
+        prompts = [case.prompt for cases in asked.values() for _, case in cases]
         answers = []
         for export in models.exports:
             drawn = iter(self.draw(models.name, export, prompts))
             by_style: dict[str, list[Image.Image]] = {style: list(islice(drawn, len(asked[style]))) for style in styles}
-            answers.append(Answers(by_style, list(drawn)))
+            edited = self.draw(models.name, export, [edit.prompt for edit in edits]) if edits else []
+            answers.append(Answers(by_style, edited))
         return answers
 
     def rows(self, name: str, answers: Sequence[Answers], style: Style = "image") -> list[Row]:
@@ -178,7 +181,9 @@ def check_finished(settings: ProofConfig) -> None:
     """What is to count as a seed must be there, and be of this recipe. Raises ConfigError, CheckpointError."""
     for name in settings.finished:
         model_weights(export_folder(name))
-    others = [key for key in ("steps", "settings") if getattr(settings, key)]
+    others = ["steps"] if settings.steps else []
+    others += ["settings"] if any(not word.startswith(_FREE) for word in settings.settings) else []
+    others += ["second_part"] if settings.second_part != load("proof", settings.preset).proof.second_part else []
     others += ["start"] if settings.start == "nothing" else []
     if settings.finished and others:
         raise ConfigError(

@@ -178,7 +178,8 @@ _SHEET = (
 )
 _BARS = (
     "Each is judged by its worst set of prompts (one, two or three entities). The bars were written before these runs, "
-    "but not before everything: the model that ships had been measured on the first 64 prompts of each kind."
+    "but not before everything: a model had been measured on the first 64 prompts of each kind, and where stage 3 has "
+    "a second part, it was made because the first had missed the bars of editing."
 )
 _READING = (
     "Stage 1 has a number of its own: captions of held-out subjects (shape, colour word, pattern) and answers to "
@@ -232,7 +233,12 @@ def _rows_text(found: Found, seeds: int) -> str:
         f"Whole subjects of the {seeds} seeds of stage 3, two entities: {spread}.\n\n"
         "`stage 3` and `stage 2 only` are asked in pictures alone (`<i> and <i> at sea`), `text only` in words without "
         "appearance (`a ball and a cat at sea`), `perfect words` in all the words that there are."
-        + (" `stage 3, first part` is before it went on with edits, see below." if found.settings.second_part else "")
+        + (
+            " `stage 3, first part` is before the second part, see Editing; models that were finished before count in "
+            "`stage 3` alone."
+            if found.settings.second_part
+            else ""
+        )
     )
 
 
@@ -281,8 +287,8 @@ def _editing_text(found: Found) -> str:
         return text
     return (
         f"{text}\n\nStage 3 has two parts here: the first, whose figures stand below as well, is the recipe from which "
-        "the variants differ; the second goes on from its model with more edits, whose captions are left out "
-        f"(`{' '.join(found.settings.second_part)}`)."
+        "the variants differ; the second goes on from its model with other settings: "
+        f"`{' '.join(found.settings.second_part)}`."
     )
 
 

@@ -169,7 +169,8 @@ class Origin:
     def of(cls, stage: str, model: ModelConfig, decoder: str, parent: str | None, layout: Layout) -> "Origin":
         """The origin that the settings mean. Raises ConfigError when the previous stage has left nothing."""
         if parent not in (None, NEW):
-            return cls(model, decoder, export_folder(str(parent)))
+            # The newest export is a link, which moves when this run ends.
+            return cls(model, decoder, export_folder(str(parent)).resolve())
         if parent is None and stage != STAGES[0]:
             return cls(model, decoder, layout.export(STAGES[STAGES.index(stage) - 1]))
         if model.init in IMAGE_SIZES:

@@ -4,15 +4,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import yaml
 
-from jobs.config import PRESETS, from_arguments, load, usage
+from jobs.config import PRESETS, from_arguments, load, refuse_others, usage
+from jobs.demo import Road, walk
 from kosmosg.errors import ConfigError
 from kosmosg_platform import engine
 from kosmosg_platform.config import to_yaml
 from kosmosg_platform.schedule import batch_plan, learning_rate
+from kosmosg_platform.tracking import Run
 
 STAGES = ("pretrain", "align", "instruct")
 NAMES = ("tiny", "minutes", "world", "gpu", "paper")
@@ -95,7 +98,11 @@ def test_help_names_every_section() -> None:
     ("job", "words", "sentence"),
     [
         ("align", ["tiny", "train.stps=3"], "kosmosg align: train.stps: no such setting; did you mean train.steps?"),
-        ("proof", ["scale.workers=8"], r"kosmosg proof: scale.workers: .*'proof.settings=\[scale.workers=8\]'"),
+        (
+            "proof",
+            ["scale.workers=8"],
+            r"""kosmosg proof: scale.workers: .*'proof.settings=\["evaluate.steps=2", .*"scale.workers=8"\]'""",
+        ),
         ("demo", ["tiny", "train.seed=5"], r"kosmosg demo: train.seed: `demo` starts other jobs"),
         ("pretrain", ["tiny"], "kosmosg pretrain: data.composition: .* does not exist; run `kosmosg run build_dataset"),
     ],
@@ -107,3 +114,31 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(job: str, words: list[str], s
     assert len(result.stderr.strip().splitlines()) == 1
     assert re.match(sentence.replace("?", r"\?"), result.stderr)
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize("job", ["demo", "proof"])
+def test_the_example_of_a_job_of_jobs_is_not_refused(job: str) -> None:
+    own = ("output", "tracking", job)
+    example = next(line for line in usage(job, "", own).splitlines() if line.startswith("example: "))
+    refuse_others(job, own, example.split()[4:], ())
+    with pytest.raises(ConfigError, match=r"train\.seed"):
+        refuse_others(job, own, ["train.seed=1"], ())
+
+
+def test_a_step_of_the_demo_is_done_again_when_its_preset_says_something_else(tmp_path: Path) -> None:
+    preset, done = tmp_path / "mine.yaml", []
+
+    def step(road: Road) -> dict[str, Any]:
+        done.append(road.experiment.demo.preset)
+        return {}
+
+    def walk_with(steps: int) -> None:
+        preset.write_text(yaml.safe_dump({"train": {"steps": steps}}))
+        experiment = load("demo", "tiny", [f"demo.preset={preset}"])
+        walk(Road(experiment, tmp_path, "", run=cast(Run, None)), "pretrain", step)
+
+    walk_with(2)
+    walk_with(2)
+    assert len(done) == 1
+    walk_with(3)
+    assert len(done) == 2

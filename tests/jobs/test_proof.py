@@ -88,7 +88,9 @@ def test_variants_by_name() -> None:
         chosen(("linear", "magic"))
 
 
-@pytest.mark.parametrize("other", ["proof.start=nothing", "proof.steps=5", "proof.settings=[train.lr=1.0e-4]"])
+@pytest.mark.parametrize(
+    "other", ["proof.start=nothing", "proof.steps=5", "proof.settings=[train.lr=1.0e-4]", "proof.second_part=[]"]
+)
 def test_a_finished_model_of_another_recipe_is_no_seed(other: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"give proof.finished=\[\] as well"):
         run(load("proof", "world", [f"output={tmp_path}", other]))
