@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 
 from kosmosg.data.interleave import PretrainTemplates
 from kosmosg.data.templates import InstructTemplates
-from kosmosg.data.world import EDIT_KINDS
+from kosmosg.data.world import EDIT_KINDS, EditKind
 from kosmosg.errors import ConfigError, KosmosGError
 from kosmosg.foundation import FoundationConfig
 from kosmosg.stages.align import AlignObjective
@@ -41,9 +41,7 @@ class WorldConfig(Section):
     """Composition records."""
     edits: int = Field(default=3000, ge=0)
     """Edit records (before, instruction, after)."""
-    edit_kinds: tuple[Literal["ground", "time", "color", "pattern", "kind"], ...] = Field(
-        default=EDIT_KINDS, min_length=1
-    )
+    edit_kinds: tuple[EditKind, ...] = Field(default=EDIT_KINDS, min_length=1)
     """What an edit changes, one of these for each; one that stands here twice is twice as frequent."""
     questions: int = Field(default=3000, ge=0)
     """Caption records that ask about a picture and answer, for stage 1."""

@@ -15,7 +15,7 @@ Everything is a pure function of the generator handed in, so a seed names a data
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,7 @@ __all__ = [
     "Bytes",
     "Caption",
     "Edit",
+    "EditKind",
     "Entity",
     "Ints",
     "Scene",
@@ -57,7 +58,8 @@ __all__ = [
 COLORS = ("red", "orange", "lime", "green", "cyan", "blue", "purple", "pink")  # centred on 0, 45, ... 315 degrees
 SIZES = {6: "small", 8: "", 11: "large"}  # radius in pixels -> word; entities that share a picture are always small
 PLACES = {"grass": "on the grass", "snow": "in the snow", "sand": "on the sand", "sea": "at sea"}
-EDIT_KINDS = ("ground", "ground", "time", "color", "pattern", "kind")  # what an edit changes; places twice as often
+EditKind = Literal["ground", "time", "color", "pattern", "kind"]  # what an edit changes
+EDIT_KINDS: tuple[EditKind, ...] = ("ground", "ground", "time", "color", "pattern", "kind")  # places twice as often
 
 # Centres (x, y) in pixels of each arrangement; every entity is jittered by up to one pixel and none overlaps another.
 LAYOUTS = {
