@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from kosmosg.data.annotate import Annotator
 from kosmosg.data.compose import ComposeOptions
 from kosmosg.data.readers import Reader
+from kosmosg.data.world import EDIT_KINDS
 from kosmosg_platform.config import Section
 from kosmosg_platform.graph import Stage
 
@@ -144,7 +145,7 @@ def line_reader(config: BuildConfig, source: Path) -> Reader:
 
 
 def world_readers(
-    config: BuildConfig, scenes: int, edits: int, questions: int, seed: int, edit_kinds: Sequence[str]
+    config: BuildConfig, scenes: int, edits: int, questions: int, seed: int, edit_kinds: Sequence[str] = EDIT_KINDS
 ) -> dict[str, Reader]:
     """The readers of the small world by dataset folder: scenes, then edits and questions if there are to be any."""
     from kosmosg.data.readers.world import EditReader, QuestionReader, SceneReader
