@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 demo: $(READY) ## the whole road on this machine: data, three stages, evaluation, endpoint, report
-	@$(BIN)/kosmosg run demo world
+	@$(BIN)/kosmosg run demo toyworld
 
 test: check ## lint, types, layers and the whole test suite
 	@$(BIN)/python -m pytest -q --durations=15

@@ -1,6 +1,6 @@
 """Stage 2: teach the aligner to speak CLIP, so that the frozen U-Net understands what the language model says.
 
-Trains the aligner on captions alone. Starts from `pretrain` (or from parent=FOLDER, or from nothing with parent=new);
+Trains the aligner on captions alone. Starts from `pretrain` (or from parent=FOLDER, or from scratch with parent=new);
 leaves a model in <output>/align/export, from which `instruct` starts. Stop it whenever you like: the same command goes
 on. A parent that is itself of stage 2, trained here or imported, brings N in its subfolder `aligner_decoder`, and both
 halves of the aligner go on from there.
@@ -13,21 +13,21 @@ from typing import Any
 
 from PIL import Image
 
-from jobs.config import Experiment, main
+from jobs.experiment import Experiment, main
 from kosmosg import Prompt
-from kosmosg.checkpoint import save_export
-from kosmosg.data.collate import AlignCollate
-from kosmosg.data.templates import caption_of
-from kosmosg.decoder import load_text_encoder
+from kosmosg.checkpoint.export import save_export
+from kosmosg.data.collate.base import AlignCollate
+from kosmosg.data.templates.instruct import caption_of
+from kosmosg.diffusion.decoder import load_text_encoder
 from kosmosg.stages import Stage
 from kosmosg.stages.align import AlignStage
-from kosmosg_platform.card import model_card
 from kosmosg_platform.config import plain
-from kosmosg_platform.dataset import RecordDataset
-from kosmosg_platform.launch import FitResult, fit
-from kosmosg_platform.samples import draw_sheet
-from kosmosg_platform.sources import Mixture, Origin, mixture
-from kosmosg_platform.storage import Layout
+from kosmosg_platform.datasets.dataset import RecordDataset
+from kosmosg_platform.storage import RunPaths
+from kosmosg_platform.training.initial_model import InitialModel, Mixture, find_mixture
+from kosmosg_platform.training.model_card import model_card
+from kosmosg_platform.training.sample_images import sample_sheet
+from kosmosg_platform.training.trainer import FitResult, fit
 
 LENGTH = 86  # tokens, <s> and 85 more: the original leaves out longer captions (laion loader, stage 2)
 SHOWN = 6  # captions of a sample sheet
@@ -38,7 +38,7 @@ class AlignRecipe:
     """What travels to the workers of stage 2."""
 
     experiment: Experiment
-    origin: Origin
+    origin: InitialModel
     mixture: Mixture
     stage: str = "align"
 
@@ -60,7 +60,7 @@ class AlignRecipe:
     def build_stage(self) -> AlignStage:
         model, _ = self.origin.load()
         encoder, _ = load_text_encoder(self.experiment.decoder)
-        return AlignStage(model, encoder, self.experiment.align, self.origin.load_decoder())
+        return AlignStage(model, encoder, self.experiment.align, self.origin.load_aligner_decoder())
 
     def datasets(self) -> Mapping[str, RecordDataset]:
         return self.mixture.open()
@@ -86,7 +86,7 @@ class AlignRecipe:
         captions = next(iter(self.datasets().values()))
         prompts = [Prompt(caption_of(captions[row]).replace("<i>", "")) for row in range(min(SHOWN, len(captions)))]
         processor = self.origin.processor()
-        sheet = draw_sheet(stage.export(), processor, self.experiment.decoder, prompts, [None] * len(prompts))
+        sheet = sample_sheet(stage.export(), processor, self.experiment.decoder, prompts, [None] * len(prompts))
         return [("captions", sheet)]
 
     def save(self, stage: Stage, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -98,9 +98,9 @@ class AlignRecipe:
 
 def recipe(experiment: Experiment) -> AlignRecipe:
     """The recipe that the settings mean. Raises ConfigError when data or parent are missing."""
-    layout = Layout(experiment.output)
-    sources = mixture("align", experiment.data, layout)
-    origin = Origin.of("align", experiment.model, experiment.decoder, experiment.parent, layout)
+    layout = RunPaths(experiment.output)
+    sources = find_mixture("align", experiment.data, layout)
+    origin = InitialModel.of("align", experiment.model, experiment.decoder, experiment.parent, layout)
     return AlignRecipe(experiment, origin, sources)
 
 

@@ -1,6 +1,6 @@
-"""Build a dataset: pictures or text in, Parquet records with captions, entities and masks out.
+"""Build a dataset: images or text in, Parquet records with captions, entities and masks out.
 
-    kosmosg run build_dataset world                                # the small world: composition, edit, questions
+    kosmosg run build_dataset toyworld                                # the toy world: composition, edit, questions
     kosmosg run build_dataset photos source=my_photos dest=mine    # photos, and a contact sheet to look at
     kosmosg run build_dataset captions source=my_text dest=words   # text files with a caption a line
 
@@ -11,15 +11,15 @@ cannot be used are listed in DEST/quarantine with stage and reason; the rest goe
 from contextlib import ExitStack
 from pathlib import Path
 
-from jobs.config import Experiment, main
-from kosmosg.data.readers import Reader
+from jobs.experiment import Experiment, main
+from kosmosg.data.sources.base import Reader
 from kosmosg.errors import DataError
-from kosmosg_platform.annotation import line_reader, photo_reader, world_readers
-from kosmosg_platform.build import BuildResult, build
-from kosmosg_platform.cluster import connect
-from kosmosg_platform.dataset import RecordDataset
-from kosmosg_platform.log import say
-from kosmosg_platform.storage import Layout
+from kosmosg_platform.cluster.session import connect
+from kosmosg_platform.console import echo
+from kosmosg_platform.datasets.annotation import image_folder_reader, text_lines_reader, toyworld_readers
+from kosmosg_platform.datasets.build import BuildResult, build
+from kosmosg_platform.datasets.dataset import RecordDataset
+from kosmosg_platform.storage import RunPaths
 
 SHEET_RECORDS = 40
 
@@ -38,7 +38,7 @@ def run(experiment: Experiment) -> list[BuildResult]:
                 limit=experiment.limit,
                 max_refused=experiment.build.max_refused,
                 start_ray=lambda: stack.enter_context(connect(experiment)),
-                say=say,
+                say=echo,
             )
             if result.built_shards or not (folder / "sheet.png").is_file():
                 write_sheet(folder, result)
@@ -51,23 +51,25 @@ def run(experiment: Experiment) -> list[BuildResult]:
 def targets(experiment: Experiment) -> list[tuple[Path, Reader]]:
     """Every dataset folder to build, with the reader of its source. Raises DataError when there is no source."""
     config = experiment.build
-    layout = Layout(experiment.output)
-    if config.reader == "world":
-        world = experiment.world
-        readers = world_readers(config, world.scenes, world.edits, world.questions, world.seed, world.edit_kinds)
+    layout = RunPaths(experiment.output)
+    if config.reader == "toyworld":
+        toyworld = experiment.toyworld
+        readers = toyworld_readers(
+            config, toyworld.scenes, toyworld.edits, toyworld.questions, toyworld.seed, toyworld.edit_kinds
+        )
         folder = experiment.dest or layout.job("build_dataset")
         return [(folder / name, reader) for name, reader in readers.items()]
     if experiment.source is None:
         raise DataError("source: say what to read, for example source=my_photos")
     source = Path(experiment.source)
     if config.reader == "photos":
-        return [(experiment.dest or layout.dataset("photos"), photo_reader(config, source))]
-    return [(experiment.dest or layout.dataset("captions"), line_reader(config, source))]
+        return [(experiment.dest or layout.dataset("photos"), image_folder_reader(config, source))]
+    return [(experiment.dest or layout.dataset("captions"), text_lines_reader(config, source))]
 
 
 def write_sheet(folder: Path, result: BuildResult) -> None:
-    """DEST/sheet.png, for kinds with pictures."""
-    from kosmosg.data.sheet import contact_sheet, spread
+    """DEST/sheet.png, for kinds with images."""
+    from kosmosg.data.contact_sheet import contact_sheet, spread
 
     if result.kind in ("composition", "edit") and result.rows:
         records = RecordDataset(folder)

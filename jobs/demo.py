@@ -1,6 +1,6 @@
-"""The whole road on this machine: dataset, three stages, evaluation, endpoint, one page that shows it.
+"""The whole pipeline end to end on this machine: dataset, three stages, evaluation, endpoint, one page that shows it.
 
-Builds a composition dataset of the small world with Ray Data, trains `pretrain`, `align` and `instruct` with Ray Train
+Builds a composition dataset of the toy world with Ray Data, trains `pretrain`, `align` and `instruct` with Ray Train
 and DeepSpeed, tracks them in MLflow, judges the model before and after the last stage on subjects that no training ever
 saw, deploys the endpoint with Ray Serve and asks it over HTTP with an interleaved prompt. Leaves report.html and
 sheet.png in <output>/demo.
@@ -19,15 +19,15 @@ from typing import Any
 import yaml
 
 from jobs import align, build_dataset, evaluate, instruct, pretrain
-from jobs.config import Experiment, load, main
-from kosmosg.eval.sheet import SheetRow, result_sheet
-from kosmosg.eval.world import world_prompts
-from kosmosg_platform.cluster import connect
+from jobs.experiment import Experiment, load, main
+from kosmosg.eval.result_sheet import SheetRow, result_sheet
+from kosmosg.toyworld.benchmark import toyworld_prompts
+from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest, plain, to_yaml
-from kosmosg_platform.endpoint import serving
-from kosmosg_platform.journey import journey_report
-from kosmosg_platform.log import say
-from kosmosg_platform.storage import STAGES, Layout, read_json, write_json, write_text
+from kosmosg_platform.console import echo
+from kosmosg_platform.inference.client import serving
+from kosmosg_platform.reports.demo import demo_report
+from kosmosg_platform.storage import STAGES, RunPaths, read_json, write_json, write_text
 from kosmosg_platform.tracking import Run
 
 
@@ -42,9 +42,9 @@ class Road:
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> RunPaths:
         """The output tree of the demo's own jobs."""
-        return Layout(self.folder)
+        return RunPaths(self.folder)
 
     def job(self, name: str, *settings: str) -> Experiment:
         """The experiment of one of the demo's jobs: same preset, writing under the demo's folder."""
@@ -57,9 +57,9 @@ Step = Callable[[Road], dict[str, Any]]
 
 def run(experiment: Experiment) -> Path:
     """Walk the road; gives the path of the report."""
-    layout = Layout(experiment.output)
+    layout = RunPaths(experiment.output)
     folder = layout.job("demo")
-    say(f"demo: everything lands in {folder}")
+    echo(f"demo: everything lands in {folder}")
     key = digest({"demo": str(folder)})
     mlflow_run = Run.open(experiment.tracking, layout, "demo", key=key, tags={"job": "demo"})
     road = Road(experiment, folder, experiment.tracking.uri or layout.tracking, mlflow_run)
@@ -74,12 +74,12 @@ def run(experiment: Experiment) -> Path:
     except BaseException:
         mlflow_run.close("KILLED")
         raise
-    report = journey_report(folder, road.found, road.tracking).write(folder / "report.html")
+    report = demo_report(folder, road.found, road.tracking).write(folder / "report.html")
     sheet = Path(shutil.copyfile(folder / "evaluate" / "sheet.png", folder / "sheet.png"))
     for file in (report, sheet):
         mlflow_run.log_file(file)
     mlflow_run.close()
-    say(f"demo: done in {(time.perf_counter() - began) / 60:.1f} min")
+    echo(f"demo: done in {(time.perf_counter() - began) / 60:.1f} min")
     print(f"report: {report}\nsheet:  {sheet}")
     return report
 
@@ -93,15 +93,15 @@ def walk(road: Road, name: str, step: Step) -> None:
     known = read_json(note) if note.is_file() else {}
     if known.get("key") == key:
         road.found[name] = known["found"]
-        say(f"demo: {name} is done already ({known['found']['seconds']:.0f} s then)")
+        echo(f"demo: {name} is done already ({known['found']['seconds']:.0f} s then)")
         return
-    say(f"demo: {name}")
+    echo(f"demo: {name}")
     began = time.perf_counter()
     found = step(road)
     found.setdefault("seconds", round(time.perf_counter() - began, 1))
     write_json(note, {"key": key, "found": found})
     road.found[name] = found
-    say(f"demo: {name} took {found['seconds']:.0f} s")
+    echo(f"demo: {name} took {found['seconds']:.0f} s")
 
 
 def build(road: Road) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def build(road: Road) -> dict[str, Any]:
 
 
 def train(job: ModuleType, name: str) -> Step:
-    """A step that trains one stage from its parent's export; a stopped one goes on from its last checkpoint."""
+    """A step that trains one stage from its parent's export; a stopped one resumes from its last checkpoint."""
 
     def step(road: Road) -> dict[str, Any]:
         result = job.run(road.job(name))
@@ -131,9 +131,9 @@ def judge(road: Road) -> dict[str, Any]:
 
 
 def ask_endpoint(road: Road) -> dict[str, Any]:
-    """Deploy, ask over HTTP with pictures between the words, take down."""
+    """Deploy, ask over HTTP with images between the words, take down."""
     folder = road.folder / "endpoint"
-    prompt = world_prompts(1, entities=2, seed=1, style="image", layout="beside")[0].prompt
+    prompt = toyworld_prompts(1, entities=2, seed=1, style="image", layout="beside")[0].prompt
     settings = (f"model={road.found['instruct']['export']}", f"decoder={road.job('instruct').decoder}")
     with serving([road.experiment.demo.endpoint, *settings], folder / "server.log") as client:
         began = time.perf_counter()

@@ -1,14 +1,14 @@
-"""Judge models: the same prompts for all, pictures by Ray actors, scores, a contact sheet and a page.
+"""Judge models: the same prompts for all, images by Ray actors, scores, a contact sheet and a page.
 
-    kosmosg run evaluate world
+    kosmosg run evaluate toyworld
     kosmosg run evaluate gpu evaluate.protocol=dreambench-kosmosg evaluate.data=dreambooth/dataset
 
-A protocol says what exactly is measured (kosmosg/eval/protocol.py); its id stands beside every number. `world` reads
-each picture with the small world's own judge at the places where the prompt expects its entities, all of them subjects
-that no training ever saw. The others draw for DreamBench or COCO captions and compare with real pictures.
+A protocol says what exactly is measured (kosmosg/eval/protocol.py); its id stands beside every number. `toyworld` reads
+each image with the toy world's own judge at the places where the prompt expects its entities, all of them subjects
+that no training ever saw. The others draw for DreamBench or COCO captions and compare with real images.
 
 Leaves scores.json, sheet.png and report.html in <output>/evaluate (in a folder of the protocol's name, but for
-`world`), and the same in MLflow. What was drawn or looked at before with the same settings is not done again.
+`toyworld`), and the same in MLflow. What was drawn or looked at before with the same settings is not done again.
 """
 
 import hashlib
@@ -19,24 +19,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jobs.config import EvaluateConfig, Experiment, main
+from jobs.experiment import EvaluateConfig, Experiment, main
+from kosmosg.diffusion.schedulers import SCHEDULERS
 from kosmosg.errors import ConfigError
-from kosmosg.eval.features import weights_sha256
+from kosmosg.eval.features.networks import weights_sha256
 from kosmosg.eval.protocol import RECOGNISER, Protocol, find_protocol
-from kosmosg.eval.sheet import SheetRow, result_sheet
-from kosmosg.eval.world import Style, WorldPrompt, world_prompts
-from kosmosg.eval.world import score as world_score
-from kosmosg.foundation import export_folder, world_folder
-from kosmosg.schedulers import SCHEDULERS
-from kosmosg_platform.cluster import connect
+from kosmosg.eval.result_sheet import SheetRow, result_sheet
+from kosmosg.toyworld.assets import export_folder, toyworld_folder
+from kosmosg.toyworld.benchmark import Style, ToyworldPrompt, toyworld_prompts
+from kosmosg.toyworld.benchmark import score as toyworld_score
+from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest, plain, to_yaml
-from kosmosg_platform.evaluation.benchmark import Bench, run_benchmark, sampling_of
-from kosmosg_platform.evaluation.painting import Order, model_weights, open_picture, paint
-from kosmosg_platform.evaluation.scoreboard import benchmark_report, protocol_table, summary
-from kosmosg_platform.journey import score_table
-from kosmosg_platform.log import say
-from kosmosg_platform.report import Figure, Report, Section
-from kosmosg_platform.storage import Layout, write_json, write_text
+from kosmosg_platform.console import echo
+from kosmosg_platform.evaluation.runner import Bench, run_benchmark, sampling_of
+from kosmosg_platform.inference.generation import GenerationRequest, generate_images, model_weights, open_image
+from kosmosg_platform.reports.benchmark import benchmark_report, protocol_table, summary
+from kosmosg_platform.reports.demo import score_table
+from kosmosg_platform.reports.page import Figure, PageSection, Report
+from kosmosg_platform.storage import RunPaths, write_json, write_text
 from kosmosg_platform.tracking import Run
 
 SETS = {"one": 1, "two": 2, "three": 3}
@@ -44,22 +44,22 @@ SETS = {"one": 1, "two": 2, "three": 3}
 
 TEXT_ONLY = "text only"
 
-Case = tuple[str, WorldPrompt]
+Case = tuple[str, ToyworldPrompt]
 """Name of the set, prompt and the scene it asks for."""
 
 
 def run(experiment: Experiment) -> Path:
     """Judge every model of `evaluate.models`; gives the folder of the results."""
-    settings, layout = experiment.evaluate, Layout(experiment.output)
+    settings, layout = experiment.evaluate, RunPaths(experiment.output)
     protocol = settle(settings)
     models = {name: export_folder(path) for name, path in settings.models.items()}
     models = models or {"model": layout.newest_export(experiment.decoder)}
     for model in models.values():
         model_weights(model)  # a wrong folder should be told before a cluster starts
-    if protocol.benchmark == "world":
-        return run_world(experiment, protocol, models, layout.job("evaluate"))
+    if protocol.benchmark == "toyworld":
+        return run_toyworld(experiment, protocol, models, layout.job("evaluate"))
     if settings.data is None:
-        raise ConfigError(f"evaluate.data: {protocol.name} compares with real pictures; give the folder that has them")
+        raise ConfigError(f"evaluate.data: {protocol.name} compares with real images; give the folder that has them")
     bench = Bench(
         protocol=protocol,
         models=models,
@@ -78,7 +78,7 @@ def run(experiment: Experiment) -> Path:
     publish(experiment, folder, found.protocol, models, found.rows)
     for row in found.rows:
         if row["set"] == "all":
-            say(f"evaluate: {row['variant']}, {found.protocol.label}: {summary(row)}")
+            echo(f"evaluate: {row['variant']}, {found.protocol.label}: {summary(row)}")
     return folder
 
 
@@ -93,8 +93,8 @@ def settle(settings: EvaluateConfig) -> Protocol:
         batch=settings.batch,
     )
     if changed.solver != "decoder" and changed.solver not in SCHEDULERS:
-        raise ConfigError(f"evaluate.solver: there is no {changed.solver!r}; choose one of {', '.join(SCHEDULERS)}")
-    if protocol.benchmark == "world":
+        raise ConfigError(f"evaluate.scheduler: there is no {changed.solver!r}; choose one of {', '.join(SCHEDULERS)}")
+    if protocol.benchmark == "toyworld":
         return changed.changed(count=settings.cases, prompts=settings.style)
     unknown = sorted(set(settings.weights) - set(protocol.features))
     if unknown:
@@ -103,12 +103,12 @@ def settle(settings: EvaluateConfig) -> Protocol:
     return changed.changed(size=settings.size, pictures=settings.pictures, count=settings.prompts)
 
 
-def run_world(experiment: Experiment, protocol: Protocol, models: Mapping[str, Path], folder: Path) -> Path:
-    """Judge in the small world; gives the folder of the results."""
+def run_toyworld(experiment: Experiment, protocol: Protocol, models: Mapping[str, Path], folder: Path) -> Path:
+    """Judge in the toy world; gives the folder of the results."""
     settings = experiment.evaluate
     cases = ask(settings, settings.style)
     asked = hashlib.sha256("".join(case.prompt.sha256() for _, case in cases).encode()).hexdigest()[:16]
-    protocol = protocol.measured(asked, {RECOGNISER: weights_sha256(str(world_folder() / "recogniser"))})
+    protocol = protocol.measured(asked, {RECOGNISER: weights_sha256(str(toyworld_folder() / "recogniser"))})
     drawn: dict[str, list[Image.Image]] = {}
     with connect(experiment):
         for variant, export in models.items():
@@ -122,20 +122,20 @@ def run_world(experiment: Experiment, protocol: Protocol, models: Mapping[str, P
     sheet = result_sheet(*sheet_rows(cases, drawn, settings.rows))
     sheet.save(folder / "sheet.png")
     Report(
-        "Evaluation in the small world",
+        "Evaluation in the toy world",
         f"{settings.cases} prompts of each kind with subjects that no training ever saw, judged by the recogniser.",
         {"protocol": protocol.label},
         sections=[
-            Section("Scores", table=score_table(scores)),
-            Section(
+            PageSection("Scores", table=score_table(scores)),
+            PageSection(
                 "Pictures", figures=[Figure.of(sheet, "reference images | prompt | results; rows are not selected")]
             ),
-            Section("Protocol", table=protocol_table(protocol)),
+            PageSection("Protocol", table=protocol_table(protocol)),
         ],
     ).write(folder / "report.html")
     publish(experiment, folder, protocol, models, scores)
     for row in scores:
-        say(
+        echo(
             f"evaluate: {row['variant']}, {row['set']}: class {row['kind']:.2f}  pattern {row['pattern']:.2f}  "
             f"hue error {row['hue']:.0f}°  background {row['background']:.2f}  whole subject {row['whole']:.2f}"
         )
@@ -147,16 +147,18 @@ def ask(settings: EvaluateConfig, style: Style) -> list[Case]:
     return [
         (name, case)
         for name, entities in SETS.items()
-        for case in world_prompts(settings.cases, entities, held_out=True, seed=settings.seed, style=style)
+        for case in toyworld_prompts(settings.cases, entities, held_out=True, seed=settings.seed, style=style)
     ]
 
 
 def draw(variant: str, export: Path, cases: Sequence[Case], experiment: Experiment, folder: Path) -> list[Image.Image]:
-    """One picture for each case, in their order, with as many actors as there are workers."""
+    """One image for each case, in their order, with as many actors as there are workers."""
     sampling = sampling_of(settle(experiment.evaluate))
-    orders = [Order.of(case.prompt) for _, case in cases]
-    paths = paint(variant, export, experiment.decoder, orders, sampling, experiment.scale, folder / "pictures")
-    return [open_picture(path) for path in paths]
+    orders = [GenerationRequest.of(case.prompt) for _, case in cases]
+    paths = generate_images(
+        variant, export, experiment.decoder, orders, sampling, experiment.scale, folder / "pictures"
+    )
+    return [open_image(path) for path in paths]
 
 
 def score(variant: str, cases: Sequence[Case], pictures: Sequence[Image.Image]) -> list[dict[str, Any]]:
@@ -165,7 +167,7 @@ def score(variant: str, cases: Sequence[Case], pictures: Sequence[Image.Image]) 
     for name in SETS:
         chosen = [index for index, (of, _) in enumerate(cases) if of == name]
         pixels = np.stack([np.asarray(pictures[index]) for index in chosen])
-        measured = world_score(pixels, [cases[index][1].scene for index in chosen])
+        measured = toyworld_score(pixels, [cases[index][1].scene for index in chosen])
         rows.append({"variant": variant, "set": name, "prompts": len(chosen), **measured})
     return rows
 
@@ -197,7 +199,7 @@ def publish(
     judged = {name: str(path) for name, path in models.items()}
     key = digest({"models": judged, "settings": plain(experiment.evaluate), "protocol": protocol.protocol_id})
     tags = {"protocol": protocol.protocol_id, "protocol.name": protocol.name}
-    layout = Layout(experiment.output)
+    layout = RunPaths(experiment.output)
     run = Run.open(experiment.tracking, layout, "evaluate", key=key, tags=tags, params=plain(experiment.evaluate))
     for row in scores:
         prefix = f"{row['variant'].replace(' ', '_')}/{row['set']}"

@@ -13,21 +13,21 @@ from pathlib import Path
 
 import yaml
 
-from jobs.config import Experiment, main
-from kosmosg.checkpoint import load_export
+from jobs.experiment import Experiment, main
+from kosmosg.checkpoint.export import load_export
 from kosmosg.errors import ConfigError
 from kosmosg_platform.config import validate
-from kosmosg_platform.export import export
-from kosmosg_platform.launch import run_key
-from kosmosg_platform.log import say
-from kosmosg_platform.storage import STAGES, Layout, read_json
+from kosmosg_platform.console import echo
+from kosmosg_platform.storage import STAGES, RunPaths, read_json
 from kosmosg_platform.tracking import Run
-from kosmosg_platform.training import Job
+from kosmosg_platform.training.export import export
+from kosmosg_platform.training.recipe import TrainRun
+from kosmosg_platform.training.trainer import run_key
 
 
 def run(experiment: Experiment) -> Path:
     """Write the folder; gives its path."""
-    layout = Layout(experiment.output)
+    layout = RunPaths(experiment.output)
     source = Path(experiment.source).absolute() if experiment.source else layout.newest_export()
     if (source / "checkpoints").is_dir():
         return export_run(source, (experiment.dest or source / "export").absolute())
@@ -50,8 +50,8 @@ def export_run(folder: Path, dest: Path) -> Path:
             "parts cannot be rebuilt; put them back, or train again"
         )
     known = read_json(folder / "run.json")
-    _, steps = export(Job(recipe, experiment, key, Run(known["uri"], known["id"])), dest)
-    say(f"export: {stage} after {steps} steps in {dest}")
+    _, steps = export(TrainRun(recipe, experiment, key, Run(known["uri"], known["id"])), dest)
+    echo(f"export: {stage} after {steps} steps in {dest}")
     return dest
 
 
@@ -62,7 +62,7 @@ def export_pipeline(source: Path, decoder: str, dest: Path) -> Path:
     model, processor = load_export(source)
     pipe = KosmosGPipeline(model=model, processor=processor, decoder=decoder)
     pipe.save_pretrained(dest)
-    say(f"export: pipeline in {dest}")
+    echo(f"export: pipeline in {dest}")
     return dest
 
 

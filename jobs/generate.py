@@ -1,6 +1,6 @@
-"""Draw many prompts: a file of prompts in, a folder of pictures out, by Ray Data actors that each hold the model.
+"""Draw many prompts: a file of prompts in, a folder of images out, by Ray Data actors that each hold the model.
 
-    kosmosg run generate source=prompts.jsonl dest=pictures generate.n=4
+    kosmosg run generate source=prompts.jsonl dest=images generate.n=4
 
 A line of the file is {"text": "<i> and <i> at sea", "images": ["cat.png", "ball.png"]}, optionally with "id", "seed"
 and "negative"; image paths are relative to the file. Without `source` the one prompt `generate.prompt` is drawn.
@@ -18,21 +18,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.config import Experiment, GenerateConfig, main
+from jobs.experiment import Experiment, GenerateConfig, main
 from kosmosg.errors import ConfigError, DataError, KosmosGError
-from kosmosg.foundation import export_folder
 from kosmosg.prompt import Prompt
-from kosmosg_platform.cluster import connect
+from kosmosg.toyworld.assets import export_folder
+from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest
-from kosmosg_platform.log import quiet_ray_data, say
-from kosmosg_platform.storage import Layout, write_text
+from kosmosg_platform.console import echo, quiet_ray_data
+from kosmosg_platform.storage import RunPaths, write_text
 
 SHEET_ROWS = 24
 FIELDS = {"id", "text", "images", "seed", "negative"}
 
 
 @dataclass(frozen=True)
-class Task:
+class PromptTask:
     """One prompt of the file."""
 
     id: str
@@ -58,7 +58,7 @@ class Task:
 def run(experiment: Experiment) -> Path:
     """Draw what is missing; gives the folder. Raises ConfigError, DataError for what concerns all prompts."""
     settings = experiment.generate
-    layout = Layout(experiment.output)
+    layout = RunPaths(experiment.output)
     model = export_folder(settings.model or layout.newest_export(experiment.decoder))
     tasks = read_tasks(experiment)[: experiment.limit]
     dest = (experiment.dest or layout.job("generate") / Path(experiment.source or "prompt").stem).absolute()
@@ -67,26 +67,26 @@ def run(experiment: Experiment) -> Path:
     known = {row["id"]: row for row in read_results(dest) if row["key"] == key and _complete(dest, row)}
     rows = {task.id: known[task.id] for task in tasks if task.id in known and known[task.id]["task"] == task.key}
     missing = [task for task in tasks if task.id not in rows]
-    say(f"generate: {len(missing)} of {len(tasks)} prompts to draw with {model}")
+    echo(f"generate: {len(missing)} of {len(tasks)} prompts to draw with {model}")
     began = time.perf_counter()
     if missing:
         with connect(experiment):
             for row in draw(missing, model, experiment, dest):
                 rows[row["id"]] = row | {"key": key}
                 write_results(dest, [rows[task.id] for task in tasks if task.id in rows])
-                say(f"generate: {row['id']}: {row['error'] or ' '.join(row['files'])}")
+                echo(f"generate: {row['id']}: {row['error'] or ' '.join(row['files'])}")
     finish(dest, tasks, rows, time.perf_counter() - began, sum(len(rows[task.id]["files"]) for task in missing))
     return dest
 
 
-def read_tasks(experiment: Experiment) -> list[Task]:
+def read_tasks(experiment: Experiment) -> list[PromptTask]:
     """The prompts of `source`, or the one of `generate.prompt`. Raises ConfigError, DataError."""
     settings = experiment.generate
     if experiment.source is None:
         if not settings.prompt:
             raise ConfigError("source: give a file of prompts (.jsonl), or one prompt by generate.prompt=...")
         images = tuple(str(path.absolute()) for path in settings.images)
-        return [Task("prompt", settings.prompt, images, settings.seed, settings.negative)]
+        return [PromptTask("prompt", settings.prompt, images, settings.seed, settings.negative)]
     path = Path(experiment.source)
     if not path.is_file():
         raise ConfigError(f"source: there is no file {path}; give a .jsonl with one prompt on each line")
@@ -102,7 +102,7 @@ def read_tasks(experiment: Experiment) -> list[Task]:
     return tasks
 
 
-def _task(number: int, line: str, path: Path, settings: GenerateConfig) -> Task:
+def _task(number: int, line: str, path: Path, settings: GenerateConfig) -> PromptTask:
     where = f"{path}, line {number + 1}"
     try:
         given = json.loads(line)
@@ -118,15 +118,15 @@ def _task(number: int, line: str, path: Path, settings: GenerateConfig) -> Task:
     if not isinstance(images, list) or not isinstance(seed, int) or seed < 0:
         raise DataError(f"{where}: images is a list of paths and seed a number from 0 on")
     paths = tuple(str((path.parent / str(image)).absolute()) for image in images)
-    return Task(identifier, given["text"], paths, seed, given.get("negative", settings.negative))
+    return PromptTask(identifier, given["text"], paths, seed, given.get("negative", settings.negative))
 
 
-def _read(text: str) -> Task:
+def _read(text: str) -> PromptTask:
     values = json.loads(text)
-    return Task(**values | {"images": tuple(values["images"])})
+    return PromptTask(**values | {"images": tuple(values["images"])})
 
 
-class Painter:
+class PromptGenerator:
     """A Ray Data actor: holds the model and draws batches of prompts."""
 
     def __init__(self, model: str, decoder: str, settings: GenerateConfig, dest: str) -> None:
@@ -142,10 +142,10 @@ class Painter:
         self.dest = Path(dest)
 
     def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-        """Rows of `task` (JSON) to rows of `result` (JSON); the pictures are written on the way."""
+        """Rows of `task` (JSON) to rows of `result` (JSON); the images are written on the way."""
         tasks = [_read(text) for text in batch["task"]]
         results = {}
-        ready: list[tuple[Task, Prompt]] = []
+        ready: list[tuple[PromptTask, Prompt]] = []
         for task in tasks:
             try:
                 ready.append((task, task.prompt))
@@ -154,7 +154,7 @@ class Painter:
         results |= self._draw(ready)
         return {"result": [json.dumps(results[task.id]) for task in tasks]}
 
-    def _draw(self, ready: Sequence[tuple[Task, Prompt]]) -> dict[str, dict[str, Any]]:
+    def _draw(self, ready: Sequence[tuple[PromptTask, Prompt]]) -> dict[str, dict[str, Any]]:
         if not ready:
             return {}
         try:
@@ -173,7 +173,7 @@ class Painter:
             results[task.id] = self._result(task, files, None)
         return results
 
-    def _pictures(self, ready: Sequence[tuple[Task, Prompt]]) -> list[Any]:
+    def _pictures(self, ready: Sequence[tuple[PromptTask, Prompt]]) -> list[Any]:
         import torch
 
         n = self.settings.n
@@ -183,17 +183,17 @@ class Painter:
             num_images_per_prompt=n,
             num_inference_steps=self.settings.steps,
             guidance_scale=self.settings.guidance,
-            # A picture's noise is its own, so it is the same in any batch.
+            # An image's noise is its own, so it is the same in any batch.
             generator=[torch.Generator().manual_seed(task.seed + i) for task, _ in ready for i in range(n)],
         )
         return list(drawn.images)
 
-    def _result(self, task: Task, files: list[str], error: str | None) -> dict[str, Any]:
+    def _result(self, task: PromptTask, files: list[str], error: str | None) -> dict[str, Any]:
         seeds = [task.seed + i for i in range(len(files))]
         return asdict(task) | {"task": task.key, "files": files, "seeds": seeds, "error": error}
 
 
-def draw(tasks: Sequence[Task], model: Path, experiment: Experiment, dest: Path) -> Iterator[dict[str, Any]]:
+def draw(tasks: Sequence[PromptTask], model: Path, experiment: Experiment, dest: Path) -> Iterator[dict[str, Any]]:
     """Results as they come; the order is that of finishing."""
     import ray
 
@@ -201,7 +201,7 @@ def draw(tasks: Sequence[Task], model: Path, experiment: Experiment, dest: Path)
     actors = min(scale.workers, -(-len(tasks) // settings.batch))
     rows = ray.data.from_items([{"task": json.dumps(asdict(task))} for task in tasks], override_num_blocks=actors)
     drawn = rows.map_batches(
-        Painter,
+        PromptGenerator,
         fn_constructor_args=(str(model), experiment.decoder, settings, str(dest)),
         batch_size=settings.batch,
         compute=ray.data.ActorPoolStrategy(size=actors),
@@ -213,11 +213,13 @@ def draw(tasks: Sequence[Task], model: Path, experiment: Experiment, dest: Path)
             yield json.loads(row["result"])
 
 
-def finish(dest: Path, tasks: Sequence[Task], rows: Mapping[str, dict[str, Any]], seconds: float, fresh: int) -> None:
+def finish(
+    dest: Path, tasks: Sequence[PromptTask], rows: Mapping[str, dict[str, Any]], seconds: float, fresh: int
+) -> None:
     """The contact sheet and the closing lines."""
     from PIL import Image
 
-    from kosmosg.eval.sheet import SheetRow, result_sheet
+    from kosmosg.eval.result_sheet import SheetRow, result_sheet
 
     ordered = [(task, rows[task.id]) for task in tasks]
     drawn = [(task, row) for task, row in ordered if not row["error"]]
@@ -230,7 +232,7 @@ def finish(dest: Path, tasks: Sequence[Task], rows: Mapping[str, dict[str, Any]]
     refused = [row for _, row in ordered if row["error"]]
     count = sum(len(row["files"]) for _, row in drawn)
     rate = f", {fresh / seconds:.2f} a second" if fresh else ""
-    print(f"{count} pictures of {len(drawn)} prompts, {fresh} drawn now{rate}, {len(refused)} refused: {dest}")
+    print(f"{count} images of {len(drawn)} prompts, {fresh} drawn now{rate}, {len(refused)} refused: {dest}")
     for row in refused:
         print(f"  {row['id']}: {row['error']}")
 
@@ -253,7 +255,7 @@ def _complete(dest: Path, row: Mapping[str, Any]) -> bool:
 
 
 def _shape(settings: GenerateConfig) -> dict[str, Any]:
-    """The settings that change pictures; how many are drawn at once does not."""
+    """The settings that change images; how many are drawn at once does not."""
     return settings.model_dump(mode="json", include={"n", "steps", "guidance"})
 
 

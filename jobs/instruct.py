@@ -1,6 +1,6 @@
-"""Stage 3: instruction tuning by composition: draw what text and pictures together ask for.
+"""Stage 3: instruction tuning by composition: draw what text and images together ask for.
 
-Trains language model, resampler and aligner through the frozen U-Net on composition, editing and captioned pictures.
+Trains language model, resampler and aligner through the frozen U-Net on composition, editing and captioned images.
 Starts from `align` (or from parent=FOLDER); leaves a model in <output>/instruct/export, which `generate`, `evaluate`
 and `kosmosg serve` take. Stop it whenever you like: the same command goes on.
 """
@@ -12,22 +12,22 @@ from typing import Any
 
 from PIL import Image
 
-from jobs.config import Experiment, main
+from jobs.experiment import Experiment, main
 from kosmosg import Prompt
-from kosmosg.checkpoint import save_export
-from kosmosg.data.collate import InstructCollate
-from kosmosg.decoder import FrozenDecoder, decoder_source
+from kosmosg.checkpoint.export import save_export
+from kosmosg.data.collate.base import InstructCollate
+from kosmosg.diffusion.decoder import FrozenDecoder, decoder_source
 from kosmosg.errors import CheckpointError
 from kosmosg.stages import Stage
 from kosmosg.stages.instruct import InstructStage
-from kosmosg_platform.card import model_card
 from kosmosg_platform.config import plain
-from kosmosg_platform.dataset import RecordDataset
-from kosmosg_platform.launch import FitResult, fit
-from kosmosg_platform.order import SampleOrder
-from kosmosg_platform.samples import draw_sheet
-from kosmosg_platform.sources import Mixture, Origin, mixture
-from kosmosg_platform.storage import Layout
+from kosmosg_platform.datasets.dataset import RecordDataset
+from kosmosg_platform.storage import RunPaths
+from kosmosg_platform.training.initial_model import InitialModel, Mixture, find_mixture
+from kosmosg_platform.training.model_card import model_card
+from kosmosg_platform.training.sample_images import sample_sheet
+from kosmosg_platform.training.sampler import MixtureSampler
+from kosmosg_platform.training.trainer import FitResult, fit
 
 SHOWN = 8  # prompts of a sample sheet
 
@@ -37,7 +37,7 @@ class InstructRecipe:
     """What travels to the workers of stage 3."""
 
     experiment: Experiment
-    origin: Origin
+    origin: InitialModel
     mixture: Mixture
     image_size: int
     """Pixels per side of the target, the decoder's own."""
@@ -73,12 +73,12 @@ class InstructRecipe:
         return InstructCollate(processor, self.image_size, length, self.experiment.templates.instruct)
 
     def pictures(self, stage: Stage) -> Sequence[tuple[str, Image.Image]]:
-        """The first samples of the mixture: prompt, what is drawn, and the record's own picture."""
+        """The first samples of the mixture: prompt, what is drawn, and the record's own image."""
         datasets, collate = self.datasets(), self.build_collate()
         sizes = {kind: len(dataset) for kind, dataset in datasets.items()}
-        order = SampleOrder(sizes, self.weights(), self.experiment.train.seed, SHOWN)
+        order = MixtureSampler(sizes, self.weights(), self.experiment.train.seed, SHOWN)
         examples = [collate.example(draw, datasets[draw.source][draw.index]) for draw in order.step(0)]
-        sheet = draw_sheet(
+        sheet = sample_sheet(
             stage.export(),
             collate.processor,
             self.experiment.decoder,
@@ -95,9 +95,9 @@ class InstructRecipe:
 
 def recipe(experiment: Experiment) -> InstructRecipe:
     """The recipe that the settings mean. Raises ConfigError when data or parent are missing."""
-    layout = Layout(experiment.output)
-    sources = mixture("instruct", experiment.data, layout)
-    origin = Origin.of("instruct", experiment.model, experiment.decoder, experiment.parent, layout)
+    layout = RunPaths(experiment.output)
+    sources = find_mixture("instruct", experiment.data, layout)
+    origin = InitialModel.of("instruct", experiment.model, experiment.decoder, experiment.parent, layout)
     return InstructRecipe(experiment, origin, sources, image_size(experiment.decoder))
 
 
@@ -112,7 +112,7 @@ def image_size(decoder: str) -> int:
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"decoder {place} is neither a Stable Diffusion folder nor a reachable Hub id "
-            f"({str(error).splitlines()[0]}); give decoder=FOLDER or decoder=world"
+            f"({str(error).splitlines()[0]}); give decoder=FOLDER or decoder=toyworld"
         ) from error
     return int(unet["sample_size"]) * int(2 ** (len(vae["block_out_channels"]) - 1))
 

@@ -7,21 +7,21 @@ for on a device is said with its remedy. Exit code 1 when a stage fits on none o
 import sys
 from collections.abc import Sequence
 
-from jobs.config import DEFAULT_PRESET, Experiment, from_arguments, usage
+from jobs.experiment import DEFAULT_PRESET, Experiment, from_arguments, usage
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import KosmosGError
-from kosmosg_platform.costs import decoder_cost, stage_cost
-from kosmosg_platform.plan import Plan, plan_stage, render
+from kosmosg_platform.planning.flops import decoder_cost, stage_cost
+from kosmosg_platform.planning.plan import StagePlan, plan_stage, render
 from kosmosg_platform.storage import STAGES
 
 
-def plan(arguments: Sequence[str]) -> list[Plan]:
+def plan(arguments: Sequence[str]) -> list[StagePlan]:
     """The plans of the three stages, each with the settings that its own job would have. Raises ConfigError."""
     experiments = {stage: from_arguments(stage, arguments) for stage in STAGES}
     return [_plan(stage, experiment) for stage, experiment in experiments.items()]
 
 
-def _plan(stage: str, experiment: Experiment) -> Plan:
+def _plan(stage: str, experiment: Experiment) -> StagePlan:
     cost = stage_cost(stage, _model(experiment), decoder_cost(experiment.decoder), experiment.data.weights)
     return plan_stage(cost, experiment.train, experiment.scale, experiment.engine)
 
@@ -31,17 +31,17 @@ def _model(experiment: Experiment) -> KosmosGConfig:
     shape = experiment.model.init
     if shape == "paper":
         return KosmosGConfig.paper()
-    if shape in ("tiny", "world"):
+    if shape in ("tiny", "toyworld"):
         from kosmosg import KosmosGProcessor
-        from kosmosg.decoder import decoder_source
+        from kosmosg.diffusion.decoder import decoder_source
 
         tokenizer = experiment.model.tokenizer
-        path = f"{decoder_source('world')}/sentencepiece.bpe.model" if tokenizer == "world" else tokenizer
+        path = f"{decoder_source('toyworld')}/sentencepiece.bpe.model" if tokenizer == "toyworld" else tokenizer
         vocabulary = KosmosGProcessor.from_sentencepiece(path).vocab_size
-        return KosmosGConfig.tiny(vocabulary) if shape == "tiny" else KosmosGConfig.world(vocabulary)
+        return KosmosGConfig.tiny(vocabulary) if shape == "tiny" else KosmosGConfig.toyworld(vocabulary)
     from pathlib import Path
 
-    from kosmosg.checkpoint import read_config
+    from kosmosg.checkpoint.export import read_config
 
     return read_config(Path(shape))
 

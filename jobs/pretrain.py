@@ -1,7 +1,7 @@
-"""Stage 1: teach the language model to read text in which pictures stand.
+"""Stage 1: teach the language model to read text in which images stand.
 
 Trains the language model, the resampler and the last block of the vision tower to predict the next word of captions,
-captioned pictures and interleaved documents. Needs a dataset (`kosmosg run build_dataset world`); leaves a model in
+captioned images and interleaved documents. Needs a dataset (`kosmosg run build_dataset toyworld`); leaves a model in
 <output>/pretrain/export, from which `align` starts. Stop it whenever you like: the same command goes on.
 """
 
@@ -12,17 +12,17 @@ from typing import Any
 
 from PIL import Image
 
-from jobs.config import Experiment, main
-from kosmosg.checkpoint import save_export
-from kosmosg.data.collate import PretrainCollate
+from jobs.experiment import Experiment, main
+from kosmosg.checkpoint.export import save_export
+from kosmosg.data.collate.base import PretrainCollate
 from kosmosg.stages import Stage
 from kosmosg.stages.pretrain import PretrainStage
-from kosmosg_platform.card import model_card
 from kosmosg_platform.config import plain
-from kosmosg_platform.dataset import RecordDataset
-from kosmosg_platform.launch import FitResult, fit
-from kosmosg_platform.sources import Mixture, Origin, mixture
-from kosmosg_platform.storage import Layout
+from kosmosg_platform.datasets.dataset import RecordDataset
+from kosmosg_platform.storage import RunPaths
+from kosmosg_platform.training.initial_model import InitialModel, Mixture, find_mixture
+from kosmosg_platform.training.model_card import model_card
+from kosmosg_platform.training.trainer import FitResult, fit
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class PretrainRecipe:
     """What travels to the workers of stage 1."""
 
     experiment: Experiment
-    origin: Origin
+    origin: InitialModel
     mixture: Mixture
     stage: str = "pretrain"
 
@@ -72,9 +72,9 @@ class PretrainRecipe:
 
 def recipe(experiment: Experiment) -> PretrainRecipe:
     """The recipe that the settings mean. Raises ConfigError when data or parent are missing."""
-    layout = Layout(experiment.output)
-    origin = Origin.of("pretrain", experiment.model, experiment.decoder, experiment.parent, layout)
-    return PretrainRecipe(experiment, origin, mixture("pretrain", experiment.data, layout))
+    layout = RunPaths(experiment.output)
+    origin = InitialModel.of("pretrain", experiment.model, experiment.decoder, experiment.parent, layout)
+    return PretrainRecipe(experiment, origin, find_mixture("pretrain", experiment.data, layout))
 
 
 def run(experiment: Experiment) -> FitResult:

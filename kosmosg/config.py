@@ -88,7 +88,7 @@ class KosmosGAlignerConfig(PreTrainedConfig):
         "num_attention_heads": "attention_heads",
     }
 
-    kind: str = "alignernet"  # or a simpler connector to compare with, see kosmosg/connectors.py
+    kind: str = "alignernet"  # or a simpler connector to compare with, see kosmosg/conditioners/base.py
     d_model: int = 768
     layers: int = 12
     attention_heads: int = 12
@@ -188,10 +188,10 @@ class KosmosGConfig(PreTrainedConfig):
         )
 
     @classmethod
-    def world(cls, vocab_size: int) -> KosmosGConfig:
+    def toyworld(cls, vocab_size: int) -> KosmosGConfig:
         """The model of the procedural toy world: small enough to train through all three stages on a laptop CPU.
 
-        The vision tower is shaped like the world's CLIP, the aligner's output like what the world's U-Net listens to.
+        The vision tower is shaped like the toy world's CLIP, the aligner's output like what its U-Net listens to.
         """
         return cls(
             text_config={

@@ -1,4 +1,4 @@
-"""`KosmosGPipeline`: text and images in, pictures out, as a pipeline of diffusers.
+"""`KosmosGPipeline`: text and images in, images out, as a pipeline of diffusers.
 
 The model writes the condition, a stock `StableDiffusionPipeline` draws. Nothing of diffusers is forked: what Stable
 Diffusion 1.x can do by `prompt_embeds` (ControlNet, LoRA, image to image, inpainting, any fine-tune) works here.
@@ -25,15 +25,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
-from kosmosg.decoder import WORLD, check_channels
-from kosmosg.encoder import PromptEncoder
+from kosmosg.diffusion.components import PARTS, Decoder, check_fit, check_kind, decoder_parts, local_folder
+from kosmosg.diffusion.decoder import TOYWORLD, check_channels
+from kosmosg.diffusion.lora import UnetLora, lora_scale
+from kosmosg.diffusion.schedulers import dpm_solver, make_scheduler
 from kosmosg.errors import CheckpointError, ConfigError, PromptError
-from kosmosg.lora import UnetLora, lora_scale
-from kosmosg.model import Condition, KosmosG, check_finite
-from kosmosg.parts import PARTS, Decoder, check_fit, check_kind, decoder_parts, local_folder
+from kosmosg.model.kosmosg import Condition, KosmosG, check_finite
 from kosmosg.processor import KosmosGProcessor
 from kosmosg.prompt import Prompt
-from kosmosg.schedulers import dpm_solver, make_scheduler
+from kosmosg.prompt_encoder import PromptEncoder
 
 PromptLike = Prompt | str
 
@@ -59,7 +59,7 @@ class KosmosGPipeline(DiffusionPipeline, UnetLora):  # type: ignore[misc]
         decoder: where to take them from. A pipeline keeps its own scheduler; a folder or id gets `dpm_solver`, the
             sampler of the published runs, if none of that kind was saved with it.
         default_steps, default_guidance: used when a call names none; saved with the pipeline. 50 and 6.0 are those of
-            the original app; the small decoder `"world"` was made for 20 and 3.0.
+            the original app; the small decoder `"toyworld"` was made for 20 and 3.0.
 
     Raises:
         CheckpointError: parts are missing or do not fit each other.
@@ -91,12 +91,12 @@ class KosmosGPipeline(DiffusionPipeline, UnetLora):  # type: ignore[misc]
         if absent:
             raise CheckpointError(
                 f"the pipeline has no {' and no '.join(absent)}; pass decoder=, a Stable Diffusion 1.x "
-                f"pipeline, folder, Hub id, or {WORLD!r}"
+                f"pipeline, folder, Hub id, or {TOYWORLD!r}"
             )
         check_channels(given["unet"], given["vae"])
         check_fit(model, processor, given["unet"])
         self.register_modules(model=model.eval(), processor=processor, **given)
-        small = decoder == WORLD
+        small = decoder == TOYWORLD
         self.register_to_config(
             default_steps=default_steps or (20 if small else 50),
             default_guidance=default_guidance if default_guidance is not None else (3.0 if small else 6.0),
@@ -132,9 +132,9 @@ class KosmosGPipeline(DiffusionPipeline, UnetLora):  # type: ignore[misc]
         if decoder is None:
             raise CheckpointError(
                 f"{pretrained_model_name_or_path} is not a pipeline folder (it has no model_index.json); if it is an "
-                f"exported model, pass decoder=, a Stable Diffusion 1.x folder, Hub id, pipeline, or {WORLD!r}"
+                f"exported model, pass decoder=, a Stable Diffusion 1.x folder, Hub id, pipeline, or {TOYWORLD!r}"
             )
-        from kosmosg.checkpoint import load_export
+        from kosmosg.checkpoint.export import load_export
 
         dtypes = [kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs]
         parts = {name: kwargs.pop(name) for name in PARTS if name in kwargs}
@@ -205,7 +205,7 @@ class KosmosGPipeline(DiffusionPipeline, UnetLora):  # type: ignore[misc]
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionPipelineOutput | tuple[Any, Any]:
-        """Draws `num_images_per_prompt` pictures of each prompt; all of one prompt, then all of the next.
+        """Draws `num_images_per_prompt` images of each prompt; all of one prompt, then all of the next.
 
         Args:
             prompt: a `Prompt`, a text, or a list of B of them; or give `prompt_embeds` from `encode`.
@@ -213,7 +213,7 @@ class KosmosGPipeline(DiffusionPipeline, UnetLora):  # type: ignore[misc]
             num_inference_steps, guidance_scale: default: `default_steps`, `default_guidance`. At guidance 1 or less
                 guidance is off, as everywhere in diffusers: the negative side is not computed.
             negative_prompt: what to keep away from, one for all or one for each; default: the null prompt.
-            generator: for reproducible pictures; a list gives each of the B x n pictures its own.
+            generator: for reproducible images; a list gives each of the B x n images its own.
             callback_on_step_end: as in diffusers; its first argument is the stock pipeline, `pipe.decoder`.
             (the others: see `StableDiffusionPipeline`)
 

@@ -1,13 +1,13 @@
 """`Prompt`: ordered text and images, the one form in which an interleaved input exists.
 
 Dataset records, job inputs, the pipeline and HTTP requests all become a `Prompt`; `KosmosGProcessor` turns it into
-tensors. Whatever reaches a `Prompt` is already checked: every image is an upright RGB picture that this prompt owns,
+tensors. Whatever reaches a `Prompt` is already checked: every image is an upright RGB image that this prompt owns,
 within the `PromptLimits`. Bad input ends here, in one sentence.
 
 How images are read (documented behaviour, the same for files, bytes and PIL images):
-- EXIF orientation is applied; CMYK, palette, grey and 16-bit grey pictures are converted to RGB;
+- EXIF orientation is applied; CMYK, palette, grey and 16-bit grey images are converted to RGB;
 - transparent pixels become white, the background that the model saw around its training crops;
-- animated pictures, empty ones, damaged ones and those beyond the limits are refused, never cut down.
+- animated images, empty ones, damaged ones and those beyond the limits are refused, never cut down.
 """
 
 import base64
@@ -41,7 +41,7 @@ class PromptLimits:
 
     images: int = 16  # images per prompt; OpenAI's Images API has the same limit, upstream's app stops at 10
     pixels: int = 64_000_000  # pixels per image; the largest phone cameras deliver 50 million
-    side_ratio: int = 100  # longer side / shorter side; beyond it the centre crop would show 1 % of the picture
+    side_ratio: int = 100  # longer side / shorter side; beyond it the centre crop would show 1 % of the image
     encoded_bytes: int = 50_000_000  # bytes per encoded image
     characters: int = 32_000  # characters of text per prompt
 
@@ -54,7 +54,7 @@ class Prompt:
 
     Args:
         text: what to draw; each `<i>` is the place of one image. Any other markup (`<image>`, `<s>`) is ordinary text.
-        images: one image per place, in order (see `Picture`).
+        images: one image per place, in order (see `Image`).
         limits: how much is accepted.
 
     Raises:
@@ -119,7 +119,7 @@ class Prompt:
         """A prompt from a chat message's content parts, as chat APIs send them.
 
         Understood: `{"type": "text", "text": ...}` (also `input_text`), `{"type": "image_url", "image_url": {"url":
-        "data:image/png;base64,..."}}` (also `input_image`, also a bare string), `{"type": "image", "image": Picture}`.
+        "data:image/png;base64,..."}}` (also `input_image`, also a bare string), `{"type": "image", "image": Image}`.
         Addresses on the network are refused: whoever calls decides what may be fetched, and passes the bytes.
         """
         if isinstance(content, str | bytes | Mapping):
@@ -191,7 +191,7 @@ class Prompt:
 
 
 def read_image(picture: Picture, limits: PromptLimits = DEFAULT_LIMITS, name: str = "the image") -> Image.Image:
-    """An upright RGB image that the caller owns, or an `ImageError` that names the picture, the value and the limit.
+    """An upright RGB image that the caller owns, or an `ImageError` that names the image, the value and the limit.
 
     The size is checked before a pixel is decoded, so a decompression bomb costs its header only.
     """
@@ -211,7 +211,7 @@ def read_image(picture: Picture, limits: PromptLimits = DEFAULT_LIMITS, name: st
             f"{name} is a {type(picture).__name__}; pass a PIL image, the bytes of a file, or a pathlib.Path"
         )
     if size == 0:
-        raise ImageError(f"{name} is an empty file of 0 bytes; pass a picture")
+        raise ImageError(f"{name} is an empty file of 0 bytes; pass an image")
     if size > limits.encoded_bytes:
         raise ImageError(f"{name} has {size} bytes, the limit is {limits.encoded_bytes}; save it smaller")
     Image.init()  # builds of Pillow differ in the formats they have; asking for an absent one would be a KeyError
@@ -221,7 +221,7 @@ def read_image(picture: Picture, limits: PromptLimits = DEFAULT_LIMITS, name: st
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not a picture that can be read; pass {', '.join(FORMATS)}") from error
+        raise ImageError(f"{name} is not an image that can be read; pass {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has more pixels than the limit of {limits.pixels}; resize it first") from error
     except Exception as error:
@@ -232,7 +232,7 @@ def read_image(picture: Picture, limits: PromptLimits = DEFAULT_LIMITS, name: st
 def _to_rgb(image: Image.Image, limits: PromptLimits, name: str) -> Image.Image:
     width, height = image.size
     if width == 0 or height == 0:
-        raise ImageError(f"{name} is {width}x{height} pixels; pass a picture with at least one pixel")
+        raise ImageError(f"{name} is {width}x{height} pixels; pass an image with at least one pixel")
     if width * height > limits.pixels:
         raise ImageError(
             f"{name} has {width}x{height} = {width * height} pixels, the limit is {limits.pixels}; resize it first"
@@ -245,7 +245,7 @@ def _to_rgb(image: Image.Image, limits: PromptLimits, name: str) -> Image.Image:
     # An MPO is a still photo with a preview or gain map behind it, as phones write them.
     if frames > 1 and image.format != "MPO":
         raise ImageError(
-            f"{name} is animated ({frames} frames of {image.format}), the model sees still pictures; "
+            f"{name} is animated ({frames} frames of {image.format}), the model sees still images; "
             "choose one: image.seek(k); image.convert('RGB')"
         )
     if image.mode in ("I", "F"):

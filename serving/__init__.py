@@ -1,1 +1,1 @@
-"""The application that you deploy: interleaved prompts in over HTTP, pictures out."""
+"""The application that you deploy: interleaved prompts in over HTTP, images out."""

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from kosmosg.errors import ConfigError, KosmosGError
 from kosmosg_platform.config import describe
-from kosmosg_platform.log import quiet_libraries, say
+from kosmosg_platform.console import echo, quiet_libraries
 from serving.config import DEFAULT_PRESET, PRESETS, ServingConfig, load
 
 
@@ -45,13 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def deploy(config: ServingConfig, host: str, port: int) -> None:
     """Deploy on a cluster and stay until the process is interrupted or terminated."""
     began = time.perf_counter()
-    say(f"serving {config.folder} with the decoder {config.decoder}")
-    say("starting Ray (about ten seconds), then loading the model")
+    echo(f"serving {config.folder} with the decoder {config.decoder}")
+    echo("starting Ray (about ten seconds), then loading the model")
     from ray import serve
     from ray.serve.config import HTTPOptions
     from ray.serve.schema import LoggingConfig
 
-    from kosmosg_platform.cluster import connect
+    from kosmosg_platform.cluster.session import connect
     from serving.app import NAME, build
 
     quiet_libraries()
@@ -64,11 +64,11 @@ def deploy(config: ServingConfig, host: str, port: int) -> None:
         serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=LoggingConfig(log_level="WARNING"))
         try:
             serve.run(build(config), name=NAME, route_prefix="/")
-            say(f"ready after {time.perf_counter() - began:.0f} s at http://{host}:{port}  (Ctrl-C ends it)")
-            say(f"  kosmosg generate 'a red ball in the snow' --url http://{host}:{port} -o out.png")
-            say(f"  the interface: http://{host}:{port}/docs")
+            echo(f"ready after {time.perf_counter() - began:.0f} s at http://{host}:{port}  (Ctrl-C ends it)")
+            echo(f"  kosmosg generate 'a red ball in the snow' --url http://{host}:{port} -o out.png")
+            echo(f"  the interface: http://{host}:{port}/docs")
             stop.wait()
-            say("stopping")
+            echo("stopping")
         except RuntimeError as error:
             raise ConfigError(f"the deployment failed: {_cause(error)}") from error
         finally:
@@ -81,11 +81,11 @@ def _check(config: ServingConfig, host: str, port: int) -> None:
     """What can be told before Ray is started. The libraries that tell it best take seconds to import, so they are only
     asked where something looks wrong."""
     if not (config.folder / "config.json").is_file() or not list(config.folder.glob("*.safetensors")):
-        from kosmosg.checkpoint import load_export
+        from kosmosg.checkpoint.export import load_export
 
         load_export(config.folder)
-    if config.decoder != "world" and not (Path(config.decoder) / "unet" / "config.json").is_file():
-        from kosmosg.parts import decoder_parts
+    if config.decoder != "toyworld" and not (Path(config.decoder) / "unet" / "config.json").is_file():
+        from kosmosg.diffusion.components import decoder_parts
 
         decoder_parts(config.decoder)
     with socket.socket() as probe:

@@ -19,10 +19,10 @@ from ray.serve.handle import DeploymentHandle
 from kosmosg.errors import KosmosGError
 from kosmosg.prompt import Prompt
 from kosmosg_platform.config import validate
+from serving.api.errors import ApiError
+from serving.api.routes import http_app
 from serving.config import ServingConfig
-from serving.errors import ApiError
-from serving.ingress import http_app
-from serving.orders import About, Encoded, Event, Order
+from serving.engine.messages import DecoderInfo, EncodedPrompt, Event, ImageRequest
 
 NAME = "kosmosg"
 """Name of the application in Ray Serve."""
@@ -71,44 +71,44 @@ def build(args: Mapping[str, Any] | ServingConfig) -> serve.Application:
 
 
 class EncoderReplica:
-    """`serving.encoder.Encoder` in a process of its own.
+    """`serving.replicas.prompt_encoder.Encoder` in a process of its own.
 
     The libraries of the model are imported there and only there, so that whoever deploys, and the ingress, stay small
     and are up within a second or two.
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
-        from serving.encoder import Encoder
+        from serving.replicas.prompt_encoder import BatchedPromptEncoder
 
-        self._encoder = Encoder(*args, **settings)
+        self._encoder = BatchedPromptEncoder(*args, **settings)
 
     def about(self) -> tuple[int, int]:
-        """See `Encoder.about`."""
+        """See `BatchedPromptEncoder.about`."""
         return self._encoder.about()
 
-    async def encode(self, prompt: Prompt, negative: str | None) -> Encoded:
-        """See `Encoder.encode`."""
+    async def encode(self, prompt: Prompt, negative: str | None) -> EncodedPrompt:
+        """See `BatchedPromptEncoder.encode`."""
         return await self._encoder.encode(prompt, negative)
 
 
 class DecoderReplica:
-    """`serving.decoder.Decoder` in a process of its own; see `EncoderReplica`."""
+    """`serving.replicas.image_decoder.Decoder` in a process of its own; see `EncoderReplica`."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
-        from serving.decoder import Decoder
+        from serving.replicas.image_decoder import ImageDecoder
 
-        self._decoder = Decoder(*args, **settings)
+        self._decoder = ImageDecoder(*args, **settings)
 
     def about(self) -> tuple[int, int, tuple[str, ...]]:
-        """See `Decoder.about`."""
+        """See `ImageDecoder.about`."""
         return self._decoder.about()
 
     def active(self) -> int:
-        """See `Decoder.active`."""
+        """See `ImageDecoder.active`."""
         return self._decoder.active()
 
-    async def draw(self, order: Order) -> AsyncGenerator[Event]:
-        """See `Decoder.draw`."""
+    async def draw(self, order: ImageRequest) -> AsyncGenerator[Event]:
+        """See `ImageDecoder.draw`."""
         async with aclosing(self._decoder.draw(order)) as events:
             async for event in events:
                 yield event
@@ -121,19 +121,19 @@ class Ingress:
         self._config = config
         self._encoder = encoder
         self._decoder = decoder
-        self._about: About | None = None
+        self._about: DecoderInfo | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return http_app(self, self._config)
 
-    async def about(self) -> About:
+    async def about(self) -> DecoderInfo:
         """Asked once, when both have their weights."""
         if self._about is None:
             if missing := await self.missing():
                 raise self._unavailable("starting", f"not ready: {', '.join(missing)}")
             queries, width = await self._encoder.about.remote()
             native_size, size_step, schedulers = await self._decoder.about.remote()
-            self._about = About(native_size, size_step, schedulers, queries, width)
+            self._about = DecoderInfo(native_size, size_step, schedulers, queries, width)
         return self._about
 
     async def missing(self) -> list[str]:
@@ -142,15 +142,15 @@ class Ingress:
         deployments = status.applications[serve.get_replica_context().app_name].deployments
         return [f"{name} {info.status.value.lower()}" for name, info in deployments.items() if info.status != "HEALTHY"]
 
-    async def encode(self, prompt: Prompt, negative: str | None) -> Encoded:
+    async def encode(self, prompt: Prompt, negative: str | None) -> EncodedPrompt:
         """By any replica of the encoder."""
         try:
-            encoded: Encoded = await self._encoder.encode.remote(prompt, negative)
+            encoded: EncodedPrompt = await self._encoder.encode.remote(prompt, negative)
         except (KosmosGError, RayError, BackPressureError, DeploymentUnavailableError) as error:
             raise self._told(error, self._config.encoding.queue) from error
         return encoded
 
-    async def draw(self, order: Order) -> AsyncGenerator[Event]:
+    async def draw(self, order: ImageRequest) -> AsyncGenerator[Event]:
         """By any replica of the decoder; closing this generator cancels the call there."""
         response = self._decoder.options(stream=True).draw.remote(order)
         try:

@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kosmosg.errors import ConfigError
-from kosmosg.foundation import export_folder
-from kosmosg_platform.cluster import ScaleConfig
+from kosmosg.toyworld.assets import export_folder
+from kosmosg_platform.cluster.session import ScaleConfig
 from kosmosg_platform.config import Section, resolve
-from kosmosg_platform.storage import Layout
+from kosmosg_platform.storage import RunPaths
 
 PRESETS = Path(__file__).parent / "presets"
-DEFAULT_PRESET = "world"
+DEFAULT_PRESET = "toyworld"
 
 Share = Annotated[float, Field(ge=0)]
 
@@ -29,22 +29,22 @@ class Defaults(Section):
     guidance: float = Field(default=6.0, ge=0)
     """Classifier-free guidance (the original app's)."""
     scheduler: str | None = None
-    """Sampler, a name of `kosmosg.schedulers`; null is the decoder's own, as in the pipeline."""
+    """Sampler, a name of `kosmosg.diffusion.schedulers`; null is the decoder's own, as in the pipeline."""
 
 
 class Limits(Section):
     """What one request may ask for. A refusal names the limit."""
 
     n: int = Field(default=4, ge=1)
-    """Pictures."""
+    """Images."""
     steps: int = Field(default=100, ge=1)
     """Denoising steps."""
     guidance: float = Field(default=30.0, ge=1)
     """Classifier-free guidance."""
     pixels: int = Field(default=768 * 768, ge=1)
-    """Width times height of a picture."""
+    """Width times height of an image."""
     partial_images: int = Field(default=8, ge=0)
-    """Unfinished pictures in a stream."""
+    """Unfinished images in a stream."""
     images: int = Field(default=16, ge=0)
     """Images in a prompt."""
     image_pixels: int = Field(default=50_000_000, ge=1)
@@ -77,12 +77,12 @@ class EncoderConfig(Section):
 
 
 class DecoderConfig(Section):
-    """Conditions to pictures."""
+    """Conditions to images."""
 
     replicas: int = Field(default=1, ge=1)
     """Processes with a copy of U-Net and VAE."""
     rows: int = Field(default=16, ge=2)
-    """Rows of one U-Net call at its native size; a guided picture takes two."""
+    """Rows of one U-Net call at its native size; a guided image takes two."""
     orders: int = Field(default=16, ge=1)
     """Requests under way in a replica; those that do not fit into a call take turns by age."""
     queue: int = Field(default=32, ge=1)
@@ -97,15 +97,15 @@ class ServingConfig(Section):
     """The endpoint. Order of precedence: these defaults < preset < key=value."""
 
     model: Path | None = None
-    """Export folder; null takes the furthest stage under `output`, or else the small world's that ships."""
+    """Export folder; null takes the furthest stage under `output`, or else the toy world's that ships."""
     output: Path = Path("runs")
     """Where exports are looked for."""
-    decoder: str = "world"
-    """`world`, or the folder or hub id of a Stable Diffusion 1.x pipeline."""
+    decoder: str = "toyworld"
+    """`toyworld`, or the folder or hub id of a Stable Diffusion 1.x pipeline."""
     name: str = "kosmosg"
     """What the model is called in requests and answers."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of model, U-Net and VAE; the samplers always compute in fp32."""
+    """Arithmetic of model, U-Net and VAE; the schedulers always compute in fp32."""
     retry_after: int = Field(default=2, ge=1)
     """Seconds that a refused client is told to wait."""
     defaults: Defaults = Defaults()
@@ -117,14 +117,14 @@ class ServingConfig(Section):
     @property
     def folder(self) -> Path:
         """The export folder that is meant. Raises ConfigError when there is none."""
-        return export_folder(self.model) if self.model else Layout(self.output).newest_export(self.decoder)
+        return export_folder(self.model) if self.model else RunPaths(self.output).newest_export(self.decoder)
 
 
 def load(preset: str = DEFAULT_PRESET, overrides: Sequence[str] = ()) -> ServingConfig:
     """The resolved and checked configuration. Raises ConfigError."""
     config = resolve(ServingConfig, preset, "serve", overrides, PRESETS)
     if config.defaults.scheduler is not None:
-        from kosmosg.schedulers import SCHEDULERS  # brings diffusers: seconds that nobody else should pay
+        from kosmosg.diffusion.schedulers import SCHEDULERS  # brings diffusers: seconds that nobody else should pay
 
         if config.defaults.scheduler not in SCHEDULERS:
             known = ", ".join(SCHEDULERS)

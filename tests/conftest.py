@@ -46,7 +46,7 @@ def tiny_sentencepiece(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def save_tiny_sd(folder: Path, sample_size: int = 8, dim: int = 32) -> Path:
     """Saves a whole Stable Diffusion of about 0.1 M random weights in the diffusers layout: U-Net, VAE, scheduler,
     CLIP text encoder and tokenizer. `dim` is the width of its condition; a latent is half as
-    wide as the picture."""
+    wide as the image."""
     import string
 
     import torch
@@ -133,7 +133,7 @@ def tiny_model(tiny_processor):
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local Ray cluster for the whole test run."""
-    from kosmosg_platform.cluster import ScaleConfig, local
+    from kosmosg_platform.cluster.session import ScaleConfig, local
 
     # Ray gives its workers low priority, which makes tests crawl on a machine with other work.
     os.environ.setdefault("RAY_worker_niceness", "0")

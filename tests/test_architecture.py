@@ -44,7 +44,7 @@ def test_using_the_library_pulls_in_no_orchestration(tmp_path: Path) -> None:
     code = """
 import sys
 from kosmosg import KosmosG, KosmosGConfig, KosmosGPipeline, KosmosGProcessor, Prompt
-import kosmosg.stages, kosmosg.convert, kosmosg.decoder
+import kosmosg.stages, kosmosg.convert, kosmosg.diffusion.decoder
 print(sorted({"ray", "deepspeed", "mlflow", "pydantic"} & set(sys.modules)))
 """
     assert run_python(code, cwd=tmp_path) == "[]"

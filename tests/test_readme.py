@@ -21,26 +21,26 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder as a finished run leaves it, with untrained weights of the world's shape."""
+    """A model folder as a finished run leaves it, with untrained weights of the toy world's shape."""
     from kosmosg import KosmosG, KosmosGConfig, KosmosGProcessor
-    from kosmosg.checkpoint import save_export
-    from kosmosg.foundation import world_folder
+    from kosmosg.checkpoint.export import save_export
+    from kosmosg.toyworld.assets import toyworld_folder
 
     torch.manual_seed(0)
     processor = KosmosGProcessor.from_sentencepiece(
-        str(world_folder() / "sentencepiece.bpe.model"), image_size=32, num_image_tokens=16
+        str(toyworld_folder() / "sentencepiece.bpe.model"), image_size=32, num_image_tokens=16
     )
     folder = tmp_path_factory.mktemp("readme") / "export"
-    save_export(KosmosG(KosmosGConfig.world(processor.vocab_size)), processor, folder)
+    save_export(KosmosG(KosmosGConfig.toyworld(processor.vocab_size)), processor, folder)
     return folder
 
 
 def test_python_snippets_run(export: Path, tmp_path: Path) -> None:
     from kosmosg import KosmosGPipeline
-    from kosmosg.checkpoint import load_export
+    from kosmosg.checkpoint.export import load_export
 
     model, processor = load_export(export)
-    pipe = KosmosGPipeline(model=model, processor=processor, decoder="world")
+    pipe = KosmosGPipeline(model=model, processor=processor, decoder="toyworld")
     pipe.set_progress_bar_config(disable=True)
     pipe.save_pretrained(tmp_path / "pipeline")
     pictures = {
@@ -52,7 +52,7 @@ def test_python_snippets_run(export: Path, tmp_path: Path) -> None:
     assert len(snippets) == 2
     for snippet in snippets:
         exec(snippet.replace('"runs/demo/instruct/export"', repr(str(export))), names)
-    assert isinstance(names["picture"], Image.Image)
+    assert isinstance(names["image"], Image.Image)
     assert isinstance(names["image"], Image.Image)
 
 

@@ -1,1 +1,1 @@
-"""Scores: what a generated picture is worth, and under which protocol."""
+"""Scores: what a generated image is worth, and under which protocol."""

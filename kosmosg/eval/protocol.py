@@ -1,7 +1,7 @@
 """What exactly was measured, as a value with a short name: `protocol_id` stands beside every number.
 
 Two papers that both say "DreamBench" or "COCO FID" have often measured different things. A `Protocol` holds everything
-that moves a number: sampler, steps, guidance, noise, prompts, pictures, resizing, feature networks, and, once they are
+that moves a number: sampler, steps, guidance, noise, prompts, images, resizing, feature networks, and, once they are
 known, digests of the data and of the weights that were read. Its id is a hash of all that. Numbers may be compared when
 their ids are equal; otherwise the difference may come from the protocol.
 
@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from kosmosg.errors import ConfigError
 
-Benchmark = Literal["world", "dreambench", "coco"]
+Benchmark = Literal["toyworld", "dreambench", "coco"]
 
 DINO, CLIP, INCEPTION, RECOGNISER = "dino", "clip", "inception", "recogniser"
 """Feature networks, as they are called in `features` and `weights`."""
@@ -51,20 +51,20 @@ class Protocol:
     """Where the settings come from, for people."""
     benchmark: Benchmark
     solver: str
-    """Name in `kosmosg.schedulers`; `decoder` is the sampler that the decoder was saved with."""
+    """Name in `kosmosg.diffusion.schedulers`; `decoder` is the sampler that the decoder was saved with."""
     steps: int
     """Denoising steps."""
     guidance: float
     """Classifier-free guidance."""
     noise: Literal["picture", "batch"]
-    """`picture`: each picture its own seed. `batch`: the seed is set anew before each batch."""
+    """`image`: each image its own seed. `batch`: the seed is set anew before each batch."""
     seed: int
     batch: int
     """Prompts drawn together; moves numbers only where the noise is that of a batch."""
     size: int | None
     """Pixels a side of what is drawn; None is the decoder's own."""
     pictures: int
-    """Pictures of each prompt."""
+    """Images of each prompt."""
     subset: str
     """Which part of which collection."""
     prompts: str
@@ -72,9 +72,9 @@ class Protocol:
     count: int | None
     """Prompts: of each kind (world), of each subject (dreambench), captions (coco). None is all there are."""
     reference: str
-    """The real images that pictures are compared with."""
+    """The real images that images are compared with."""
     resize: str
-    """How pictures reach the size of the feature networks."""
+    """How images reach the size of the feature networks."""
     features: Mapping[str, str]
     """Feature network -> the id that it is published under."""
     data: str = ""
@@ -128,10 +128,10 @@ _FID_FEATURES = {
     INCEPTION: "pt_inception-2015-12-05-6726825d"
 }  # [K] [M] by torchmetrics, which has it of torch-fidelity
 
-_WORLD = Protocol(
-    name="world",
-    source="kosmosg/eval/world.py",
-    benchmark="world",
+_TOYWORLD = Protocol(
+    name="toyworld",
+    source="kosmosg/toyworld/benchmark.py",
+    benchmark="toyworld",
     solver="decoder",
     steps=20,
     guidance=3.0,
@@ -145,7 +145,7 @@ _WORLD = Protocol(
     count=32,
     reference="the scene that the prompt asks for",
     resize="none",
-    features={RECOGNISER: "kosmosg/assets/world/recogniser"},
+    features={RECOGNISER: "kosmosg/assets/toyworld/recogniser"},
 )
 
 _DREAMBENCH_KOSMOSG = Protocol(
@@ -172,7 +172,7 @@ _DREAMBENCH = dataclasses.replace(
     _DREAMBENCH_KOSMOSG,
     name="dreambench",
     source="DreamBooth (arXiv 2208.12242), sampling as in dreambench-kosmosg but for the noise",
-    noise="picture",  # [own] pictures of different prompts share no noise, and any batch size gives the same
+    noise="picture",  # [own] images of different prompts share no noise, and any batch size gives the same
     reference=ALL_PHOTOS,  # DreamBooth: mean over all pairs of drawn and real
 )
 
@@ -221,7 +221,7 @@ _COCO_METAQUERY = dataclasses.replace(
 
 PROTOCOLS: Mapping[str, Protocol] = {
     protocol.name: protocol
-    for protocol in (_WORLD, _DREAMBENCH_KOSMOSG, _DREAMBENCH, _COCO_KOSMOSG, _COCO_CLEAN, _COCO_METAQUERY)
+    for protocol in (_TOYWORLD, _DREAMBENCH_KOSMOSG, _DREAMBENCH, _COCO_KOSMOSG, _COCO_CLEAN, _COCO_METAQUERY)
 }
 """The protocols by name."""
 

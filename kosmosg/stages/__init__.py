@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
-from kosmosg.mllm import KosmosGForConditionalGeneration
 from kosmosg.model import KosmosG
+from kosmosg.model.mllm import KosmosGForConditionalGeneration
 
 __all__ = ["Batch", "Stage", "StageOutput"]
 
@@ -73,8 +73,8 @@ def recompute(model: PreTrainedModel) -> None:
 def read(mllm: KosmosGForConditionalGeneration, batch: Batch) -> Tensor:
     """The language model's states (B, T, C) of a batch, with gradient to everything that reads, eyes included.
 
-    A batch without pictures shows the vision tower a blank one and adds nothing of it. Under ZeRO every rank must run
-    the same modules in the same order, and another rank's batch may well have pictures.
+    A batch without images shows the vision tower a blank one and adds nothing of it. Under ZeRO every rank must run
+    the same modules in the same order, and another rank's batch may well have images.
     """
     pixels = batch.get("pixel_values")
     states = mllm.states(batch["input_ids"], batch.get("image_embeds_position_mask"), pixels)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import CLIPTextModel
 
-from kosmosg.aligner import AlignerDecoder
+from kosmosg.conditioners.alignernet import AlignerDecoder
 from kosmosg.errors import ConfigError
 from kosmosg.model import KosmosG
 from kosmosg.stages import Batch, StageOutput, recompute, trainable_parameters
@@ -43,7 +43,7 @@ class AlignObjective:
 class AlignStage(nn.Module):
     """The aligner M, its decoder N, and the two frozen models it stands between.
 
-    Batches: `kosmosg.data.collate.AlignCollate`.
+    Batches: `kosmosg.data.collate.base.AlignCollate`.
 
     Args:
         model: whose aligner is trained; everything else of it is frozen.

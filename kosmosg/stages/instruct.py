@@ -2,7 +2,7 @@
 
     loss = mean over samples of  w(t) * mean (U-Net(z_t, t, condition) - target)^2
 
-z_t is the picture's latent with noise at timestep t; `target` is the noise, or the velocity if the decoder was trained
+z_t is the image's latent with noise at timestep t; `target` is the noise, or the velocity if the decoder was trained
 so. The gradient runs through the frozen U-Net into the aligner, the language model and the resampler. With probability
 0.1 a sample's condition is replaced by the null condition, `<s>` through language model and aligner, which is computed
 anew each step and trained with the rest: guidance subtracts it later.
@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from kosmosg.decoder import FrozenDecoder
+from kosmosg.diffusion.decoder import FrozenDecoder
 from kosmosg.errors import ConfigError
 from kosmosg.model import KosmosG
+from kosmosg.model.vision import freeze_vision
 from kosmosg.stages import Batch, StageOutput, read, recompute, trainable_parameters
-from kosmosg.vision import freeze_vision
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class InstructObjective:
     """Chance that a sample is drawn from the null condition."""
     timesteps: Literal["uniform", "informative"] = "uniform"
     """`uniform` is the original's. `informative` draws mostly timesteps at which the condition can still change what
-    the picture shows; small worlds learn from far fewer samples with it."""
+    the image shows; toy worlds learn from far fewer samples with it."""
     uniform_share: float = 0.3
     """Of informative draws, the share that is uniform all the same."""
     centre: float = 0.47
@@ -45,7 +45,7 @@ class InstructObjective:
     """Standard deviation of the other informative draws, as a fraction of the noise schedule."""
     weight_limit: float = 6.0
     """Most that an informative sample of an epsilon decoder may weigh; its weight is 1 / alphas_cumprod(t), with which
-    an error in the picture counts as much as in a v-prediction decoder's loss. That one needs no weights."""
+    an error in the image counts as much as in a v-prediction decoder's loss. That one needs no weights."""
 
     def __post_init__(self) -> None:
         for name in ("null_drop", "uniform_share"):
@@ -75,7 +75,7 @@ class Noise:
 
 
 class InstructStage(nn.Module):
-    """The whole model in front of a frozen decoder. Batches: `kosmosg.data.collate.InstructCollate`.
+    """The whole model in front of a frozen decoder. Batches: `kosmosg.data.collate.base.InstructCollate`.
 
     Args:
         model: what is trained: all but the vision tower, of which only the last block and final LayerNorm are.

@@ -1,4 +1,4 @@
-"""Stage 1, multimodal language modelling: predict the next word of text in which pictures stand.
+"""Stage 1, multimodal language modelling: predict the next word of text in which images stand.
 
     loss = mean over learnt tokens of -log p(token | everything before it)
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
-from kosmosg.data.interleave import IGNORED
+from kosmosg.data.templates.pretrain import IGNORED
 from kosmosg.errors import ConfigError
 from kosmosg.model import KosmosG
+from kosmosg.model.vision import freeze_vision
 from kosmosg.stages import Batch, StageOutput, read, recompute, trainable_parameters
-from kosmosg.vision import freeze_vision
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class PretrainObjective:
 
 
 class PretrainStage(nn.Module):
-    """The language model under its next-token loss. Batches: `kosmosg.data.collate.PretrainCollate`."""
+    """The language model under its next-token loss. Batches: `kosmosg.data.collate.base.PretrainCollate`."""
 
     def __init__(self, model: KosmosG, objective: PretrainObjective | None = None) -> None:
         super().__init__()

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from kosmosg.errors import ConfigError, DataError
-from kosmosg.foundation import world_model
+from kosmosg.toyworld.assets import toyworld_model
 
 STAGES = ("pretrain", "align", "instruct")
 
 
 @dataclass(frozen=True)
-class Layout:
+class RunPaths:
     """The tree under one output folder:
 
     OUTPUT/mlflow.db                     the default tracking store
@@ -54,15 +54,15 @@ class Layout:
         return link.resolve()
 
     def newest_export(self, decoder: str = "") -> Path:
-        """The export of the furthest stage that has one; for the world's decoder, else the model that ships with it.
+        """The export of the furthest stage that has one; else, for the toy world's decoder, the shipped model.
 
         Raises ConfigError when there is none.
         """
         for stage in reversed(STAGES):
             if (self.job(stage) / "export").is_dir():
                 return self.export(stage)
-        if decoder == "world":
-            return world_model()
+        if decoder == "toyworld":
+            return toyworld_model()
         raise ConfigError(f"output: no finished stage under {self.output}; run `kosmosg run pretrain` first")
 
 
@@ -72,7 +72,7 @@ def require_dataset(folder: Path, kind: str) -> Path:
     if not manifest.is_file():
         state = "is unfinished (no manifest.json)" if folder.is_dir() else "does not exist"
         raise ConfigError(
-            f"data.{kind}: {folder} {state}; run `kosmosg run build_dataset world` with the same output, "
+            f"data.{kind}: {folder} {state}; run `kosmosg run build_dataset toyworld` with the same output, "
             f"or give data.{kind}=FOLDER"
         )
     return folder

@@ -1,7 +1,7 @@
 """What is remembered of a run: the section `tracking`, and MLflow behind it.
 
 One training run is one MLflow run, however often it was stopped: it is found again by a tag. The driver opens and
-closes it; only the first worker writes metrics and pictures into it.
+closes it; only the first worker writes metrics and images into it.
 
 Facts about MLflow 3.17 that this file lives by: the file store is refused, so the default is sqlite; a killed process
 leaves its run RUNNING; steps that a resumed run takes again would be logged twice.
@@ -19,7 +19,7 @@ from PIL import Image
 
 from kosmosg.errors import ConfigError
 from kosmosg_platform.config import Section, flatten
-from kosmosg_platform.storage import Layout
+from kosmosg_platform.storage import RunPaths
 
 RUN_TAG = "kosmosg.run"
 PARENT_TAG = "mlflow.parentRunId"
@@ -51,7 +51,7 @@ class Run:
     def open(
         cls,
         tracking: TrackingConfig,
-        layout: Layout,
+        layout: RunPaths,
         name: str,
         key: str | None = None,
         tags: Mapping[str, str] | None = None,
@@ -118,7 +118,7 @@ class Run:
         return max((int(point.step) for point in history), default=-1)
 
     def log_picture(self, picture: Image.Image, name: str, step: int) -> None:
-        """A sample picture; MLflow's page shows pictures of one name as a series over steps."""
+        """A sample image; MLflow's page shows images of one name as a series over steps."""
         _client(self.uri).log_image(self.id, picture, key=name, step=step, synchronous=True)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
@@ -179,7 +179,7 @@ def _is_local(uri: str) -> bool:
     return uri.startswith(("sqlite:", "postgresql", "mysql", "mssql"))
 
 
-def _experiment(client: Any, uri: str, name: str, layout: Layout) -> str:
+def _experiment(client: Any, uri: str, name: str, layout: RunPaths) -> str:
     from mlflow.exceptions import MlflowException
 
     try:

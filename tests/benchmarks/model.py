@@ -20,8 +20,8 @@ from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration
 
 from kosmosg import KosmosG, KosmosGConfig, KosmosGPipeline, KosmosGProcessor, Prompt
 from kosmosg.convert import from_kosmos2
-from kosmosg.foundation import world_folder
-from kosmosg.mllm import KosmosGForConditionalGeneration
+from kosmosg.model.mllm import KosmosGForConditionalGeneration
+from kosmosg.toyworld.assets import toyworld_folder
 
 BATCHES = (1, 4, 8)
 LENGTHS = (20, 96, 170)
@@ -92,11 +92,11 @@ def generation(device: torch.device, rounds: int) -> None:
     """50 steps with guidance: our pipeline beside the stock one with CLIP, on one U-Net; new prompts and known ones."""
     from diffusers import StableDiffusionPipeline
 
-    folder = world_folder()
+    folder = toyworld_folder()
     options: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     stock = StableDiffusionPipeline.from_pretrained(folder, **options).to(device)
     processor = KosmosGProcessor.from_sentencepiece(folder / "sentencepiece.bpe.model", 32, 16)
-    pipe = KosmosGPipeline(KosmosG(KosmosGConfig.world(processor.vocab_size)).eval(), processor, decoder=stock)
+    pipe = KosmosGPipeline(KosmosG(KosmosGConfig.toyworld(processor.vocab_size)).eval(), processor, decoder=stock)
     pipe.to(device)
     for pipeline in (stock, pipe, pipe.decoder):
         pipeline.set_progress_bar_config(disable=True)
@@ -118,7 +118,7 @@ def generation(device: torch.device, rounds: int) -> None:
         "conditioning alone": condition_only,
     }
     times = in_turn(calls, rounds)
-    print("\n| 50 steps at 32x32 (the world's sizes) | time | of stock |\n|---|---|---|")
+    print("\n| 50 steps at 32x32 (the toy world's sizes) | time | of stock |\n|---|---|---|")
     for name, seconds in times.items():
         print(f"| {name} | {1000 * seconds:.0f} ms | {seconds / times['stock']:.3f} |")
 

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from jobs.build_dataset import run
-from jobs.config import load, main
-from kosmosg.data.encoding import decode_image, decode_mask
-from kosmosg_platform.dataset import RecordDataset, read_manifest
+from jobs.experiment import load, main
+from kosmosg.data.image_bytes import decode_image, decode_mask
+from kosmosg_platform.datasets.dataset import RecordDataset, read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,14 +64,14 @@ def test_tiny_builds_every_kind_of_the_world(tmp_path: Path, capsys: pytest.Capt
     experiment = load("build_dataset", "tiny", [f"output={tmp_path}"])
     composition, edit, questions = run(experiment)
     assert (composition.kind, edit.kind, questions.kind) == ("composition", "edit", "caption")
-    assert len(RecordDataset(tmp_path / "build_dataset/composition", "composition")) == experiment.world.scenes
-    assert len(RecordDataset(tmp_path / "build_dataset/edit", "edit")) == experiment.world.edits
+    assert len(RecordDataset(tmp_path / "build_dataset/composition", "composition")) == experiment.toyworld.scenes
+    assert len(RecordDataset(tmp_path / "build_dataset/edit", "edit")) == experiment.toyworld.edits
     asked = RecordDataset(tmp_path / "build_dataset/questions", "caption")
-    assert len(asked) == experiment.world.questions
+    assert len(asked) == experiment.toyworld.questions
     assert asked[0]["text"].startswith("Question: ")
     assert Image.open(tmp_path / "build_dataset/composition/sheet.png").width > 300
     told = capsys.readouterr().out
-    assert f"composition: {experiment.world.scenes} records" in told
+    assert f"composition: {experiment.toyworld.scenes} records" in told
     assert "rows/s" in told
     assert [result.built_shards for result in run(experiment)] == [0, 0, 0]
 
@@ -125,7 +125,7 @@ def test_real_captions_become_a_dataset(shared_data: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_a_build_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     """kill -9 of the driver after its first shards; the same command then finishes, and keeps what was there."""
-    world = ["world.scenes=20000", "world.edits=0", "world.questions=0"]
+    world = ["toyworld.scenes=20000", "toyworld.edits=0", "toyworld.questions=0"]
     arguments = ["tiny", *world, "build.shard_rows=200", f"output={tmp_path}"]
     folder = tmp_path / "build_dataset/composition"
     first = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The job that judges: from a data folder to a page, pictures that are drawn once, mistakes in one sentence."""
+"""The job that judges: from a data folder to a page, images that are drawn once, mistakes in one sentence."""
 
 import json
 from pathlib import Path
@@ -9,21 +9,21 @@ import torch
 from PIL import Image
 
 from jobs import evaluate
-from jobs.config import load
+from jobs.experiment import load
 from kosmosg import KosmosG, KosmosGPipeline, KosmosGProcessor, Prompt
-from kosmosg.checkpoint import save_export
+from kosmosg.checkpoint.export import save_export
 from kosmosg.errors import ConfigError, DataError, KosmosGError
-from kosmosg.eval.dreambench import SUBJECTS, make_cases
-from kosmosg.eval.inception import Inception
-from kosmosg_platform.evaluation.benchmark import sampling_of
-from kosmosg_platform.evaluation.painting import (
-    Order,
-    Painter,
-    Painting,
-    picture_key,
-    picture_path,
-    read_order,
-    save_orders,
+from kosmosg.eval.benchmarks.dreambench import SUBJECTS, make_cases
+from kosmosg.eval.features.inception import Inception
+from kosmosg_platform.evaluation.runner import sampling_of
+from kosmosg_platform.inference.generation import (
+    GenerationJob,
+    GenerationRequest,
+    ImageGenerator,
+    image_key,
+    image_path,
+    read_request,
+    save_requests,
 )
 
 
@@ -44,57 +44,61 @@ def settings(output: Path, export: Path, decoder: Path, *more: str) -> list[str]
     return [f"output={output}", f"decoder={decoder}", f"evaluate.models={{tiny: {export}}}", *tiny, *more]
 
 
-def painter(store: Path, export: Path, decoder: Path, evaluation: list[str]) -> Painter:
+def painter(store: Path, export: Path, decoder: Path, evaluation: list[str]) -> ImageGenerator:
     """What an actor does, in this process."""
     sampling = sampling_of(evaluate.settle(load("evaluate", "tiny", evaluation).evaluate))
-    return Painter(Painting(str(export), str(decoder), sampling, str(store)))
+    return ImageGenerator(GenerationJob(str(export), str(decoder), sampling, str(store)))
 
 
 class TestPainting:
     @pytest.fixture
-    def orders(self, tmp_path: Path) -> list[Order]:
+    def orders(self, tmp_path: Path) -> list[GenerationRequest]:
         Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
         photo, picture = tmp_path / "red.png", Image.new("RGB", (30, 20), "blue")
-        return [Order("<i> at sea", (photo,)), Order("a cat"), Order("<i> and <i>", (picture, photo))]
+        return [
+            GenerationRequest("<i> at sea", (photo,)),
+            GenerationRequest("a cat"),
+            GenerationRequest("<i> and <i>", (picture, photo)),
+        ]
 
-    def test_orders_survive_their_file(self, tmp_path: Path, orders: list[Order]) -> None:
-        save_orders(tmp_path / "store", orders)
+    def test_orders_survive_their_file(self, tmp_path: Path, orders: list[GenerationRequest]) -> None:
+        save_requests(tmp_path / "store", orders)
         lines = (tmp_path / "store" / "prompts.jsonl").read_text().splitlines()
-        found = [read_order(tmp_path / "store", line) for line in lines]
+        found = [read_request(tmp_path / "store", line) for line in lines]
         assert found == [Prompt(order.text, images=order.images) for order in orders]
 
     def test_a_pictures_own_noise_is_the_same_in_any_batch(
-        self, tmp_path: Path, orders: list[Order], export: Path, tiny_sd_parts: Path
+        self, tmp_path: Path, orders: list[GenerationRequest], export: Path, tiny_sd_parts: Path
     ) -> None:
         """And equals what the pipeline draws alone with that seed."""
         evaluation = ["evaluate.protocol=dreambench", "evaluate.size=16", "evaluate.steps=2", "evaluate.pictures=2"]
         for batch in (2, 3):
-            save_orders(tmp_path / str(batch), orders)
+            save_requests(tmp_path / str(batch), orders)
             draw = painter(tmp_path / str(batch), export, tiny_sd_parts, [*evaluation, f"evaluate.batch={batch}"])
             assert [draw("0"), draw("0")] == [2 * batch, 0], "what is there is left alone"
         pipe = KosmosGPipeline.from_pretrained(export, decoder=str(tiny_sd_parts))
         pipe.set_progress_bar_config(disable=True)
         prompt = Prompt(orders[1].text)
-        noise = torch.Generator().manual_seed(3)  # picture 3 is the second of prompt 1
+        noise = torch.Generator().manual_seed(3)  # image 3 is the second of prompt 1
         alone = pipe(prompt, num_inference_steps=2, guidance_scale=7.5, generator=noise).images[0]
         for batch in (2, 3):
-            drawn = Image.open(picture_path(tmp_path / str(batch), 3))
+            drawn = Image.open(image_path(tmp_path / str(batch), 3))
             assert np.abs(np.asarray(drawn).astype(int) - np.asarray(alone).astype(int)).max() <= 2
 
     def test_a_batchs_noise_is_laid_out_as_published(
-        self, tmp_path: Path, orders: list[Order], export: Path, tiny_sd_parts: Path
+        self, tmp_path: Path, orders: list[GenerationRequest], export: Path, tiny_sd_parts: Path
     ) -> None:
-        """The original draws p0, p1, p2, p0, p1, p2 from one generator; we keep the pictures of a prompt together."""
-        save_orders(tmp_path / "store", orders)
+        """The original draws p0, p1, p2, p0, p1, p2 from one generator; we keep the images of a prompt together."""
+        save_requests(tmp_path / "store", orders)
         evaluation = ["evaluate.protocol=dreambench-kosmosg", "evaluate.size=16", "evaluate.pictures=2"]
         latents = painter(tmp_path / "store", export, tiny_sd_parts, evaluation)._noise(0, 3)["latents"]
         whole = torch.randn((6, 4, 8, 8), generator=torch.Generator().manual_seed(0))
         assert torch.equal(latents, whole[[0, 3, 1, 4, 2, 5]])
 
-    def test_folder_is_named_by_what_shapes_pictures(self, orders: list[Order], export: Path) -> None:
-        def key(*values: str, decoder: str = "world", ask: list[Order] = orders) -> str:
+    def test_folder_is_named_by_what_shapes_pictures(self, orders: list[GenerationRequest], export: Path) -> None:
+        def key(*values: str, decoder: str = "toyworld", ask: list[GenerationRequest] = orders) -> str:
             chosen = load("evaluate", "tiny", ["evaluate.protocol=dreambench-kosmosg", *values]).evaluate
-            return picture_key(export, decoder, ask, sampling_of(evaluate.settle(chosen)))
+            return image_key(export, decoder, ask, sampling_of(evaluate.settle(chosen)))
 
         changes = ["steps=3", "guidance=2.0", "seed=1", "batch=7", "solver=euler", "size=64", "pictures=1"]
         keys = {key(), key(decoder="other"), key(ask=orders[1:]), *(key(f"evaluate.{change}") for change in changes)}
@@ -112,7 +116,7 @@ def test_dreambench_from_photos_to_a_page(
     tmp_path: Path,
     tracking: str,
 ) -> None:
-    """On the thirty real photos, two pictures each; the first block was drawn before by a run that was stopped."""
+    """On the thirty real photos, two images each; the first block was drawn before by a run that was stopped."""
     photos = shared_data / "data" / "dreambench"
     given = settings(
         tmp_path,
@@ -128,10 +132,10 @@ def test_dreambench_from_photos_to_a_page(
     )
     experiment = load("evaluate", "tiny", given)
     cases = make_cases(photos, count=1)
-    orders = [Order(case.text, (case.photo,)) for case in cases]
+    orders = [GenerationRequest(case.text, (case.photo,)) for case in cases]
     store = tmp_path / "evaluate" / "pictures"
-    store /= picture_key(export, experiment.decoder, orders, sampling_of(evaluate.settle(experiment.evaluate)))
-    save_orders(store, orders)
+    store /= image_key(export, experiment.decoder, orders, sampling_of(evaluate.settle(experiment.evaluate)))
+    save_requests(store, orders)
     painter(store, export, tiny_sd_parts, given)("0")
     stamps = {path: path.stat().st_mtime_ns for path in store.rglob("*.png")}
     assert len(stamps) == 30
@@ -173,7 +177,7 @@ def test_dreambench_from_photos_to_a_page(
 def test_fid_from_captions_to_a_number(
     ray_cluster: None, export: Path, tiny_sd_parts: Path, tmp_path: Path, tracking: str
 ) -> None:
-    """Captions and images of one's own; the pictures were all drawn before."""
+    """Captions and images of one's own; the images were all drawn before."""
     data = tmp_path / "data"
     (data / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -193,10 +197,10 @@ def test_fid_from_captions_to_a_number(
         f"tracking.uri={tracking}",
     )
     experiment = load("evaluate", "tiny", given)
-    orders = [Order(f"a cat {number}") for number in range(3)]
+    orders = [GenerationRequest(f"a cat {number}") for number in range(3)]
     store = tmp_path / "evaluate" / "pictures"
-    store /= picture_key(export, experiment.decoder, orders, sampling_of(evaluate.settle(experiment.evaluate)))
-    save_orders(store, orders)
+    store /= image_key(export, experiment.decoder, orders, sampling_of(evaluate.settle(experiment.evaluate)))
+    save_requests(store, orders)
     draw = painter(store, export, tiny_sd_parts, given)
     assert [draw(str(block)) for block in range(3)] == [1, 1, 1]
 
@@ -205,35 +209,35 @@ def test_fid_from_captions_to_a_number(
     assert (row["pictures"], row["real"]) == (3, 3), "compared with the captions' own images, not with all four"
     assert row["fid"] > 0
     page = (folder / "report.html").read_text()
-    assert "3 pictures are too few" in page
+    assert "3 images are too few" in page
     assert "MetaQuery-XL" in page
     protocol = json.loads((folder / "protocol.json").read_text())
     assert "count 3 instead of 30000" in protocol["deviations"]
 
 
 def test_world_has_a_protocol_too(ray_cluster: None, tmp_path: Path, tracking: str) -> None:
-    """And its pictures are those that were drawn before there were protocols: case k has the noise of seed k."""
+    """And its images are those that were drawn before there were protocols: case k has the noise of seed k."""
     from kosmosg import KosmosGConfig
-    from kosmosg.foundation import world_folder
+    from kosmosg.toyworld.assets import toyworld_folder
 
     torch.manual_seed(0)
     processor = KosmosGProcessor.from_sentencepiece(
-        str(world_folder() / "sentencepiece.bpe.model"), image_size=32, num_image_tokens=16
+        str(toyworld_folder() / "sentencepiece.bpe.model"), image_size=32, num_image_tokens=16
     )
-    model = save_export(KosmosG(KosmosGConfig.world(processor.vocab_size)), processor, tmp_path / "export")
+    model = save_export(KosmosG(KosmosGConfig.toyworld(processor.vocab_size)), processor, tmp_path / "export")
     few = ["evaluate.cases=1", "evaluate.text_only=false", f"tracking.uri={tracking}"]
     experiment = load("evaluate", "tiny", [f"output={tmp_path}", f"evaluate.models={{one: {model}}}", *few])
     cases = evaluate.ask(experiment.evaluate, "image")
-    orders = [Order.of(case.prompt) for _, case in cases]
+    orders = [GenerationRequest.of(case.prompt) for _, case in cases]
     store = tmp_path / "evaluate" / "pictures"
-    store /= picture_key(model, "world", orders, sampling_of(evaluate.settle(experiment.evaluate)))
-    save_orders(store, orders)
-    assert painter(store, model, Path("world"), few)("0") == 3
-    pipe = KosmosGPipeline.from_pretrained(model, decoder="world")
+    store /= image_key(model, "toyworld", orders, sampling_of(evaluate.settle(experiment.evaluate)))
+    save_requests(store, orders)
+    assert painter(store, model, Path("toyworld"), few)("0") == 3
+    pipe = KosmosGPipeline.from_pretrained(model, decoder="toyworld")
     pipe.set_progress_bar_config(disable=True)
     noise = torch.Generator().manual_seed(1)
     alone = pipe(cases[1][1].prompt, num_inference_steps=4, guidance_scale=3.0, generator=noise).images[0]
-    drawn = np.asarray(Image.open(picture_path(store, 1)))
+    drawn = np.asarray(Image.open(image_path(store, 1)))
     assert np.abs(drawn.astype(int) - np.asarray(alone).astype(int)).max() <= 2
 
     folder = evaluate.run(experiment)

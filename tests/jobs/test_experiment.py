@@ -9,16 +9,16 @@ from typing import Any, cast
 import pytest
 import yaml
 
-from jobs.config import PRESETS, from_arguments, load, refuse_others, usage
 from jobs.demo import Road, walk
+from jobs.experiment import PRESETS, from_arguments, load, refuse_others, usage
 from kosmosg.errors import ConfigError
-from kosmosg_platform import engine
 from kosmosg_platform.config import to_yaml
-from kosmosg_platform.schedule import batch_plan, learning_rate
 from kosmosg_platform.tracking import Run
+from kosmosg_platform.training import engine
+from kosmosg_platform.training.lr_schedule import batch_plan, learning_rate
 
 STAGES = ("pretrain", "align", "instruct")
-NAMES = ("tiny", "minutes", "world", "gpu", "paper")
+NAMES = ("tiny", "minutes", "toyworld", "gpu", "paper")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -53,7 +53,7 @@ def test_the_paper_preset_holds_the_papers_numbers() -> None:
 
 
 def test_a_saved_experiment_is_a_preset(tmp_path: Path) -> None:
-    experiment = load("align", "world", ["train.seed=3", "output=/somewhere"])
+    experiment = load("align", "toyworld", ["train.seed=3", "output=/somewhere"])
     saved = tmp_path / "experiment.yaml"
     saved.write_text(to_yaml(experiment))
     assert load("align", str(saved)) == experiment
@@ -78,10 +78,10 @@ def test_presets_hold_no_key_twice() -> None:
 
 def test_words_on_the_command_line() -> None:
     assert from_arguments("align", []).model.init == "tiny"
-    assert from_arguments("align", ["world", "train.steps=3"]).train.steps == 3
+    assert from_arguments("align", ["toyworld", "train.steps=3"]).train.steps == 3
     assert from_arguments("align", ["train.steps=3"]).train.steps == 3
     with pytest.raises(ConfigError, match="give at most one preset"):
-        from_arguments("align", ["world", "paper"])
+        from_arguments("align", ["toyworld", "paper"])
     with pytest.raises(ConfigError, match="--workers: give at most one preset"):
         from_arguments("align", ["--workers"])
 
@@ -99,9 +99,9 @@ def test_help_names_every_section() -> None:
     [
         ("align", ["tiny", "train.stps=3"], "kosmosg align: train.stps: no such setting; did you mean train.steps?"),
         (
-            "proof",
+            "ablation",
             ["scale.workers=8"],
-            r"""kosmosg proof: scale.workers: .*'proof.settings=\["evaluate.steps=2", .*"scale.workers=8"\]'""",
+            r"""kosmosg ablation: scale.workers: .*'ablation.settings=\["evaluate.steps=2", .*"scale.workers=8"\]'""",
         ),
         ("demo", ["tiny", "train.seed=5"], r"kosmosg demo: train.seed: `demo` starts other jobs"),
         ("pretrain", ["tiny"], "kosmosg pretrain: data.composition: .* does not exist; run `kosmosg run build_dataset"),
@@ -116,7 +116,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(job: str, words: list[str], s
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("job", ["demo", "proof"])
+@pytest.mark.parametrize("job", ["demo", "ablation"])
 def test_the_example_of_a_job_of_jobs_is_not_refused(job: str) -> None:
     own = ("output", "tracking", job)
     example = next(line for line in usage(job, "", own).splitlines() if line.startswith("example: "))

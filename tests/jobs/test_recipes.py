@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from jobs import align, build_dataset, export, instruct, pretrain
-from jobs.config import Experiment, load
-from kosmosg.checkpoint import save_export
+from jobs.experiment import Experiment, load
+from kosmosg.checkpoint.export import save_export
 from kosmosg.errors import CheckpointError, ConfigError
-from kosmosg_platform.dataset import write_manifest, write_records
-from kosmosg_platform.feed import micro_batches
-from kosmosg_platform.launch import run_key
-from kosmosg_platform.sources import DataConfig, mixture
-from kosmosg_platform.storage import Layout, point
+from kosmosg_platform.datasets.dataset import write_manifest, write_records
+from kosmosg_platform.storage import RunPaths, point
 from kosmosg_platform.tracking import Run
-from kosmosg_platform.training import Job
+from kosmosg_platform.training.dataloader import micro_batches
+from kosmosg_platform.training.initial_model import DataConfig, find_mixture
+from kosmosg_platform.training.recipe import TrainRun
+from kosmosg_platform.training.trainer import run_key
 
 JOBS = {"pretrain": pretrain, "align": align, "instruct": instruct}
 
@@ -48,7 +48,7 @@ def write_captions(folder: Path, rows: int = 3) -> Path:
 def test_a_stage_learns_from_its_records(stage: str, output: Path) -> None:
     experiment = tiny(stage, output, "parent=new", "train.global_batch=8")
     recipe = JOBS[stage].recipe(experiment)
-    job = Job(recipe, experiment, "key", Run("", ""))
+    job = TrainRun(recipe, experiment, "key", Run("", ""))
     torch.manual_seed(1)
     module: Any = job.build_stage()
     again: Any = job.build_stage()
@@ -69,7 +69,7 @@ def test_a_stage_learns_from_its_records(stage: str, output: Path) -> None:
 
 def test_workers_share_the_batch_without_overlap(output: Path) -> None:
     experiment = tiny("instruct", output, "parent=new", "train.global_batch=8")
-    job = Job(instruct.recipe(experiment), experiment, "key", Run("", ""))
+    job = TrainRun(instruct.recipe(experiment), experiment, "key", Run("", ""))
     whole = next(micro_batches(job, 3, 8, 0, 1))["seed"].tolist()
     parts = [next(micro_batches(job, 3, 4, rank, 2))["seed"].tolist() for rank in range(2)]
     assert parts[0] + parts[1] == whole
@@ -77,15 +77,15 @@ def test_workers_share_the_batch_without_overlap(output: Path) -> None:
 
 
 def test_the_papers_mixture_of_what_is_there(output: Path, tmp_path: Path) -> None:
-    layout = Layout(output)
-    assert mixture("instruct", DataConfig(), layout).weights == {"composition": 2, "edit": 2, "t2i": 1}
+    layout = RunPaths(output)
+    assert find_mixture("instruct", DataConfig(), layout).weights == {"composition": 2, "edit": 2, "t2i": 1}
     captions = write_captions(tmp_path / "captions")
-    # captions without pictures serve where words are enough, and nowhere else
-    mixed = mixture("pretrain", DataConfig(captions=captions), layout)
+    # captions without images serve where words are enough, and nowhere else
+    mixed = find_mixture("pretrain", DataConfig(captions=captions), layout)
     assert mixed.folders["text"] == captions
     assert mixed.folders["caption"] == layout.dataset("composition")
-    assert mixture("align", DataConfig(captions=captions), layout).folders == {"caption": captions}
-    only = mixture("instruct", DataConfig(weights={"t2i": 1, "edit": 0}), layout)
+    assert find_mixture("align", DataConfig(captions=captions), layout).folders == {"caption": captions}
+    only = find_mixture("instruct", DataConfig(weights={"t2i": 1, "edit": 0}), layout)
     assert dict(only.weights) == {"t2i": 1}
     assert only.folders == {"t2i": layout.dataset("composition")}
 
@@ -140,7 +140,7 @@ def test_what_makes_two_runs_the_same(output: Path, tmp_path: Path) -> None:
         "align.reconstruction=0.5",
         "data.empty_captions=0.5",
         f"data.captions={captions}",
-        "model.init=world",
+        "model.init=toyworld",
     ):
         assert key(what) != same, what
 

@@ -1,4 +1,4 @@
-"""Whatever is done to the bytes of a picture, it opens or it is refused as an `ImageError`; nothing else comes out."""
+"""Whatever is done to the bytes of an image, it opens or it is refused as an `ImageError`; nothing else comes out."""
 
 import io
 import random

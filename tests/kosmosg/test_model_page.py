@@ -16,8 +16,8 @@ from PIL import Image
 from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration
 
 from kosmosg import KosmosGConfig, KosmosGProcessor
-from kosmosg.checkpoint import parameter_shapes
-from kosmosg.layouts import REFERENCE_NAMES, rename
+from kosmosg.checkpoint.export import parameter_shapes
+from kosmosg.convert.key_mapping import REFERENCE_NAMES, rename
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "model.md").read_text()
@@ -62,8 +62,8 @@ def desk(tmp_path: Path, tiny_sd_parts: Path, tiny_sentencepiece: Path, monkeypa
 @pytest.mark.slow
 def test_the_page_works(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     typer_testing = pytest.importorskip("typer.testing", reason="the command line belongs to the extra `platform`")
-    from jobs.config import load
-    from kosmosg_platform.cli import app
+    from jobs.experiment import load
+    from kosmosg_platform.cli.main import app
 
     assert [kind for kind, _ in BLOCKS] == ["bash", "python", "bash", "python", "python"]
     for kind, code in BLOCKS:

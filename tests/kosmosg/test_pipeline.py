@@ -26,9 +26,9 @@ from kosmosg import (
     Prompt,
     PromptError,
 )
-from kosmosg.checkpoint import save_export
-from kosmosg.foundation import world_folder
-from kosmosg.schedulers import SCHEDULERS, make_scheduler
+from kosmosg.checkpoint.export import save_export
+from kosmosg.diffusion.schedulers import SCHEDULERS, make_scheduler
+from kosmosg.toyworld.assets import toyworld_folder
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 40), "blue")
 PROMPT = Prompt("<i> in the style of <i>", images=[RED, BLUE])
@@ -329,9 +329,9 @@ def test_a_decoders_safety_checker_stays_at_work(
 
 def test_the_world_decoder_by_its_name() -> None:
     processor = KosmosGProcessor.from_sentencepiece(
-        world_folder() / "sentencepiece.bpe.model", image_size=32, num_image_tokens=16, max_length=254
+        toyworld_folder() / "sentencepiece.bpe.model", image_size=32, num_image_tokens=16, max_length=254
     )
-    pipe = KosmosGPipeline(KosmosG(KosmosGConfig.world(processor.vocab_size)), processor, decoder="world")
+    pipe = KosmosGPipeline(KosmosG(KosmosGConfig.toyworld(processor.vocab_size)), processor, decoder="toyworld")
     pipe.set_progress_bar_config(disable=True)
     assert (pipe.config.default_steps, pipe.config.default_guidance) == (20, 3.0)
     assert pipe.scheduler.config.final_sigmas_type == "zero"  # as it was saved, not as the published runs had it

@@ -115,7 +115,7 @@ def test_images_come_as_a_list(images: object) -> None:
 
 
 def test_a_str_among_the_images_is_not_taken_for_text() -> None:
-    """The name of a file would else be read as words, and the picture in it never."""
+    """The name of a file would else be read as words, and the image in it never."""
     with pytest.raises(ImageError, match=r"image 2 of 2 is the str 'cat\.png'; a path is a pathlib\.Path"):
         Prompt("<i> and <i>", [RED, "cat.png"])
 
@@ -151,7 +151,7 @@ def test_wrong_parts(parts: object, said: str) -> None:
         ({"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}, "not fetched here"),
         ({"type": "image_url", "image_url": {"url": "data:image/png,abc"}}, "not a base64 data URL"),
         ({"type": "image_url", "image_url": {"url": "data:image/png;base64,@@@"}}, "not valid base64"),
-        ({"type": "image_url", "image_url": {"url": data_url(b"hello")}}, "not a picture"),
+        ({"type": "image_url", "image_url": {"url": data_url(b"hello")}}, "not an image"),
         ({"type": "audio", "audio": "x"}, "type 'audio' is not understood"),
         ({"type": "text"}, "type 'text' is not understood"),
         ("text", "type None is not understood"),

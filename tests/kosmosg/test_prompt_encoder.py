@@ -10,8 +10,8 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 
 from kosmosg import CheckpointError, KosmosG, KosmosGProcessor, Prompt, PromptError
-from kosmosg.aligner import AlignerNet
-from kosmosg.encoder import PromptEncoder
+from kosmosg.conditioners.alignernet import AlignerNet
+from kosmosg.prompt_encoder import PromptEncoder
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 40), "blue")
 PROMPT = Prompt("<i> in the style of <i>", images=[RED, BLUE])
@@ -67,7 +67,7 @@ def test_changed_weights_are_noticed(tiny_model: KosmosG, tiny_processor: Kosmos
     after = encoder(["a cat"])
     assert distance(before.positive, after.positive) > 1e-4
     assert distance(before.negative, after.negative) > 1e-4
-    encoder.model.train()  # pictures drawn during training hear no dropout and leave the mode as it was
+    encoder.model.train()  # images drawn during training hear no dropout and leave the mode as it was
     assert distance(encoder(["a dog"]).positive, encoder(["a dog"]).positive) == 0
     encoder.clear()
     assert distance(encoder(["a cat"]).positive, after.positive) < 1e-6

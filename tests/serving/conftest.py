@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kosmosg import KosmosG, KosmosGProcessor
-from kosmosg.checkpoint import save_export
+from kosmosg.checkpoint.export import save_export
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from PIL import Image
 from ray import serve
 
 from kosmosg import KosmosGPipeline, Prompt
-from kosmosg_platform.endpoint import Client, EndpointError, Generated, serving
+from kosmosg_platform.inference.client import Client, EndpointError, Generated, serving
 
 pytestmark = pytest.mark.slow
 
@@ -161,7 +161,7 @@ def test_a_stream_shows_the_picture_growing(client: Client) -> None:
     events = list(client.stream(INTERLEAVED, seed=3, steps=6, n=2, partial_images=2))
     names = [name for name, _ in events]
     assert names.count("progress") == 6
-    assert names.count("partial_image") == 4, "two of each picture"
+    assert names.count("partial_image") == 4, "two of each image"
     assert names[-1] == "completed"
     assert [data["step"] for name, data in events if name == "progress"] == list(range(1, 7))
     partial = next(data for name, data in events if name == "partial_image")
@@ -176,7 +176,7 @@ def test_formats_sizes_and_seeds(client: Client) -> None:
         picture = Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"])))
         assert (picture.format, picture.size) == (kind.upper(), (48, 32))
     one, two = client.generate(Prompt("a cat")), client.generate(Prompt("a cat"))
-    assert one.seeds != two.seeds, "without a seed every picture is another"
+    assert one.seeds != two.seeds, "without a seed every image is another"
     again = client.generate(Prompt("a cat"), seed=one.seeds[0])
     assert np.array_equal(pixels(one.pictures[0]), pixels(again.pictures[0]))
 
@@ -211,7 +211,7 @@ def test_models_tell_what_may_be_asked(client: Client) -> None:
     ("body", "status", "param", "message"),
     [
         ({"sed": 1}, 422, "sed", "sed: there is no such field"),
-        ({"n": 9}, 422, "n", "n: 9 pictures asked for, the limit is 4"),
+        ({"n": 9}, 422, "n", "n: 9 images asked for, the limit is 4"),
         ({"steps": 101}, 422, "steps", "the limit is 100"),
         ({"steps": 0}, 422, "steps", "greater than or equal to 1"),
         ({"size": "33x32"}, 422, "size", "33 of 33x32 is not a multiple of 4"),

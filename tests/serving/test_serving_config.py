@@ -8,7 +8,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from kosmosg.errors import ConfigError
-from kosmosg.foundation import world_model
+from kosmosg.toyworld.assets import toyworld_model
 from kosmosg_platform.config import validate
 from serving.config import PRESETS, ServingConfig, load
 
@@ -18,7 +18,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "serving.md"
 @pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
 def test_presets_resolve(preset: str) -> None:
     config = load(preset)
-    assert config.decoder == "world"
+    assert config.decoder == "toyworld"
     assert config.defaults.steps <= config.limits.steps
 
 
@@ -43,8 +43,8 @@ def test_without_a_model_it_says_where_it_looked(tmp_path: Path) -> None:
 
 
 def test_the_small_world_is_served_from_what_ships(tmp_path: Path) -> None:
-    assert load("world", [f"output={tmp_path}"]).folder == world_model()
-    assert load("world", ["model=world:align"]).folder == world_model("align")
+    assert load("toyworld", [f"output={tmp_path}"]).folder == toyworld_model()
+    assert load("toyworld", ["model=toyworld:align"]).folder == toyworld_model("align")
 
 
 def test_the_cluster_file_of_the_documentation_is_one() -> None:

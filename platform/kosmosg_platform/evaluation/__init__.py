@@ -1,5 +1,4 @@
-"""Judging models at scale: pictures drawn in blocks by Ray actors, features measured in blocks, tables and pages.
+"""Benchmarks from a data folder to numbers: what is asked, generated, measured and compared.
 
-`blocks` spreads work that is known by name, `painting` and `measuring` do it, `benchmark` and `scoreboard` are
-DreamBench and COCO from a data folder to a page. What is measured is said in `kosmosg.eval`.
+Images and features come from `kosmosg_platform.inference`; what is measured is defined in `kosmosg.eval`.
 """

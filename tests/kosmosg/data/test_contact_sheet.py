@@ -4,24 +4,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kosmosg.data.annotate.apply import apply
-from kosmosg.data.annotate.world import WorldCaptioner, WorldEntityFinder, WorldSegmenter
-from kosmosg.data.compose import ComposeOptions, compose
-from kosmosg.data.readers import Ready
-from kosmosg.data.readers.world import EditReader, SceneReader
-from kosmosg.data.schema import CompositionRecord
-from kosmosg.data.sheet import CELL, contact_sheet, spread
+from kosmosg.data.annotators.apply import apply
+from kosmosg.data.composition import ComposeOptions, compose
+from kosmosg.data.contact_sheet import CELL, contact_sheet, spread
+from kosmosg.data.records import CompositionRecord
+from kosmosg.data.sources.base import ReadyRow
 from kosmosg.errors import DataError
+from kosmosg.toyworld.annotators import ToyworldCaptioner, ToyworldEntityFinder, ToyworldSegmenter
+from kosmosg.toyworld.source import EditReader, SceneReader
 
 
 def composition_records(count: int) -> list[CompositionRecord]:
     reader = SceneReader(count)
     samples = [row for work in reader.plan(None) for row in reader.read(work)]
-    for sample, text in zip(samples, apply(WorldCaptioner(), samples, 100), strict=True):
+    for sample, text in zip(samples, apply(ToyworldCaptioner(), samples, 100), strict=True):
         sample.caption = text
-    for sample, found in zip(samples, WorldEntityFinder()(samples), strict=True):
+    for sample, found in zip(samples, ToyworldEntityFinder()(samples), strict=True):
         sample.spans = found.spans
-    for sample, cuts in zip(samples, WorldSegmenter()(samples), strict=True):
+    for sample, cuts in zip(samples, ToyworldSegmenter()(samples), strict=True):
         sample.cuts = cuts
     names = {"captioner": "c", "entity_finder": "e", "segmenter": "s"}
     return [compose(sample, ComposeOptions(), names) for sample in samples]
@@ -40,14 +40,14 @@ def test_every_picture_is_on_the_sheet() -> None:
 
 def test_edits_show_before_and_after() -> None:
     reader = EditReader(4)
-    records = [row.record for work in reader.plan(None) for row in reader.read(work) if isinstance(row, Ready)]
+    records = [row.record for work in reader.plan(None) for row in reader.read(work) if isinstance(row, ReadyRow)]
     sheet = contact_sheet(records, "edit", columns=2)
     assert isinstance(sheet, Image.Image)
     assert sheet.width > 4 * CELL
 
 
 def test_what_has_no_pictures_has_no_sheet() -> None:
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         contact_sheet([{"id": "a", "text": "b"}], "caption")
     with pytest.raises(DataError, match="at least one"):
         contact_sheet([], "edit")

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from kosmosg.config import KosmosGConfig
-from kosmosg.data.encoding import encode_image, encode_mask
-from kosmosg.decoder import FrozenDecoder
+from kosmosg.data.image_bytes import encode_image, encode_mask
+from kosmosg.diffusion.decoder import FrozenDecoder
 from kosmosg.model import KosmosG
 from kosmosg.processor import KosmosGProcessor
 

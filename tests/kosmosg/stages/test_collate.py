@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from kosmosg.data.collate import AlignCollate, InstructCollate, PretrainCollate, fit, target_pixels
-from kosmosg.data.encoding import encode_image
-from kosmosg.data.interleave import IGNORED, PretrainTemplates
+from kosmosg.data.collate.base import AlignCollate, InstructCollate, PretrainCollate, fit, target_pixels
+from kosmosg.data.image_bytes import encode_image
+from kosmosg.data.templates.pretrain import IGNORED, PretrainTemplates
 from kosmosg.errors import ConfigError, DataError
 from kosmosg.processor import KosmosGProcessor
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from kosmosg.aligner import AlignerDecoder, AlignerNet
+from kosmosg.conditioners.alignernet import AlignerDecoder, AlignerNet
 from kosmosg.config import KosmosGConfig
-from kosmosg.data.collate import AlignCollate
+from kosmosg.data.collate.base import AlignCollate
 from kosmosg.errors import ConfigError
 from kosmosg.processor import KosmosGProcessor
 from kosmosg.stages import Stage

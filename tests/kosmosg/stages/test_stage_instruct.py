@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from kosmosg.data.collate import InstructCollate
-from kosmosg.decoder import FrozenDecoder
+from kosmosg.data.collate.base import InstructCollate
+from kosmosg.diffusion.decoder import FrozenDecoder
 from kosmosg.errors import ConfigError
 from kosmosg.processor import KosmosGProcessor
 from kosmosg.stages import Stage
@@ -34,7 +34,7 @@ def new_stage(new_model: Any, decoder: FrozenDecoder, processor: KosmosGProcesso
 
 
 def part(batch: Batch, rows: list[int], slots_per_image: int) -> Batch:
-    """Some rows of a batch, with their pictures."""
+    """Some rows of a batch, with their images."""
     images = (batch["image_embeds_position_mask"].sum(dim=1) // slots_per_image).tolist()
     starts = [sum(images[:row]) for row in range(len(images))]
     kept = [start for row in rows for start in range(starts[row], starts[row] + images[row])]

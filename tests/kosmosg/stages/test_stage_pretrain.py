@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from kosmosg.data.collate import PretrainCollate
-from kosmosg.data.interleave import IGNORED
+from kosmosg.data.collate.base import PretrainCollate
+from kosmosg.data.templates.pretrain import IGNORED
 from kosmosg.errors import ConfigError
 from kosmosg.processor import KosmosGProcessor
 from kosmosg.stages import Stage

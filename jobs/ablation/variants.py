@@ -1,0 +1,62 @@
+"""What `ablation` compares: the recipe, and variants that differ in one thing from it or from another variant.
+
+Every variant is a stage 3 with the same data, steps and seed; `parent` is the stage whose model it starts from.
+Settings are those of the command line: `kosmosg run instruct toyworld parent=toyworld:align SETTING` trains one alone.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kosmosg.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table of ablations."""
+
+    name: str
+    changed: str
+    """What differs from the recipe, for people."""
+    parent: Literal["align", "pretrain", "new"] = "align"
+    settings: tuple[str, ...] = ()
+    against: str = "recipe"
+    """The row that it differs from in this one thing."""
+
+
+REFERENCE = Variant("recipe", "nothing: align, then instruct; language model at a tenth of the rate")
+
+ABLATIONS = (
+    Variant("no stage 2", "starts from stage 1, its AlignerNet new", "pretrain"),
+    Variant(
+        "linear",
+        "no stage 2, and one projection for AlignerNet: the U-Net sees four times as many vectors, one for each token",
+        "pretrain",
+        ("model.aligner=linear",),
+        against="no stage 2",
+    ),
+    Variant(
+        "mlp", "no stage 2, and GlueGen's MLP for AlignerNet", "pretrain", ("model.aligner=mlp",), against="no stage 2"
+    ),
+    Variant(
+        "end to end",
+        "neither stage 1 nor 2: starts from scratch, so all of it learns at the full rate",
+        "new",
+        ("model.init=toyworld", "model.vision=toyworld", "train.rates={model.mllm: 1.0}"),
+    ),
+    Variant(
+        "frozen", "language model and eyes frozen, only AlignerNet learns", settings=("train.rates={model.mllm: 0.0}",)
+    ),
+    Variant("words stay", "entity words are never dropped", settings=("templates.instruct.drop_entity_text=0.0",)),
+    Variant("no cut-outs", "crops always keep their background", settings=("templates.instruct.mask_background=0.0",)),
+)
+
+
+def chosen(names: tuple[str, ...]) -> list[Variant]:
+    """The variants of these names, all for none of them, nothing for `none`. Raises ConfigError for an unknown one."""
+    if names == ("none",):
+        return []
+    known = {variant.name: variant for variant in ABLATIONS}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigError(f"ablation.ablations: there is no {unknown[0]!r}; choose from {', '.join(known)}, or none")
+    return [known[name] for name in names] if names else list(ABLATIONS)

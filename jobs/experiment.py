@@ -1,0 +1,286 @@
+"""The whole of a run as one value, and the door through which every job starts.
+
+`Experiment` only gathers: each section class lives beside what it configures. A job module is a docstring, a function
+`run(experiment)` and two lines:
+
+    if __name__ == "__main__":
+        main("pretrain", run)
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from kosmosg.data.templates.instruct import InstructTemplates
+from kosmosg.data.templates.pretrain import PretrainTemplates
+from kosmosg.errors import ConfigError, KosmosGError
+from kosmosg.stages.align import AlignObjective
+from kosmosg.stages.instruct import InstructObjective
+from kosmosg.stages.pretrain import PretrainObjective
+from kosmosg.toyworld.assets import ToyworldBuildConfig
+from kosmosg.toyworld.scene import EDIT_KINDS, EditKind
+from kosmosg_platform.config import Section, describe, resolve
+from kosmosg_platform.console import quiet_libraries
+from kosmosg_platform.datasets.annotation import BuildConfig
+from kosmosg_platform.training.initial_model import DataConfig, ModelConfig, absolute
+from kosmosg_platform.training.recipe import TrainingExperiment
+
+PRESETS = Path(__file__).parent / "presets"
+DEFAULT_PRESET = "tiny"
+
+
+class ToyworldConfig(Section):
+    """How much of the procedural world `build_dataset world` draws."""
+
+    scenes: int = Field(default=8000, ge=1)
+    """Composition records."""
+    edits: int = Field(default=3000, ge=0)
+    """Edit records (before, instruction, after)."""
+    edit_kinds: tuple[EditKind, ...] = Field(default=EDIT_KINDS, min_length=1)
+    """What an edit changes, one of these for each; one that stands here twice is twice as frequent."""
+    questions: int = Field(default=3000, ge=0)
+    """Caption records that ask about an image and answer, for stage 1."""
+    seed: int = 0
+    """Seed of all scenes; the same seed gives the same records."""
+
+
+class TemplatesConfig(Section):
+    """The random choices by which records become training samples."""
+
+    pretrain: PretrainTemplates = PretrainTemplates()
+    instruct: InstructTemplates = InstructTemplates()
+
+
+class DemoConfig(Section):
+    """What `demo` runs."""
+
+    preset: str = "toyworld"
+    """Preset of the demo's jobs."""
+    endpoint: str = "toyworld"
+    """Preset of the demo's endpoint (serving/presets)."""
+    settings: tuple[str, ...] = ()
+    """Further key=value for all of the demo's jobs."""
+
+
+class EvaluateConfig(Section):
+    """What `evaluate` measures. Null settings are those of the protocol; changing one changes its id."""
+
+    protocol: str = "toyworld"
+    """`toyworld`, `dreambench-kosmosg`, `dreambench`, `coco-kosmosg`, `coco-clean` or `coco-metaquery`."""
+    models: dict[str, Path] = Field(default_factory=dict)
+    """Export folders to judge, by their name in table and sheet; empty takes the furthest stage under `output`."""
+    data: Path | None = None
+    """Folder of DreamBench's subjects, of COCO, or of captions and images; the toy world needs none."""
+    weights: dict[str, str] = Field(default_factory=dict)
+    """Where feature networks are, if not on the Hub: dino, clip (folders), inception (file)."""
+    subjects: tuple[str, ...] = ()
+    """Only these subjects of DreamBench; empty takes all 30."""
+    prompts: int | None = Field(default=None, ge=1)
+    """Prompts of each subject (the first ones), or captions."""
+    pictures: int | None = Field(default=None, ge=1)
+    """Images of each prompt."""
+    size: int | None = Field(default=None, ge=8)
+    """Pixels a side of what is drawn."""
+    cases: int = Field(default=32, ge=1)
+    """World: prompts of each kind (one, two and three entities), all with held-out subjects."""
+    style: Literal["class", "image"] = "image"
+    """World: `image` asks for "<i> and <i> at sea", `class` for "a ball <i> and a cat <i> at sea"."""
+    text_only: bool = True
+    """World: also ask the last model in plain words, without images: what it would draw if it did not look."""
+    solver: str | None = None
+    """Sampler (kosmosg/diffusion/schedulers.py)."""
+    steps: int | None = Field(default=None, ge=1)
+    """Denoising steps of an image."""
+    guidance: float | None = Field(default=None, ge=0)
+    """Classifier-free guidance."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of prompts and noise."""
+    batch: int | None = Field(default=None, ge=1)
+    """Prompts drawn together."""
+    rows: int = Field(default=12, ge=1)
+    """Rows of the contact sheet: the first prompts of each kind in turn."""
+
+
+class AblationConfig(Section):
+    """What `ablation` trains and how it judges."""
+
+    preset: str = "toyworld"
+    """Preset of its trainings."""
+    start: Literal["shipped", "nothing"] = "shipped"
+    """Where stage 3 starts: from the stages 1 and 2 that ship, or from new ones, trained here first."""
+    finished: tuple[str, ...] = ()
+    """Exports that count as further seeds of the whole recipe, such as `toyworld:instruct`."""
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Seeds of stage 3 of the whole recipe."""
+    steps: int | None = Field(default=None, ge=1)
+    """Steps of the whole recipe's stage 3; null takes the preset's."""
+    second_part: tuple[str, ...] = ()
+    """Settings of a second run of stage 3, which resumes from the model of the first; empty for none. Variants have
+    the first part only."""
+    ablations: tuple[str, ...] = ()
+    """Which variants of jobs/ablation/variants.py are trained as well; empty trains all, `none` none."""
+    ablation_steps: int = Field(default=800, ge=1)
+    """Steps of each variant's stage 3, the unchanged recipe among them."""
+    ablation_seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Seeds of each variant."""
+    cases: int = Field(default=192, ge=2)
+    """Prompts of each kind (one, two, three entities, edits) for the whole recipe."""
+    ablation_cases: int = Field(default=96, ge=2)
+    """Prompts of each kind for the variants."""
+    guidances: tuple[float, ...] = Field(default=(1.5, 3.0, 5.0), min_length=1)
+    """Strengths of guidance that are tried, on subjects of the training set; the best is used for everything."""
+    validation_cases: int = Field(default=48, ge=2)
+    """Prompts of each kind for that."""
+    rows: int = Field(default=12, ge=1)
+    """Rows of each contact sheet: the first prompts of each kind in turn."""
+    settings: tuple[str, ...] = ()
+    """Further key=value for all of the ablation study's jobs."""
+
+
+class GenerateConfig(Section):
+    """What `generate` draws: the prompts of a file (`source`), or one prompt."""
+
+    model: Path | None = None
+    """Export or pipeline folder; null takes the furthest stage under `output`."""
+    prompt: str = ""
+    """The prompt when there is no `source`; `<i>` marks the place of each image."""
+    images: tuple[Path, ...] = ()
+    """Its image files, in the order of their places."""
+    n: int = Field(default=1, ge=1)
+    """Images of each prompt."""
+    steps: int | None = Field(default=None, ge=1)
+    """Denoising steps; null takes the decoder's usual number."""
+    guidance: float | None = Field(default=None, ge=0)
+    """Classifier-free guidance; null takes the decoder's usual strength."""
+    negative: str | None = None
+    """What not to draw."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the noise. Image i of prompt k has the seed that its line gives, or this + k * n, plus i."""
+    batch: int = Field(default=8, ge=1)
+    """Prompts that are drawn together."""
+
+
+class Experiment(TrainingExperiment):
+    """One run. Order of precedence: these defaults < preset < the preset's `jobs.<job>` < key=value."""
+
+    source: str | None = None
+    """What `build_dataset` reads (a folder or a file), the prompts that `generate` draws (.jsonl), or the run folder
+    that `export` takes."""
+    dest: Path | None = None
+    """Where `build_dataset`, `generate` and `export` write; null means under `output`."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use at most this many source items; null means all."""
+    parent: str | None = None
+    """Export folder (or `toyworld:STAGE`, which ships) that a stage starts from; null takes the newest of the previous
+    stage under `output`, `new` makes a new model as `pretrain` does."""
+    decoder: str = "toyworld"
+    """The frozen decoder: `toyworld`, or a folder or hub id of a Stable Diffusion pipeline."""
+
+    @field_validator("decoder")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        return absolute(value)
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    templates: TemplatesConfig = TemplatesConfig()
+    pretrain: PretrainObjective = PretrainObjective()
+    align: AlignObjective = AlignObjective()
+    instruct: InstructObjective = InstructObjective()
+    toyworld: ToyworldConfig = ToyworldConfig()
+    build: BuildConfig = BuildConfig()
+    toyworld_build: ToyworldBuildConfig = ToyworldBuildConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    generate: GenerateConfig = GenerateConfig()
+    ablation: AblationConfig = AblationConfig()
+    demo: DemoConfig = DemoConfig()
+
+
+def load(job: str, preset: str = DEFAULT_PRESET, overrides: Sequence[str] = ()) -> Experiment:
+    """The resolved experiment of one job. Raises ConfigError."""
+    return resolve(Experiment, preset, job, overrides, PRESETS)
+
+
+def main(
+    job: str,
+    run: Callable[[Experiment], Any],
+    arguments: Sequence[str] | None = None,
+    own: tuple[str, ...] = (),
+) -> None:
+    """Entry of `python -m jobs.JOB [PRESET] [key=value ...] [--help]`; ends the process.
+
+    A job that is made of other jobs names its `own` sections; what is set beside them would change nothing, and is
+    refused.
+
+    Exit codes: 0 done, 2 a mistake of the user (one sentence on standard error), 130 stopped from the keyboard.
+    Anything else that goes wrong keeps its traceback.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    module = import_module(f"jobs.{job}")
+    # `python -m` names the module __main__; Ray workers must find the job's classes under their real name.
+    run = getattr(module, run.__name__)
+    if any(argument in ("-h", "--help") for argument in given):
+        print(usage(job, module.__doc__ or "", own))
+        sys.exit(0)
+    quiet_libraries()
+    try:
+        experiment = from_arguments(job, given)
+        if own:
+            refuse_others(job, own, given, getattr(experiment, job).settings)
+        run(experiment)
+    except KosmosGError as error:
+        print(f"kosmosg {job}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"kosmosg {job}: stopped; the same command resumes from here", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def refuse_others(job: str, own: Sequence[str], arguments: Sequence[str], settings: Sequence[str]) -> None:
+    """Raise ConfigError for a key=value outside the sections that a job of jobs reads itself.
+
+    `settings` are those that its jobs get already: the key that would replace them is named with them.
+    """
+    for argument in arguments:
+        key = argument.partition("=")[0]
+        if "=" in argument and key.partition(".")[0] not in own:
+            wanted = json.dumps([*settings, argument], ensure_ascii=False)
+            raise ConfigError(
+                f"{key}: `{job}` starts other jobs, with the settings of {job}.preset, and reads itself only "
+                f"{', '.join(own)}; for all of its jobs: '{job}.settings={wanted}'"
+            )
+
+
+def from_arguments(job: str, arguments: Sequence[str]) -> Experiment:
+    """`["toyworld", "train.steps=10"]` as an experiment; without a preset the default one is used."""
+    presets = [argument for argument in arguments if "=" not in argument]
+    if len(presets) > 1 or any(argument.startswith("-") for argument in presets):
+        raise ConfigError(f"{' '.join(presets)}: give at most one preset, then key=value; see --help")
+    overrides = [argument for argument in arguments if "=" in argument]
+    return load(job, presets[0] if presets else DEFAULT_PRESET, overrides)
+
+
+def usage(job: str, text: str, own: Sequence[str] = ()) -> str:
+    """The help page of a job: what it does, an example, presets, every key with its default."""
+    example = f"kosmosg run {job} {DEFAULT_PRESET} output=/tmp/try" + ("" if own else " train.seed=1")
+    presets = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+    rows = [f"  {path} = {default}\n      {help_}" for path, default, help_ in describe(Experiment)]
+    return "\n".join(
+        [
+            f"usage: kosmosg run {job} [PRESET] [key=value ...]",
+            "",
+            text.strip(),
+            "",
+            f"example: {example}",
+            f"presets: {presets}; or the path of a YAML file, such as a saved experiment.yaml",
+            "",
+            "keys:",
+            *rows,
+        ]
+    )

@@ -1,0 +1,103 @@
+"""Train the frozen decoder of the toy world from scratch: VAE, CLIP and recogniser side by side, then the U-Net.
+
+    kosmosg run toyworld toyworld                               # three quarters of an hour on two free cores
+    kosmosg run toyworld toyworld dest=kosmosg/assets/toyworld     # replaces the weights that ship with the package
+    kosmosg run toyworld tiny toyworld_build.effort=0.01     # minutes; shows that everything runs, draws nothing yet
+
+Leaves a folder in the diffusers layout (default <output>/toyworld/decoder) with a model card and scores.json; use it
+with decoder=FOLDER. Stopped at any moment, the same command goes on. Says which bars of the gate are missed: stage 3
+is not worth starting before class and pattern reach 0.9 and background 0.95 with perfect words.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jobs.experiment import Experiment, main
+from kosmosg.toyworld.acceptance import Scores, shortfalls
+from kosmosg.toyworld.build import FITS, INDEPENDENT, assemble, scaled, train_part
+from kosmosg_platform.cluster.session import connect
+from kosmosg_platform.config import digest
+from kosmosg_platform.console import echo
+from kosmosg_platform.storage import RunPaths
+from kosmosg_platform.tracking import Run
+
+_REPORT_SECONDS = 10.0
+
+
+def run(experiment: Experiment) -> Path:
+    """Train what is not trained yet and put it together; gives the folder of the decoder."""
+    settings = experiment.toyworld_build
+    work = RunPaths(experiment.output).job("toyworld")
+    destination = experiment.dest or work / "toyworld"
+    with connect(experiment):
+        train(INDEPENDENT, work, experiment)
+        train(("unet",), work, experiment)
+    scores = assemble(work, destination, settings.scenes, report=echo)
+    track(experiment, work, destination, scores)
+    for line in shortfalls(scores):
+        echo(f"toyworld: {line}")
+    print(destination, flush=True)
+    return destination
+
+
+def train(parts: tuple[str, ...], work: Path, experiment: Experiment) -> None:
+    """Train parts as Ray tasks of one core each and tell their progress."""
+    import ray
+
+    task = ray.remote(num_cpus=1)(_train_alone)
+    shown = {name: _lines(work, name) for name in parts}
+    waiting = [
+        task.remote(name, work, experiment.toyworld_build.effort, experiment.toyworld_build.seed) for name in parts
+    ]
+    while waiting:
+        done, waiting = ray.wait(waiting, timeout=_REPORT_SECONDS)
+        ray.get(done)  # a part that failed ends the job here, with its own traceback
+        for name in parts:
+            lines = _lines(work, name)
+            if len(lines) > len(shown[name]):
+                echo(_sentence(name, json.loads(lines[-1])))
+            shown[name] = lines
+
+
+def track(experiment: Experiment, work: Path, destination: Path, scores: Scores) -> None:
+    """Curves of every part, scores and the model card as one MLflow run."""
+    settings = asdict(experiment.toyworld_build)
+    run = Run.open(
+        experiment.tracking,
+        RunPaths(experiment.output),
+        "toyworld",
+        key=digest({"settings": settings}),
+        params=settings,
+    )
+    for name in FITS:
+        for line in map(json.loads, _lines(work, name)):
+            run.log_metrics({f"{name}/{key}": value for key, value in line.items() if key != "step"}, step=line["step"])
+    for row, values in scores.items():
+        run.log_metrics({f"gate/{row}/{key}": value for key, value in values.items()}, step=0)
+    for file in ("README.md", "scores.json"):
+        run.log_file(destination / file)
+    run.close()
+
+
+def _train_alone(name: str, work: Path, effort: float, seed: int) -> dict[str, Any]:
+    import torch
+
+    torch.set_num_threads(1)  # parts share the machine; more threads than cores would slow all of them
+    return train_part(name, work, scaled(name, effort, seed))
+
+
+def _lines(work: Path, name: str) -> list[str]:
+    log = work / name / "log.jsonl"
+    return log.read_text().splitlines() if log.is_file() else []
+
+
+def _sentence(name: str, line: dict[str, float]) -> str:
+    rest = {key: value for key, value in line.items() if key not in ("step", "seconds", "lr")}
+    numbers = "  ".join(f"{key} {value:.3f}" for key, value in rest.items())
+    return f"toyworld: {name}: step {line['step']:.0f}  {numbers}  {line['seconds']:.0f} s"
+
+
+if __name__ == "__main__":
+    main("toyworld", run)

@@ -1,0 +1,3 @@
+"""Checkpoint folders: `export` writes and reads ours, `state_dict` reads the weight files of others without running
+code.
+"""

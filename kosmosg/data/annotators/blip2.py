@@ -1,0 +1,37 @@
+"""Captions by BLIP-2 (the original used `Salesforce/blip2-opt-2.7b`, greedy, at most 20 new tokens, no prompt)."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import Blip2ForConditionalGeneration, Blip2Processor
+
+from kosmosg.data.annotators.base import Rejection, Sample
+from kosmosg.data.annotators.pretrained import AUTO, Loading, load_pretrained
+
+
+class Blip2Captioner:
+    """One greedy caption for every image, so a dataset can be built twice with the same words.
+
+    Args:
+        model: hub id or local folder of any BLIP-2 with a language model.
+        loading: device and dtype.
+        max_new_tokens: length limit of a caption.
+    """
+
+    def __init__(self, model: str, loading: Loading = AUTO, max_new_tokens: int = 20) -> None:
+        self.network, self.processor, self.name = load_pretrained(
+            Blip2ForConditionalGeneration, Blip2Processor, model, loading
+        )
+        self.max_new_tokens = max_new_tokens
+
+    @torch.inference_mode()
+    def __call__(self, samples: Sequence[Sample]) -> list[str | Rejection]:
+        pictures = [sample.image for sample in samples]
+        pixels = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
+        ids = self.network.generate(
+            pixel_values=pixels.to(self.network.device, self.network.dtype),
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+        )
+        texts = [" ".join(text.split()) for text in self.processor.batch_decode(ids, skip_special_tokens=True)]
+        return [text or Rejection("no-caption", f"{self.name} had nothing to say about the image") for text in texts]

@@ -1,0 +1,67 @@
+"""Readers: each knows one real layout of source data, splits it into pieces of work, and reads a piece.
+
+The split depends on the source alone, never on how many workers there are, so the same source gives the same shards.
+Planning happens on the driver and is light (names, sizes, counts); reading happens wherever the piece is sent.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from kosmosg.data.annotators.base import Sample
+from kosmosg.data.records import QuarantineRow
+
+
+@dataclass(frozen=True)
+class WorkUnit:
+    """One shard's worth of source: what to read, and enough about it to notice a change (sizes, times)."""
+
+    index: int  # of the shard
+    items: tuple[tuple[str | int, ...], ...]  # what the reader needs, plain values
+
+    def digest(self) -> str:
+        """A hash that changes when what is to be read changes."""
+        return hashlib.sha256(json.dumps(self.items, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ReadyRow:
+    """A record that needs no annotating: a caption, an edit."""
+
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RejectedRow:
+    """A source row that cannot be read."""
+
+    refusal: QuarantineRow
+
+
+SourceRow = Sample | ReadyRow | RejectedRow
+
+
+class Reader(Protocol):
+    """One layout of source data. Readers are small and picklable."""
+
+    kind: str  # of the records that come of it
+    annotated: bool  # whether it gives samples for the annotators, or ready records
+
+    def describe(self) -> dict[str, Any]:
+        """What goes into the manifest and the key of every shard: layout, place, settings."""
+        ...
+
+    def plan(self, limit: int | None) -> list[WorkUnit]:
+        """The pieces of work, in order of their index. Raises DataError when there is nothing to read."""
+        ...
+
+    def read(self, work: WorkUnit) -> Iterator[SourceRow]:
+        """The rows of one piece, in a fixed order. A bad row is a `RejectedRow`, never an exception."""
+        ...
+
+
+def digest(text: str) -> str:
+    """sha256 of a text, in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()

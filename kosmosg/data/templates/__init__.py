@@ -1,0 +1,1 @@
+"""Templates: how one record becomes the text and images that a training stage reads."""

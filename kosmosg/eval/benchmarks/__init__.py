@@ -1,0 +1,1 @@
+"""Benchmarks: what a model is asked, and with which reference images and captions."""

@@ -1,0 +1,174 @@
+"""Captions and real images of an FID: COCO's val2014 with the published subset, or any folder of captions and images.
+
+<folder>/annotations/captions_val2014.json, <folder>/val2014/*.jpg    COCO as it is downloaded
+<folder>/captions.jsonl   {"caption": "...", "image": "000001.jpg"} a line; "image" is optional
+<folder>/captions.tsv     caption, or image and caption with a tab between them, a line
+<folder>/images/*.jpg     the real images of the two latter
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kosmosg.errors import DataError
+
+ANNOTATIONS = Path("annotations/captions_val2014.json")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_REMEDY = (
+    "give COCO's folder (annotations/captions_val2014.json and val2014/), or one with captions.jsonl or captions.tsv "
+    "and images/"
+)
+
+
+@dataclass(frozen=True)
+class ReferenceCaption:
+    """A caption and, where the folder tells it, the real image that it describes."""
+
+    text: str
+    image: Path | None
+
+
+@dataclass(frozen=True)
+class ReferenceCaptions:
+    """All that a folder holds."""
+
+    captions: tuple[ReferenceCaption, ...]
+    images: tuple[Path, ...]
+    """Every real image of the folder, whether a caption names it or not."""
+    origin: str
+    """`val2014`, or the name of a plain folder."""
+
+
+def read_folder(folder: Path) -> ReferenceCaptions:
+    """COCO's val2014 or a plain folder. Raises DataError with what is missing."""
+    if not folder.is_dir():
+        raise DataError(f"evaluate.data: there is no folder {folder}; {_REMEDY}")
+    for path in (folder / ANNOTATIONS, folder / ANNOTATIONS.name):
+        if path.is_file():
+            return _read_coco(folder, path)
+    for name, read in (("captions.jsonl", _read_jsonl), ("captions.tsv", _read_tsv)):
+        if (folder / name).is_file():
+            return _read_plain(folder, read(folder / name))
+    raise DataError(f"evaluate.data: {folder} holds no captions; {_REMEDY}")
+
+
+def published_subset(captions: Sequence[ReferenceCaption], count: int, seed: int = 0) -> list[ReferenceCaption]:
+    """The captions that Kosmos-G drew for: `random.seed(0); random.sample(annotations, 30000)`, of all captions of all
+    images, so that some images are asked for more than once and many not at all. Raises DataError.
+    """
+    if count > len(captions):
+        raise DataError(
+            f"evaluate.prompts: {count} captions are asked for, the folder has {len(captions)}; set it to that or less"
+        )
+    return random.Random(seed).sample(list(captions), count)
+
+
+def first(captions: Sequence[ReferenceCaption], count: int | None) -> list[ReferenceCaption]:
+    """The first captions of the folder; None takes all. Raises DataError when there are fewer."""
+    if count is not None and count > len(captions):
+        raise DataError(
+            f"evaluate.prompts: {count} captions are asked for, the folder has {len(captions)}; set it to that or less"
+        )
+    return list(captions[:count])
+
+
+def own_images(captions: Sequence[ReferenceCaption]) -> list[Path]:
+    """The images that captions describe, each once, in order. Raises DataError when a caption has none."""
+    for number, caption in enumerate(captions):
+        if caption.image is None:
+            raise DataError(
+                f"evaluate.data: caption {number} ({caption.text[:40]!r}) names no image, and this protocol compares "
+                'with the captions\' own; write {"caption": ..., "image": ...} into captions.jsonl'
+            )
+    return list(dict.fromkeys(caption.image for caption in captions if caption.image is not None))
+
+
+def digest_captions(captions: Sequence[ReferenceCaption], reals: Sequence[Path]) -> str:
+    """What was drawn for and compared with: every caption, and name and size of every real image.
+
+    The content of 40,504 images is not read for a name: a copy that was saved again has other sizes.
+    """
+    digest = hashlib.sha256()
+    for caption in captions:
+        digest.update(f"{caption.text}\n".encode())
+    for path in sorted(reals, key=lambda path: path.name):
+        digest.update(f"{path.name}\0{path.stat().st_size}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _read_coco(folder: Path, path: Path) -> ReferenceCaptions:
+    content = _json(path.read_text(encoding="utf-8"), str(path))
+    try:
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        captions = [(entry["caption"], names[entry["image_id"]]) for entry in content["annotations"]]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"evaluate.data: {path} is not COCO's captions file (it lacks {error}); download it") from None
+    place = folder / "val2014"
+    if not place.is_dir():
+        raise DataError(f"evaluate.data: there is no folder {place} with the images of {path.name}; unpack it there")
+    there = {entry.name for entry in place.iterdir()}
+    missing = [name for name in names.values() if name not in there]
+    if missing:
+        raise DataError(
+            f"evaluate.data: {place} lacks {len(missing)} of {len(names)} images, the first is {missing[0]}; "
+            "unpack val2014.zip again"
+        )
+    return ReferenceCaptions(
+        tuple(ReferenceCaption(text, place / name) for text, name in captions),
+        tuple(place / name for name in names.values()),
+        "val2014",
+    )
+
+
+def _read_plain(folder: Path, captions: list[tuple[str, str | None]]) -> ReferenceCaptions:
+    place = folder / "images"
+    images = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES) if place.is_dir() else []
+    if not images:
+        raise DataError(f"evaluate.data: {place} holds no images ({', '.join(SUFFIXES)}); put the real ones there")
+    there = {path.name for path in images}
+    for text, name in captions:
+        if name is not None and name not in there:
+            raise DataError(f"evaluate.data: {place} has no {name}, which the caption {text[:40]!r} names; copy it")
+    if not captions:
+        raise DataError(f"evaluate.data: {folder} holds a file of captions without any; write one on each line")
+    return ReferenceCaptions(
+        tuple(ReferenceCaption(text, place / name if name else None) for text, name in captions),
+        tuple(images),
+        folder.name,
+    )
+
+
+def _read_jsonl(path: Path) -> list[tuple[str, str | None]]:
+    captions = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        entry = _json(line, f"{path}, line {number}")
+        if not isinstance(entry, dict) or not isinstance(entry.get("caption"), str):
+            raise DataError(f'{path}, line {number} is not {{"caption": "...", "image": "..."}}')
+        image = entry.get("image")
+        captions.append((entry["caption"], None if image is None else str(image)))
+    return captions
+
+
+def _read_tsv(path: Path) -> list[tuple[str, str | None]]:
+    captions: list[tuple[str, str | None]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        cells = line.rstrip("\r").split("\t")
+        if cells == [""]:
+            continue
+        if len(cells) > 2:
+            raise DataError(f"{path}, line {number} has {len(cells)} columns; write a caption, or image, tab, caption")
+        captions.append((cells[-1], cells[0] if len(cells) == 2 else None))
+    return captions
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"evaluate.data: {where} is not JSON ({error}); save it again") from None

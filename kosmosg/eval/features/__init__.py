@@ -1,0 +1,1 @@
+"""Feature networks and the preprocessing that published numbers were made with."""

@@ -1,0 +1,1 @@
+"""Metrics: from features or answers to numbers."""

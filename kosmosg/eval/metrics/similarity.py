@@ -1,0 +1,56 @@
+"""DreamBench's three scores: how much an image shows the subject (DINO, CLIP-I) and follows the words (CLIP-T).
+
+All are cosines of features, so they lie in [-1, 1]; papers print them times 100 or not, here they are not.
+Letters: N drawn images, R real photos, S sentences, D feature dimensions.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from kosmosg.eval.metrics.fid import Doubles, Estimate, Floats, bootstrap, cosine, unit
+from kosmosg.eval.protocol import CLIP, DINO
+
+SCORES = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T"}
+"""Key and title of each score."""
+
+
+def picture_scores(
+    drawn: Mapping[str, Floats],
+    real: Mapping[str, Floats],
+    sentences: Floats,
+    photos_of: Sequence[Sequence[int]],
+    sentence_of: Sequence[int],
+) -> dict[str, Doubles]:
+    """Each score of each image, (N,).
+
+    `drawn` and `real` hold features by network, (N, D) and (R, D); `sentences (S, D)` are CLIP's. `photos_of[n]` are
+    the rows of the real photos that image n is compared with: its score is the mean over them.
+    """
+    return {
+        "dino": _likeness(drawn[DINO], real[DINO], photos_of),
+        "clip_i": _likeness(drawn[CLIP], real[CLIP], photos_of),
+        "clip_t": cosine(drawn[CLIP], sentences[np.asarray(sentence_of)]),
+    }
+
+
+def _likeness(drawn: Floats, real: Floats, photos_of: Sequence[Sequence[int]]) -> Doubles:
+    # A mean of cosines is the product with the mean of the directions.
+    directions = unit(real)
+    wanted = np.stack([directions[list(photos)].mean(axis=0) for photos in photos_of])
+    products: Doubles = np.einsum("nd,nd->n", unit(drawn), wanted)
+    return products
+
+
+def overall(scores: Mapping[str, Doubles], subjects: Sequence[str]) -> dict[str, Estimate]:
+    """Mean over all images of each score, its interval by drawing whole subjects."""
+    return {name: bootstrap(values, subjects) for name, values in scores.items()}
+
+
+def by_subject(scores: Mapping[str, Doubles], subjects: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Mean of each score over the images of each subject, in the order of their first images."""
+    names = np.asarray(subjects)
+    return {
+        subject: {name: float(values[names == subject].mean()) for name, values in scores.items()}
+        for subject in dict.fromkeys(subjects)
+    }

@@ -1,0 +1,233 @@
+"""Kosmos-G: a multimodal language model whose states an aligner turns into what Stable Diffusion listens to.
+
+    condition = aligner(mllm(text and images))          # (B, 77, 768)
+
+Letters: B batch, T tokens, C language model width, Q queries (77), D condition width (768), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import repeat
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
+from transformers.utils import ModelOutput
+
+from kosmosg.conditioners.base import make_conditioner
+from kosmosg.config import KosmosGConfig
+from kosmosg.errors import CheckpointError, PromptError
+from kosmosg.model.layers import KosmosGPreTrainedModel
+from kosmosg.model.mllm import KosmosGForConditionalGeneration
+from kosmosg.model.padding import move, move_back, readable, token_slots
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a U-Net of Stable Diffusion 1.5 takes as `prompt_embeds` and `negative_prompt_embeds`, each (B, Q, D)."""
+
+    positive: Tensor
+    negative: Tensor
+
+    def __len__(self) -> int:
+        return len(self.positive)
+
+    def to(self, *args: Any, **kwargs: Any) -> Condition:
+        """Both on another device or in another precision, as `Tensor.to`."""
+        return Condition(self.positive.to(*args, **kwargs), self.negative.to(*args, **kwargs))
+
+    def for_guidance(self, images_per_prompt: int = 1) -> Tensor:
+        """(2 * B * n, Q, D): all negatives, then all positives, prompt by prompt repeated as p0, p1, ..., p0, p1, ...
+
+        The order in which the original's own sampling loop stacks them.
+        """
+        return torch.cat([part.repeat(images_per_prompt, 1, 1) for part in (self.negative, self.positive)])
+
+
+@dataclass
+class KosmosGOutput(ModelOutput):
+    """`logits` (B, T, V); `last_hidden_state` (B, T, C) after the final LayerNorm; `condition` (B, Q, D)."""
+
+    logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    condition: Tensor | None = None
+
+
+class KosmosG(KosmosGPreTrainedModel):
+    """The whole model: `mllm` (vision tower, resampler, language model) and `aligner` (M).
+
+    Use `encode` to get conditions; call the model for everything else; train through the stages.
+
+    >>> model = KosmosG(KosmosGConfig.tiny())
+    >>> model.encode({"input_ids": torch.tensor([[0, 17, 23]])}).positive.shape
+    torch.Size([1, 77, 32])
+    """
+
+    def __init__(self, config: KosmosGConfig) -> None:
+        super().__init__(config)
+        self.mllm = KosmosGForConditionalGeneration(config)
+        self.aligner = make_conditioner(config)
+        self._null: tuple[Any, Tensor] | None = None
+        self.post_init()
+
+    @torch.no_grad()
+    def encode(self, batch: Mapping[str, Tensor], negative: Mapping[str, Tensor] | None = None) -> Condition:
+        """The condition of a processed batch, without gradient, dropout or logits.
+
+        `batch` is what the processor returns: `input_ids`, and optionally `attention_mask`,
+        `image_embeds_position_mask` and `pixel_values` (or `image_tokens`, see `conditioning`). `negative` is another
+        such batch of B prompts, or of one for all. Without it the negative is the null condition, `<s>` alone, which
+        is what training drops prompts to; it is computed once and kept until the weights change.
+
+        Raises `PromptError` when images and places, or positive and negative prompts, do not match, and
+        `CheckpointError` when the condition is not finite.
+        """
+        was_training = self.training
+        if was_training:
+            self.eval()
+        try:
+            positive = self.conditioning(**self._inputs(batch))
+            other = self.null_condition() if negative is None else self.conditioning(**self._inputs(negative))
+        finally:
+            if was_training:
+                self.train()
+        if len(other) not in (1, len(positive)):
+            raise PromptError(
+                f"{len(other)} negative prompts for {len(positive)} prompts; give one for all or one for each"
+            )
+        check_finite(positive)
+        check_finite(other)
+        if len(other) != len(positive):
+            other = repeat(other, "1 q d -> b q d", b=len(positive))
+        return Condition(positive, other)
+
+    def conditioning(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        image_embeds_position_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+    ) -> Tensor:
+        """(B, Q, D), with gradient: states of the language model, read by the aligner. Pads may be on either side.
+
+        `image_tokens` (N, Q, C), what `mllm.image_tokens` gave for these images before, saves the vision tower.
+        """
+        _, condition, _ = self._run(input_ids, attention_mask, image_embeds_position_mask, pixel_values, image_tokens)
+        return condition
+
+    def null_condition(self) -> Tensor:
+        """(1, Q, D): the condition of `<s>` alone, through language model and aligner.
+
+        Not the empty string's: the original trained guidance with `<s>`, so guidance must use it too.
+        """
+        ids = torch.full((1, 1), self.config.text_config.bos_token_id, device=self.device)
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.conditioning(ids)
+        weights = (weights_version(self), self.device)
+        if self._null is None or self._null[0] != weights:
+            self._null = (weights, self.conditioning(ids))
+        return self._null[1]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        image_embeds_position_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        return_dict: bool | None = None,
+    ) -> KosmosGOutput:
+        """Logits, states and condition of a batch; pads may be on either side and change nothing on real tokens."""
+        states, condition, slots = self._run(input_ids, attention_mask, image_embeds_position_mask, pixel_values)
+        states = move_back(states, slots)
+        output = KosmosGOutput(logits=self.mllm.logits(states), last_hidden_state=states, condition=condition)
+        if return_dict is False:
+            return output.to_tuple()  # type: ignore[no-any-return]
+        return output
+
+    def train(self, mode: bool = True) -> KosmosG:
+        """Training or evaluation mode; forgets the null condition, because weights may move in between."""
+        self._null = None
+        super().train(mode)
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's token embeddings."""
+        return self.mllm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings, as `resize_token_embeddings` does."""
+        self.mllm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's output projection."""
+        return self.mllm.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the output projection."""
+        self.mllm.set_output_embeddings(value)
+
+    def _run(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        image_mask: Tensor | None,
+        pixel_values: Tensor | None,
+        image_tokens: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """States of the right-padded batch, condition, and where each token went."""
+        pad = self.config.text_config.pad_token_id
+        real = (input_ids != pad) if attention_mask is None else attention_mask.bool()
+        slots = token_slots(real)
+        real = move(real, slots)
+        input_ids = move(input_ids, slots).masked_fill(~real, pad)
+        image_mask = None if image_mask is None else move(image_mask, slots)
+        states = self.mllm.states(input_ids, image_mask, pixel_values, image_tokens=image_tokens)
+        # Reading one value back is cheaper than masked attention in the aligner.
+        padded = not (readable(real) and bool(real.all()))
+        return states, self.aligner(states, ~real if padded else None), slots
+
+    def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        names = ("input_ids", "attention_mask", "image_embeds_position_mask", "pixel_values", "image_tokens")
+        return {name: batch[name].to(self.device) for name in names if batch.get(name) is not None}
+
+
+def check_finite(condition: Tensor) -> None:
+    """Raises `CheckpointError` where a condition holds NaN or infinity: no image would come of it."""
+    if readable(condition) and not bool(torch.isfinite(condition).all()):
+        raise CheckpointError(
+            f"the model's condition is not finite in {condition.dtype}: its weights hold NaN or infinity, or the "
+            "precision is too small; load the checkpoint again, in float32 or bfloat16"
+        )
+
+
+def weights_version(model: nn.Module) -> int:
+    """A number that differs once the model may answer differently, so that what it said before can be kept until then.
+
+    Seen are parameters that were written in place, replaced, added or cast, and adapters of PEFT that were switched,
+    scaled or merged. Moving to another device changes nothing. Only writing through `parameter.data` goes unseen.
+    """
+    # A parameter that offloading has put away is another, empty one after each use; a tensor of inference mode has no
+    # version and is never written.
+    parameters = tuple(
+        (0 if p.is_meta else id(p), 0 if p.is_inference() else p._version, p.dtype) for p in model.parameters()
+    )
+    layers: list[Any] = [module for module in model.modules() if hasattr(type(module), "_disable_adapters")]
+    adapters = tuple(
+        (
+            layer.disable_adapters,
+            tuple(layer.active_adapters),
+            tuple(getattr(layer, "merged_adapters", ())),
+            tuple(getattr(layer, "scaling", {}).items()),
+        )
+        for layer in layers
+    )
+    return hash((parameters, adapters))
+
+
+AutoConfig.register("kosmosg", KosmosGConfig, exist_ok=True)
+AutoModel.register(KosmosGConfig, KosmosG, exist_ok=True)
+AutoModelForImageTextToText.register(KosmosGConfig, KosmosGForConditionalGeneration, exist_ok=True)

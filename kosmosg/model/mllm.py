@@ -1,0 +1,268 @@
+"""The multimodal language model: vision tower, resampler and a Magneto causal transformer.
+
+Letters: B batch, T tokens, C width, V vocabulary, N images in the batch, Q tokens an image.
+
+Three facts that are easy to get wrong, all checked against the original's outputs:
+- positions are absolute sinusoids; the first token takes row 2, pads take row 1, which is zero. xPos is not used;
+- image tokens replace token embeddings *before* the scaling by sqrt(C), so they are scaled too;
+- there is no padding mask. Pads sit on the right, where a causal model cannot see them. Input that is padded otherwise
+  is moved there first, so attention never needs more than its own causality and the fastest kernel applies. Only
+  `generate()`, whose cache needs pads on the left, builds a mask, and only for batches that have pads.
+
+Parameter names are those of transformers' Kosmos-2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from transformers import GenerationMixin
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.utils import ModelOutput
+
+from kosmosg.config import KosmosGConfig
+from kosmosg.errors import PromptError
+from kosmosg.model.layers import KosmosGPreTrainedModel
+from kosmosg.model.padding import move, move_back, position_rows, readable, token_slots
+from kosmosg.model.text import TextModelWithHead
+from kosmosg.model.vision import Resampler, VisionTower
+
+
+@dataclass
+class MllmOutput(ModelOutput):
+    """What the language model says. `last_hidden_state` is after the final LayerNorm: what the aligner reads."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
+    """Text and images in, states and next tokens out. `KosmosG.mllm`; also of use alone, for captions and questions."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"text_model.lm_head.weight": "text_model.model.embed_tokens.weight"}
+    # A whole Kosmos-G checkpoint may be opened as its language model.
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^aligner\."]
+
+    def __init__(self, config: KosmosGConfig) -> None:
+        super().__init__(config)
+        self.text_model = TextModelWithHead(config)
+        self.vision_model = VisionTower(config)
+        self.image_to_text_projection = Resampler(config)
+        self.post_init()
+
+    def states(
+        self,
+        input_ids: Tensor,
+        image_embeds_position_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+    ) -> Tensor:
+        """States after the final LayerNorm, (B, T, C), with gradient and without logits: what the stages train on.
+
+        `input_ids` (B, T); `image_embeds_position_mask` (B, T) True on image slots; `pixel_values` (N, 3, S, S) of all
+        images in reading order, or `image_tokens` (N, Q, C) when they are known already. Without `attention_mask` pads
+        must be on the right. Raises `PromptError` when images
+        and slots disagree or the batch is longer than the position table.
+        """
+        embeddings = self.embed(input_ids, image_embeds_position_mask, pixel_values, image_tokens)
+        if attention_mask is None:
+            states: Tensor = self.text_model.model(embeddings, position_rows(input_ids != self._pad))
+            return states
+        return self._padded_states(embeddings, attention_mask)
+
+    def logits(self, states: Tensor) -> Tensor:
+        """(..., C) to (..., V)."""
+        out: Tensor = self.text_model.lm_head(states)
+        return out
+
+    def image_tokens(self, pixel_values: Tensor) -> Tensor:
+        """(N, 3, S, S) to (N, Q, C): what each image puts into its slots, whatever the text; so it can be kept."""
+        out: Tensor = self.image_to_text_projection(self.vision_model(pixel_values.to(self.dtype)))
+        return out
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        image_embeds_position_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+    ) -> Tensor:
+        """Token embeddings with image tokens in their slots, (B, T, C), not yet scaled.
+
+        `image_tokens` (N, Q, C) takes the place of `pixel_values` when they are known already.
+        """
+        embeddings: Tensor = self.text_model.model.embed_tokens(input_ids)
+        if image_tokens is None and pixel_values is not None and len(pixel_values):
+            image_tokens = self.image_tokens(pixel_values)
+        if readable(input_ids):
+            self._check_slots(image_embeds_position_mask, image_tokens)
+        if image_tokens is None or image_embeds_position_mask is None:
+            return embeddings
+        slots = rearrange(image_embeds_position_mask.bool(), "b t -> b t 1")
+        return embeddings.masked_scatter(slots.to(embeddings.device), image_tokens.to(embeddings))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_embeds_position_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> MllmOutput:
+        """Logits and states for transformers' users and `generate()`.
+
+        `labels` (B, T), -100 where there is no loss, are shifted here. `position_ids` count real tokens from 0.
+        `logits_to_keep` computes the logits of the last so many positions only. Right- and left-padded input gives the
+        same values on real tokens.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise PromptError("give either input_ids or inputs_embeds, not both and not neither")
+        embeddings = inputs_embeds
+        if embeddings is None:
+            assert input_ids is not None
+            embeddings = self.embed(input_ids, image_embeds_position_mask, pixel_values)
+            if attention_mask is None and past_key_values is None:
+                attention_mask = (input_ids != self._pad).long()
+        hidden: list[Tensor] | None = [] if output_hidden_states else None
+        if past_key_values is None and use_cache:
+            past_key_values = DynamicCache(config=self.config.text_config)
+        if past_key_values is None:
+            if attention_mask is None:
+                attention_mask = embeddings.new_ones(embeddings.shape[:2], dtype=torch.long)
+            states = self._padded_states(embeddings, attention_mask, hidden)
+        else:
+            states = self._cached_states(embeddings, attention_mask, position_ids, past_key_values, hidden)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
+        logits = self.logits(states[:, kept] if not isinstance(kept, int) else states)
+        loss = None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(
+                rearrange(logits[:, :-1].float(), "b t v -> (b t) v"), labels[:, 1:].flatten()
+            )
+        output = MllmOutput(
+            loss=loss,
+            logits=logits,
+            last_hidden_state=states,
+            past_key_values=past_key_values,
+            hidden_states=None if hidden is None else tuple(hidden),
+        )
+        if return_dict is False:
+            return output.to_tuple()  # type: ignore[no-any-return]
+        return output
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_embeds_position_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Continue the prompts: captions, answers. All of `GenerationMixin.generate`'s options apply.
+
+        Images are read once, before the first step, so any number of them may sit in a prompt, and beams and several
+        sequences a prompt work. Pads belong on the left here; a right-padded batch is moved, and the returned sequences
+        then begin with its pads.
+        """
+        if input_ids is not None and kwargs.get("inputs_embeds") is None:
+            if attention_mask is None:
+                attention_mask = (input_ids != self._pad).long()
+            slots = token_slots(attention_mask, left_padded=True)
+            input_ids, attention_mask = move(input_ids, slots), move(attention_mask, slots)
+            if image_embeds_position_mask is not None:
+                image_embeds_position_mask = move(image_embeds_position_mask, slots)
+            if pixel_values is not None:
+                kwargs["inputs_embeds"] = self.embed(input_ids, image_embeds_position_mask, pixel_values)
+            elif image_embeds_position_mask is not None:
+                self._check_slots(image_embeds_position_mask, None)
+        return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
+
+    @property
+    def _pad(self) -> int:
+        pad: int = self.config.text_config.pad_token_id
+        return pad
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token embeddings, tied with the output projection."""
+        return self.text_model.model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embeddings, as `resize_token_embeddings` does."""
+        self.text_model.model.embed_tokens = value  # type: ignore[assignment]
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The output projection."""
+        return self.text_model.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the output projection."""
+        self.text_model.lm_head = value  # type: ignore[assignment]
+
+    def _padded_states(self, embeddings: Tensor, attention_mask: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
+        """States of a batch padded anywhere: tokens are moved left, run without a mask, and moved back."""
+        slots = token_slots(attention_mask)
+        real = move(attention_mask.bool(), slots)
+        states = self.text_model.model(move(embeddings, slots), position_rows(real), hidden=hidden)
+        if hidden is not None:
+            hidden[:] = [move_back(state, slots) for state in hidden]
+        return move_back(states, slots)
+
+    def _cached_states(
+        self,
+        embeddings: Tensor,
+        attention_mask: Any,
+        position_ids: Tensor | None,
+        cache: Cache,
+        hidden: list[Tensor] | None,
+    ) -> Tensor:
+        length, start, limit = (
+            embeddings.shape[1],
+            cache.get_seq_length(),
+            self.config.text_config.max_position_embeddings,
+        )
+        # A static cache counts on the device, where looking would cost a wait; its size says how far it will be filled.
+        size = getattr(cache, "get_max_length", None) or cache.get_max_cache_shape  # older name
+        end = start + length if isinstance(start, int) else size()
+        if end > limit:
+            raise PromptError(
+                f"prompt and continuation are {end} tokens long, the model numbers at most {limit} "
+                "(text_config.max_position_embeddings); ask for fewer new tokens or shorten the prompt"
+            )
+        if position_ids is not None:
+            rows = position_ids + 2
+        elif isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+            rows = position_rows(attention_mask.bool())[:, -length:]
+        else:
+            rows = torch.arange(start, start + length, device=embeddings.device).unsqueeze(0) + 2
+        mask = create_causal_mask(
+            config=self.config, inputs_embeds=embeddings, attention_mask=attention_mask, past_key_values=cache
+        )
+        states: Tensor = self.text_model.model(embeddings, rows, mask=mask, cache=cache, hidden=hidden)
+        return states
+
+    def _check_slots(self, mask: Tensor | None, image_tokens: Tensor | None) -> None:
+        slots = 0 if mask is None else int(mask.sum())
+        images = 0 if image_tokens is None else len(image_tokens)
+        each = self.config.latent_query_num
+        if slots != images * each:
+            raise PromptError(
+                f"the prompts have {slots} image slots and the batch has {images} images, which fill {images * each} "
+                f"({each} each); give one image for each place, in order"
+            )

@@ -1,0 +1,188 @@
+"""`PromptEncoder`: prompts to conditions, where nothing is computed twice.
+
+The condition of a prompt depends on its content and the weights alone, so it is kept by content hash. The null prompt
+of guidance and negative prompts are prompts like any other: a second image of the same prompt costs no encoding. What
+an image puts into its slots does not depend on the words around it, so it is kept too: a reference image in a new
+sentence costs the language model only (the vision tower is half of a prompt with two images).
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kosmosg.errors import PromptError
+from kosmosg.model.kosmosg import Condition, KosmosG, check_finite, weights_version
+from kosmosg.processor import KosmosGProcessor
+from kosmosg.prompt import Prompt
+
+NULL = Prompt("")
+"""`<s>` alone: what condition dropout trained, hence what guidance subtracts."""
+
+
+class PromptEncoder:
+    """Conditions of prompts, kept for as long as the weights stay as they are.
+
+    Args:
+        model, processor: a matching pair; the model is used in eval mode and left in the mode it was in.
+        capacity: conditions kept, and as many images; least recently used leave first. At full size in float32 a
+            condition takes 0.24 MB, an image 0.5 MB.
+        batch_size: prompts that the model reads at once, at most.
+
+    Safe to call from several threads; two that ask for the same new prompt at once may both compute it.
+    """
+
+    def __init__(self, model: KosmosG, processor: KosmosGProcessor, capacity: int = 256, batch_size: int = 16) -> None:
+        self.model = model
+        self.processor = processor
+        self.batch_size = batch_size
+        self.conditions = Memory(capacity)
+        self.images = Memory(capacity)
+        self._weights: int | None = None
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt | str],
+        negatives: Sequence[Prompt | str] | None = None,
+        device: torch.device | str | None = None,
+    ) -> Condition:
+        """Positive and negative conditions, each (B, Q, D), on `device` (default: the model's).
+
+        `negatives` holds one prompt for all, or one for each; without it the null prompt is the negative.
+
+        Raises:
+            PromptError: the counts disagree, or a prompt cannot be read.
+            CheckpointError: the model gives values that are not finite.
+        """
+        asked = [_prompt(item) for item in prompts]
+        against = [NULL] if negatives is None else [_prompt(item) for item in negatives]
+        if len(against) not in (1, len(asked)):
+            raise PromptError(
+                f"{len(against)} negative prompts for {len(asked)} prompts; give one for all or one for each"
+            )
+        against = against * len(asked) if len(against) == 1 else against
+        rows = self._rows([*asked, *against], torch.device(device or self.model.device))
+        return Condition(torch.stack(rows[: len(asked)]), torch.stack(rows[len(asked) :]))
+
+    def __contains__(self, prompt: Prompt) -> bool:
+        """Whether the condition of a prompt is kept, so that asking for it costs nothing."""
+        return prompt.sha256() in self.conditions
+
+    def clear(self) -> None:
+        """Forgets everything; needed only after a change of the model that no parameter shows."""
+        self.conditions.clear()
+        self.images.clear()
+
+    def _rows(self, prompts: list[Prompt], device: torch.device) -> list[Tensor]:
+        """One (Q, D) for each prompt, from memory or from the model."""
+        weights = weights_version(self.model)
+        if weights != self._weights:
+            self.clear()
+            self._weights = weights
+        by_key = {prompt.sha256(): prompt for prompt in prompts}
+        rows = self.conditions.find(by_key)
+        missing = {key: prompt for key, prompt in by_key.items() if key not in rows}
+        for group in self._groups(missing):
+            conditions = self._encode([missing[key] for key in group], device)
+            rows |= self.conditions.keep(dict(zip(group, conditions, strict=True)))
+        return [rows[prompt.sha256()].to(device) for prompt in prompts]
+
+    def _groups(self, prompts: Mapping[str, Prompt]) -> list[list[str]]:
+        """Keys in batches of equal numbers of images: those decide the length, so little is padded (`<s>`, never)."""
+        by_images: dict[int, list[str]] = {}
+        for key, prompt in prompts.items():
+            by_images.setdefault(-1 if prompt == NULL else len(prompt.images), []).append(key)
+        return [
+            keys[start : start + self.batch_size]
+            for keys in by_images.values()
+            for start in range(0, len(keys), self.batch_size)
+        ]
+
+    @torch.no_grad()
+    def _encode(self, prompts: Sequence[Prompt], device: torch.device) -> list[Tensor]:
+        # accelerate's offloading moves a model when its forward runs; conditions are made without forward (no logits).
+        hook = getattr(self.model, "_hf_hook", None)
+        if hook is not None:
+            hook.pre_forward(self.model)
+        training = self.model.training
+        if training:
+            self.model.eval()
+        try:
+            batch = self.processor(prompts, with_pixels=False).to(device)
+            conditions = self.model.conditioning(**batch, image_tokens=self._image_tokens(prompts, device))
+        finally:
+            if training:
+                self.model.train()
+        check_finite(conditions)
+        return [row.clone() for row in conditions]  # a view would keep the whole batch alive
+
+    def _image_tokens(self, prompts: Sequence[Prompt], device: torch.device) -> Tensor | None:
+        """(N, Q, C) of all images in reading order; only those never seen pass the vision tower."""
+        keys = [key for prompt in prompts for key in prompt.image_sha256s()]
+        if not keys:
+            return None
+        images = dict(zip(keys, (image for prompt in prompts for image in prompt.images), strict=True))
+        tokens = self.images.find(images)
+        missing = [key for key in images if key not in tokens]
+        for start in range(0, len(missing), self.batch_size):
+            group = missing[start : start + self.batch_size]
+            pixels = torch.stack([self.processor.pixels(images[key]) for key in group]).to(device)
+            rows = [row.clone() for row in self.model.mllm.image_tokens(pixels)]
+            tokens |= self.images.keep(dict(zip(group, rows, strict=True)))
+        return torch.stack([tokens[key].to(device) for key in keys])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles begin empty (a lock cannot be copied)."""
+        return type(self), (self.model, self.processor, self.conditions.capacity, self.batch_size)
+
+
+class Memory:
+    """The `capacity` tensors used last, by key. `hits` and `misses` count what was asked for and found or not."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.hits = 0
+        self.misses = 0
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._lock = Lock()
+
+    def find(self, keys: Iterable[str]) -> dict[str, Tensor]:
+        """What is known of the keys."""
+        with self._lock:
+            found = {}
+            for key in keys:
+                if key in self._kept:
+                    self._kept.move_to_end(key)
+                    found[key] = self._kept[key]
+                    self.hits += 1
+                else:
+                    self.misses += 1
+            return found
+
+    def __contains__(self, key: str) -> bool:
+        with self._lock:
+            return key in self._kept
+
+    def keep(self, fresh: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Remembers, and returns, new tensors."""
+        with self._lock:
+            self._kept |= fresh
+            while len(self._kept) > self.capacity:
+                self._kept.popitem(last=False)
+        return fresh
+
+    def clear(self) -> None:
+        """Forgets everything; the counts stay."""
+        with self._lock:
+            self._kept.clear()
+
+
+def _prompt(item: Prompt | str) -> Prompt:
+    if isinstance(item, Prompt):
+        return item
+    if isinstance(item, str):
+        return Prompt(item)
+    raise PromptError(f"a prompt is a Prompt or a str, got {type(item).__name__}; use Prompt(text, images=[...])")

@@ -1,0 +1,48 @@
+"""The frozen decoder of the toy world: what Stable Diffusion is to the paper, made from scratch on a CPU.
+
+`vae`, `clip`, `recogniser` and `unet` train one part each with the loop of `fit`; `gate` measures the result and
+`build` puts it into one folder in the diffusers layout. `kosmosg run toyworld toyworld` does all of it; what it made
+ships in `kosmosg/assets/toyworld`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kosmosg.errors import ConfigError
+
+TRAINED = ("pretrain", "align", "instruct")
+
+
+@dataclass(frozen=True)
+class ToyworldBuildConfig:
+    """How thoroughly the job `toyworld` trains and measures."""
+
+    effort: float = 1.0
+    """Share of the shipped weights' steps, for every part; 0.01 only shows that everything runs."""
+    scenes: int = 192
+    """Held-out scenes for each row of the scores."""
+    seed: int = 0
+    """Seed of all weights and all data."""
+
+
+def toyworld_folder() -> Path:
+    """Where the toy world's shipped weights lie: `unet/ vae/ scheduler/ text_encoder/ tokenizer/` as diffusers wants
+    them, `vision_model/` (CLIP's vision tower), `recogniser/` and `sentencepiece.bpe.model`.
+    """
+    return Path(__file__).parents[1] / "assets" / "toyworld"
+
+
+def toyworld_model(stage: str = "instruct") -> Path:
+    """Where the toy world's trained model lies, as each of the three stages left it: an export folder.
+
+    Raises `ConfigError` for a stage that there is not.
+    """
+    if stage not in TRAINED:
+        raise ConfigError(f"toyworld:{stage}: the toy world ships with {', '.join(TRAINED)}")
+    return toyworld_folder() / stage
+
+
+def export_folder(name: str | Path) -> Path:
+    """The export folder that a setting means: a path, or `toyworld:STAGE` for what ships with the package."""
+    start, sign, stage = str(name).partition(":")
+    return toyworld_model(stage) if (start, sign) == ("toyworld", ":") else Path(name).absolute()

@@ -1,0 +1,97 @@
+"""What stage 1 has learnt, counted: captions and answers by `generate()`, exactly right or not.
+
+    cases = caption_cases(192) + question_cases(192)
+    exact_match(cases, answer(model.mllm, processor, cases))     # {"caption": 0.9, "question": 0.8, "color": ...}
+
+All subjects are held out: their combination of shape, colour word and pattern was in no training image, but each
+single word was.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from kosmosg.model.mllm import KosmosGForConditionalGeneration
+from kosmosg.processor import KosmosGProcessor
+from kosmosg.prompt import Prompt
+from kosmosg.toyworld.benchmark import another_view
+from kosmosg.toyworld.questions import sample_question
+from kosmosg.toyworld.scene import KINDS, SIZES, CaptionWords, describe, render, sample_entity, sample_scene
+
+_LONGEST = 12  # tokens of an answer; the longest, "in the snow" or "a spotted orange house", has half as many
+
+
+class ReadingCase(NamedTuple):
+    """A prompt and the answer that is right; `about` is what it counts towards."""
+
+    about: str
+    prompt: Prompt
+    answer: str
+
+
+def caption_cases(count: int, seed: int = 0, held_out: bool = True) -> list[ReadingCase]:
+    """Images of one subject, cut out on white, to be called "a striped red ball": shape, colour word and pattern."""
+    rng = np.random.default_rng([seed, 0, int(held_out)])
+    cases = []
+    for _ in range(count):
+        entity = sample_entity(rng, held_out, 16, 16, 8)
+        picture = Image.fromarray(another_view(rng, entity, background=False))
+        cases.append(
+            ReadingCase("caption", Prompt("<i>", images=[picture]), describe(entity, CaptionWords(size=False)))
+        )
+    return cases
+
+
+def question_cases(count: int, seed: int = 0, held_out: bool = True) -> list[ReadingCase]:
+    """Whole images of one to three subjects, with a question of every kind (`kosmosg.toyworld.questions`)."""
+    rng = np.random.default_rng([seed, 1, int(held_out)])
+    scenes = [sample_scene(rng, held_out) for _ in range(count)]
+    cases = []
+    for scene, pixels in zip(scenes, render(scenes), strict=True):
+        question = sample_question(rng, scene)
+        prompt = Prompt(f"<i> {question.asked}", images=[Image.fromarray(pixels)])
+        cases.append(ReadingCase(question.about, prompt, question.answer))
+    return cases
+
+
+@torch.inference_mode()
+def answer(
+    model: KosmosGForConditionalGeneration, processor: KosmosGProcessor, cases: Sequence[ReadingCase], batch: int = 32
+) -> list[str]:
+    """The model's own words after each prompt, by greedy decoding."""
+    words: list[str] = []
+    for first in range(0, len(cases), batch):
+        prompts = [case.prompt for case in cases[first : first + batch]]
+        inputs = processor(prompts, padding_side="left", return_tensors="pt")
+        tokens = model.generate(**inputs, max_new_tokens=_LONGEST, do_sample=False)
+        words += processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :])
+    return words
+
+
+def exact_match(cases: Sequence[ReadingCase], answers: Sequence[str]) -> dict[str, float]:
+    """Share of right answers for all captions, for all questions, and for each kind of question.
+
+    A caption counts up to its subject's shape and without size words, which a cut-out cannot show; the model may go on
+    about a scene behind it. An answer counts as it stands, up to the end of its line.
+    """
+    if len(cases) != len(answers):
+        raise ValueError(f"{len(answers)} answers for {len(cases)} cases; give one for each")
+    marks: dict[str, list[bool]] = {}
+    for case, said in zip(cases, answers, strict=True):
+        right = (_subject(said) if case.about == "caption" else said.strip()) == case.answer
+        marks.setdefault(case.about, []).append(right)
+        if case.about != "caption":
+            marks.setdefault("question", []).append(right)
+    return {about: float(np.mean(right)) for about, right in sorted(marks.items())}
+
+
+def _subject(said: str) -> str:
+    words = [word for word in said.split() if word not in set(SIZES.values())]
+    end = next((place for place, word in enumerate(words) if word in KINDS), len(words))
+    phrase = " ".join(words[: end + 1])
+    # "a large orange ball" loses its size word here, and with it the reason for "a" instead of "an".
+    article, _, rest = phrase.partition(" ")
+    return f"{'an' if rest[:1] in 'aeio' and rest else 'a'} {rest}" if article in ("a", "an") else phrase

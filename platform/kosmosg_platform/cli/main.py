@@ -1,0 +1,267 @@
+"""The command `kosmosg`: every verb of the platform.
+
+Only what a verb needs is imported, and only when it runs, so that help is there at once. A mistake of the user ends
+with one sentence on standard error and exit code 2; everything else that goes wrong keeps its traceback.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import typer
+
+import kosmosg
+from kosmosg.errors import KosmosGError
+from kosmosg_platform.cluster import workspace
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+Words = Annotated[list[str] | None, typer.Argument(metavar="PRESET KEY=VALUE", show_default=False)]
+Address = Annotated[
+    str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, such as http://head:8265.")
+]
+# After the first word everything belongs to the program that is started, `--help` included.
+PASS_ON = {"allow_interspersed_args": False, "ignore_unknown_options": True}
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry of the console script; ends the process."""
+    try:
+        code = app(args=None if arguments is None else list(arguments), prog_name="kosmosg", standalone_mode=False)
+    except typer.TyperException as error:
+        print(f"kosmosg: {error.format_message().rstrip('.')}; see `kosmosg --help`", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KosmosGError as error:
+        print(f"kosmosg: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    """Kosmos-G: train, follow and serve in-context image generation.
+
+    Example: kosmosg run demo toyworld
+    """
+    if version:
+        print(f"kosmosg {kosmosg.__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command(context_settings=PASS_ON)
+def run(job: Annotated[str, typer.Argument(metavar="JOB", help="Which job; `kosmosg run JOB --help` lists its keys.")],
+        words: Words = None) -> None:  # fmt: skip
+    """Run a job on this machine (the same as `python -m jobs.JOB`).
+
+    Jobs: build_dataset toyworld pretrain align instruct generate evaluate ablation export demo.
+
+    Presets: tiny minutes world gpu paper.
+
+    Example: kosmosg run align toyworld train.steps=200 scale.workers=2
+    """
+
+    root = workspace.find()
+    workspace.require_job(root, job)
+    workspace.execute(root, f"jobs.{job}", words or [])
+
+
+@app.command()
+def submit(
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Which job.")],
+    address: Address,
+    words: Words = None,
+    identifier: Annotated[
+        str | None, typer.Option("--id", help="Name of the submission; the same name never runs twice.")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the log until the job ends.")] = True,
+) -> int:
+    """Submit a job to a Ray cluster and follow it.
+
+    Exit code: 0 when it succeeded, the job's own code when it failed, 130 when it was stopped.
+
+    Example: kosmosg submit instruct gpu output=/shared/runs --address http://head:8265 --id instruct-1
+    """
+    from kosmosg_platform.cluster.submit import Cluster
+
+    root = workspace.find()
+    workspace.require_job(root, job)
+    cluster = Cluster(address)
+    name = cluster.submit(root, job, words or [], identifier)
+    if not wait:
+        print(name)
+        return 0
+    return cluster.follow(name)
+
+
+Identifier = Annotated[str, typer.Argument(metavar="ID", help="The submission's name, as `submit` printed it.")]
+
+
+@app.command()
+def status(
+    identifier: Annotated[str | None, typer.Argument(metavar="[ID]", help="One submission; without it, all.")] = None,
+    address: Address = "http://127.0.0.1:8265",
+) -> None:
+    """Tell how submitted jobs are doing.
+
+    Example: kosmosg status instruct-1 --address http://head:8265
+    """
+    from kosmosg_platform.cluster.submit import Cluster
+
+    for line in Cluster(address).status(identifier):
+        print(line)
+
+
+@app.command()
+def logs(
+    identifier: Identifier,
+    address: Address = "http://127.0.0.1:8265",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends; exit as it ended.")] = False,
+) -> int:
+    """Print the log of a submitted job.
+
+    Example: kosmosg logs instruct-1 --follow --address http://head:8265
+    """
+    from kosmosg_platform.cluster.submit import Cluster
+
+    cluster = Cluster(address)
+    if follow:
+        return cluster.follow(identifier)
+    print(cluster.log(identifier), end="")
+    return 0
+
+
+@app.command()
+def stop(identifier: Identifier, address: Address = "http://127.0.0.1:8265") -> None:
+    """Stop a submitted job and wait until it has ended.
+
+    Example: kosmosg stop instruct-1 --address http://head:8265
+    """
+    from kosmosg_platform.cluster.submit import Cluster
+
+    print(Cluster(address).stop(identifier))
+
+
+@app.command(context_settings=PASS_ON)
+def plan(words: Words = None) -> None:
+    """Memory, FLOPs, days and storage of a run, before it is paid.
+
+    Also every combination that would be refused, with its remedy.
+
+    Example: kosmosg plan paper scale.workers=64
+    """
+
+    workspace.execute(workspace.find(), "jobs.plan", words or [])
+
+
+@app.command()
+def serve(
+    words: Words = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is the whole network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 8000,
+    address: Annotated[
+        str | None,
+        typer.Option(envvar="RAY_ADDRESS", help="Ray cluster to deploy on; without it, one is started here."),
+    ] = None,
+) -> None:
+    """Deploy the endpoint, and keep it up until Ctrl-C.
+
+    Example: kosmosg serve toyworld model=runs/demo/instruct/export --port 8000
+    """
+
+    options = ["--host", host, "--port", str(port), *(["--address", address] if address else [])]
+    workspace.execute(workspace.find(), "serving", [*(words or []), *options])
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw; <i> is the place of an image.")],
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", "-i", help="Image file; once for each <i>, in order.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write; -1, -2 are added when n > 1.")] = Path(
+        "out.png"
+    ),
+    url: Annotated[str | None, typer.Option(help="Ask this endpoint instead of loading the model here.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Export folder; without it, what ran under ./runs or ./runs/demo, or what ships."),
+    ] = None,
+    decoder: Annotated[
+        str, typer.Option(help="`toyworld`, or a folder or hub id of a Stable Diffusion pipeline.")
+    ] = "toyworld",
+    n: Annotated[int, typer.Option("-n", help="Pictures.", min=1)] = 1,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", min=1)] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 switches it off.")] = None,
+    negative: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; without it, the decoder's own.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed draws the same image.", min=0)] = None,
+) -> None:
+    """Draw an image from words and images.
+
+    In this process, or through an endpoint with --url.
+
+    Example: kosmosg generate "<i> and <i> at sea" --image cat.png --image ball.png -o out.png
+    """
+    from kosmosg_platform.cli.generate import GenerateOptions, check_output, generate_local, generate_remote, write
+
+    check_output(output)
+    wish = GenerateOptions(prompt, tuple(image or ()), n, steps, guidance, negative, size, seed)
+    drawn = generate_remote(wish, url) if url else generate_local(wish, model, decoder)
+    for path in write(drawn.pictures, output):
+        print(path)
+    print(f"seed {drawn.seed}, {drawn.seconds:.1f} s", file=sys.stderr)
+
+
+@app.command("import")
+def import_(
+    kind: Annotated[Literal["reference", "kosmos2"], typer.Argument(metavar="reference|kosmos2", help="SRC's layout.")],
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="The .pt file, or the folder of microsoft/kosmos-2.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="sentencepiece.bpe.model; without it, the one beside the weights.")
+    ] = None,
+    vision: Annotated[
+        Path | None, typer.Option(help="CLIP weights, for a reference file that has no vision tower.")
+    ] = None,
+) -> None:
+    """Bring published weights into our folder format.
+
+    Example: kosmosg import reference checkpoint_final.pt kosmosg-released --tokenizer sentencepiece.bpe.model
+    """
+    from kosmosg_platform.console import quiet_libraries
+
+    quiet_libraries()
+    from kosmosg.convert import import_weights, plan_kosmos2, plan_reference
+    from kosmosg.processor import SENTENCEPIECE_FILE, KosmosGProcessor
+
+    beside = (source if source.is_dir() else source.parent) / SENTENCEPIECE_FILE
+    plan = plan_kosmos2(source) if kind == "kosmos2" else plan_reference(source, vision=vision)
+    config = plan.config
+    processor = KosmosGProcessor.from_sentencepiece(
+        tokenizer or beside, config.vision_config.image_size, config.latent_query_num, config.max_tokens
+    )
+    print(import_weights(plan, destination, processor))
+
+
+@app.command()
+def doctor() -> int:
+    """Tell what is missing, what will not work and why.
+
+    Exit code 1 when something will not work.
+
+    Example: kosmosg doctor
+    """
+    from kosmosg_platform.cli.doctor import examine, show
+
+    return show(examine())
+
+
+if __name__ == "__main__":
+    main()

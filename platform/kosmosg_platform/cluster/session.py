@@ -1,0 +1,114 @@
+"""Where a run runs: the section `scale`, and the Ray cluster that all jobs of a process share.
+
+Facts about Ray 2.60 that this file lives by:
+- `ray.init()` without an address joins any cluster that happens to live on the machine; only `local` starts one.
+- A first plain `ray.init()` switches token authentication on for everything that this user starts later. The mode is
+  therefore always said aloud: none for a cluster that listens on the loopback only, tokens for every other.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from pydantic import Field
+
+from kosmosg.errors import ConfigError
+from kosmosg_platform.cluster import workspace
+from kosmosg_platform.config import Section
+
+
+class ScaleConfig(Section):
+    """Workers and what each may use."""
+
+    workers: int = Field(default=1, ge=1)
+    """Training processes; one per GPU when there are GPUs."""
+    use_gpu: bool = False
+    """Give every worker one GPU."""
+    cpus_per_worker: int = Field(default=1, ge=1)
+    """CPU cores, and threads, of each worker."""
+    loaders: int = Field(default=0, ge=0)
+    """Processes per worker that read and decode records; 0 does it in the training process."""
+    address: str | None = None
+    """Ray cluster to join (`auto`, `ray://host:port`); null starts one here, or uses RAY_ADDRESS when it is set."""
+    max_failures: int = Field(default=2, ge=-1)
+    """How often lost workers are replaced and the run resumes from its last checkpoint; -1 means always."""
+
+
+class Scaled(Protocol):
+    """Anything with a section `scale`, such as an experiment."""
+
+    @property
+    def scale(self) -> ScaleConfig: ...
+
+
+@contextmanager
+def connect(experiment: Scaled) -> Iterator[None]:
+    """A Ray cluster for the time of the block.
+
+    Inside another `connect` (or wherever Ray is up already) the same cluster is used, and left running: the jobs of a
+    demo share one. Raises ConfigError when the cluster to join does not answer.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = experiment.scale.address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        with local(experiment.scale):
+            yield
+        return
+    _join(address)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def local(scale: ScaleConfig) -> Iterator[None]:
+    """A cluster of this machine alone, reachable from this machine alone, for the time of the block."""
+    import ray
+
+    settings = {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    # Workers are children of this process: what it can import, they can.
+    os.environ["PYTHONPATH"] = workspace.environment(workspace.find())["PYTHONPATH"]
+    needed = scale.workers * scale.cpus_per_worker
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, needed),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        configure_logging=True,
+        _node_ip_address="127.0.0.1",
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _join(address: str) -> None:
+    import ray
+
+    from kosmosg_platform.cluster.submit import runtime_env
+
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # A submitted job already runs in an uploaded copy of the checkout, which its workers inherit.
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    try:
+        ray.init(
+            address=address,
+            runtime_env=None if submitted else runtime_env(workspace.find()),
+            logging_level=logging.WARNING,
+        )
+    except ConnectionError as error:
+        raise ConfigError(f"scale.address: no Ray cluster answers at {address} ({error})") from None

@@ -1,0 +1,69 @@
+"""The checkout that holds `jobs/` and `serving/`: programs that run from a checkout or an image, not from the wheel.
+
+The command line starts them as modules of another process, so this package never imports upward.
+"""
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import kosmosg_platform
+from kosmosg.errors import ConfigError
+
+
+def find(start: Path | None = None) -> Path:
+    """The checkout around `start` (the current folder), else the one this package is installed from.
+
+    Raises ConfigError when there is neither.
+    """
+    here = (start or Path.cwd()).resolve()
+    installed = Path(kosmosg_platform.__file__).resolve().parents[2]
+    for folder in (here, *here.parents, installed):
+        if _is_checkout(folder):
+            return folder
+    raise ConfigError(
+        f"{here} is not inside a kosmosg checkout, and this installation holds none; "
+        "clone the repository and run the command there"
+    )
+
+
+def _is_checkout(folder: Path) -> bool:
+    project = folder / "pyproject.toml"
+    return (folder / "jobs").is_dir() and project.is_file() and 'name = "kosmosg"' in project.read_text("utf-8")
+
+
+def jobs(checkout: Path) -> list[str]:
+    """The jobs that a checkout offers: modules of `jobs` (but `experiment`, which they share) and runnable packages."""
+    folder = checkout / "jobs"
+    modules = {path.stem for path in folder.glob("[a-z]*.py")} - {"experiment"}
+    return sorted(modules | {path.parent.name for path in folder.glob("*/__main__.py")})
+
+
+def require_job(checkout: Path, job: str) -> None:
+    """Raises ConfigError, with the nearest name, when there is no such job."""
+    known = jobs(checkout)
+    if job not in known:
+        close = difflib.get_close_matches(job, known, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ConfigError(f"there is no job {job!r} in {checkout / 'jobs'}; {hint}jobs: {', '.join(known)}")
+
+
+def environment(checkout: Path) -> dict[str, str]:
+    """Variables under which a process finds the checkout's packages, whatever folder it runs in."""
+    paths = [str(checkout), str(checkout / "platform"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    # Safe path: a folder of the user's that happens to be called `jobs` must not win over ours.
+    ours = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    # transformers otherwise tells every user at every start which of its own optional packages are absent, and MLflow
+    # how it makes its tables.
+    quiet = {"TRANSFORMERS_VERBOSITY": "error", "MLFLOW_LOGGING_LEVEL": "ERROR"}
+    return {**quiet, **os.environ, **ours}
+
+
+def execute(checkout: Path, module: str, arguments: Sequence[str]) -> NoReturn:
+    """Become `python -m MODULE ARGUMENTS`; exit code, Ctrl-C and relative paths are those of the program."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, "-m", module, *arguments], environment(checkout))

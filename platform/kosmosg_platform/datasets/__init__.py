@@ -1,0 +1,1 @@
+"""Building datasets with Ray Data, and reading what was built."""

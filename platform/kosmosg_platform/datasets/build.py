@@ -1,0 +1,228 @@
+"""Build a dataset folder from a source: what is missing is built, what is there and still true is kept.
+
+A shard is done when its receipt carries the key of what would be built now: source piece, reader, annotators, options,
+schema. A build that was killed therefore goes on where it stopped, a changed setting rebuilds everything, and a new
+photo rebuilds one shard. The manifest is removed before the first change and written last.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kosmosg.data.annotators.apply import UNEXPECTED
+from kosmosg.data.composition import ComposeOptions
+from kosmosg.data.records import SCHEMA_VERSION
+from kosmosg.data.sources.base import Reader, WorkUnit
+from kosmosg.errors import ConfigError, DataError
+from kosmosg_platform.config import digest
+from kosmosg_platform.datasets.dataset import MANIFEST, Shard, write_manifest
+from kosmosg_platform.datasets.pipeline import RECEIPTS, AnnotationStep, PipelinePlan, run_pipeline
+
+PIPELINE_VERSION = 1  # raise it when the same source and settings would give other records
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build did and what the dataset now holds."""
+
+    folder: Path
+    kind: str
+    rows: int  # records in the dataset
+    refused: int  # rows in quarantine
+    entities_left_out: Mapping[str, int]  # reason -> count
+    reasons: Mapping[str, int]  # "stage: reason" -> count
+    built_shards: int  # in this run
+    kept_shards: int  # from earlier runs
+    built_rows: int  # source rows that this run went through
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Source rows a second in this run; 0 when there was nothing to do."""
+        return self.built_rows / self.seconds if self.built_rows else 0.0
+
+
+def build(
+    folder: Path,
+    reader: Reader,
+    stages: Sequence[AnnotationStep],
+    options: ComposeOptions,
+    settings: Mapping[str, Any],
+    limit: int | None = None,
+    max_refused: float = 0.5,
+    start_ray: Callable[[], None] = lambda: None,
+    say: Say = print,
+) -> BuildResult:
+    """Build or finish the dataset `folder`.
+
+    `settings` is everything that shapes a record, in plain values: it goes into the manifest and into every key.
+    `start_ray` is called only when something has to be built. `max_refused` is the share of rows in quarantine above
+    which nothing is published. Raises DataError for a bad source or model, or when too much was refused, and
+    ConfigError when the cluster lacks the GPUs that were asked for.
+    """
+    started = time.monotonic()
+    folder = folder.absolute()
+    works = reader.plan(limit)
+    keys = shard_keys(reader, settings, works)
+    missing = [work for work in works if not _is_done(folder, work.index, keys[work.index])]
+    kept = len(works) - len(missing)
+    built_rows = 0
+    if missing:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        if kept:
+            say(f"{reader.kind}: {kept} of {len(works)} shards are there already, {len(missing)} to build")
+        for stage in stages:
+            if stage.model is not None:
+                from kosmosg.data.annotators.pretrained import require_model  # brings torch and transformers
+
+                require_model(stage.model)
+        start_ray()
+        _require_gpus(stages)
+        plan = PipelinePlan(folder, reader, tuple(stages), options, keys)
+        progress = BuildProgress(reader.kind, len(missing), say)
+        for receipt in run_pipeline(plan, missing):
+            built_rows += receipt["rows"]
+            progress.add(receipt)
+    receipts = [_receipt(folder, work.index) for work in works]
+    unwritten = [work.index for work, receipt in zip(works, receipts, strict=True) if receipt is None]
+    if unwritten:
+        raise RuntimeError(f"shards {unwritten[:5]} of {folder} were not written; run the same build again")
+    found = [receipt for receipt in receipts if receipt is not None]
+    _remove_leftovers(folder, {work.index for work in works})
+    if missing or not (folder / MANIFEST).is_file():
+        _refuse_to_publish(folder, found, max_refused)
+        _publish(folder, reader, settings, found)
+    return BuildResult(
+        folder=folder,
+        kind=reader.kind,
+        rows=sum(receipt["data"]["rows"] for receipt in found),
+        refused=sum(receipt["quarantine"]["rows"] for receipt in found if receipt["quarantine"]),
+        entities_left_out=_sum(receipt["dropped"] for receipt in found),
+        reasons=_sum(receipt["reasons"] for receipt in found),
+        built_shards=len(missing),
+        kept_shards=kept,
+        built_rows=built_rows,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _require_gpus(stages: Sequence[AnnotationStep]) -> None:
+    """Ray would wait for ever for GPUs that a cluster does not have."""
+    wanted = sum(stage.gpus * stage.actors for stage in stages)
+    if not wanted:
+        return
+    import ray
+
+    there = ray.cluster_resources().get("GPU", 0)
+    if there < wanted:
+        raise ConfigError(
+            f"build: the annotators ask for {wanted:g} GPUs (gpus x actors), the cluster has {there:g}; lower "
+            "build.captioner.gpus, build.entities.gpus or build.masks.gpus, or join a larger cluster (scale.address)"
+        )
+
+
+def shard_keys(reader: Reader, settings: Mapping[str, Any], works: Sequence[WorkUnit]) -> dict[int, str]:
+    """For every shard a hash of all that its bytes depend on."""
+    common = [SCHEMA_VERSION, PIPELINE_VERSION, reader.kind, reader.describe(), settings]
+    return {work.index: digest([*common, work.digest()]) for work in works}
+
+
+class BuildProgress:
+    """A line now and then: shards, rows, rate, time left. Every line stands alone, so it also reads well in a log."""
+
+    def __init__(self, kind: str, shards: int, say: Say, every: float = 2.0) -> None:
+        self.kind, self.shards, self.say, self.every = kind, shards, say, every
+        self.started = self.told = time.monotonic()
+        self.done = self.rows = self.refused = 0
+
+    def add(self, receipt: Mapping[str, Any]) -> None:
+        """Count one finished shard and tell, if it is time to."""
+        self.done += 1
+        self.rows += receipt["rows"]
+        self.refused += sum(receipt["reasons"].values())
+        now = time.monotonic()
+        if now - self.told < self.every and self.done < self.shards:
+            return
+        self.told = now
+        spent = max(now - self.started, 1e-6)
+        left = spent / self.done * (self.shards - self.done)
+        self.say(
+            f"{self.kind}: shard {self.done}/{self.shards}, {self.rows:,} rows, {self.rows / spent:,.1f} rows/s, "
+            f"{self.refused:,} refused, {left:,.0f} s left"
+        )
+
+
+def _receipt(folder: Path, shard: int) -> dict[str, Any] | None:
+    path = folder / RECEIPTS / f"part-{shard:05d}.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None  # not written yet, or damaged: either way the shard is built again
+    return found
+
+
+def _is_done(folder: Path, shard: int, key: str) -> bool:
+    receipt = _receipt(folder, shard)
+    if receipt is None or receipt.get("key") != key or receipt.get("unexpected"):
+        # Unexpected refusals are faults of ours or of the machine (a full GPU): they get another chance.
+        return False
+    files = [file for file in (receipt["data"], receipt["quarantine"]) if file]
+    return all((folder / f["name"]).is_file() and (folder / f["name"]).stat().st_size == f["bytes"] for f in files)
+
+
+def _refuse_to_publish(folder: Path, receipts: Sequence[Mapping[str, Any]], max_refused: float) -> None:
+    rows = sum(receipt["rows"] for receipt in receipts)
+    reasons = _sum(receipt["reasons"] for receipt in receipts)
+    refused = sum(reasons.values())
+    if rows and refused <= max_refused * rows and refused < rows:
+        return
+    if not rows:
+        raise DataError(f"the source of {folder} has no rows; nothing is published")
+    reason, count = max(reasons.items(), key=lambda item: item[1])
+    example = next(receipt["example"][reason] for receipt in receipts if reason in receipt["example"])
+    fault = "; this looks like a fault of ours or of the machine" if UNEXPECTED in reason else ""
+    raise DataError(
+        f"{refused:,} of {rows:,} rows were refused, more than build.max_refused={max_refused:g} allows; most often "
+        f"({count:,} times) for {reason!r}, such as: {example}{fault}. All are listed in {folder / 'quarantine'}"
+    )
+
+
+def _publish(folder: Path, reader: Reader, settings: Mapping[str, Any], receipts: Sequence[Mapping[str, Any]]) -> None:
+    annotators: dict[str, str] = {}
+    for receipt in receipts:
+        annotators |= receipt["annotators"]
+    write_manifest(
+        folder,
+        reader.kind,
+        [Shard(**receipt["data"]) for receipt in receipts],
+        [Shard(**receipt["quarantine"]) for receipt in receipts if receipt["quarantine"]],
+        config=settings,
+        annotators=annotators,
+        source=reader.describe(),
+        extra={
+            "refused": _sum(receipt["reasons"] for receipt in receipts),
+            "entities_left_out": _sum(receipt["dropped"] for receipt in receipts),
+        },
+    )
+
+
+def _remove_leftovers(folder: Path, shards: set[int]) -> None:
+    """Files of shards that the source no longer has, and of writers that were killed."""
+    keep = {f"part-{shard:05d}" for shard in shards}
+    for part in ("data", "quarantine", RECEIPTS):
+        for path in (folder / part).glob("*"):
+            if path.stem not in keep or path.suffix == ".tmp":
+                path.unlink(missing_ok=True)
+
+
+def _sum(counts: Any) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for count in counts:
+        total.update(count)
+    return dict(sorted(total.items()))

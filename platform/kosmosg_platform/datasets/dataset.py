@@ -1,0 +1,216 @@
+"""A dataset is a folder: Parquet shards, a quarantine table and a manifest that is written last.
+
+    DEST/manifest.json             kind, schema version, rows, shards with size and sha256, config, annotators, source
+    DEST/data/part-00000.parquet   records (`kosmosg.data.records`)
+    DEST/quarantine/...            rows that were refused: id, source, stage, reason, message
+
+Publishing is atomic: without a manifest the folder is not a dataset, and every file takes its name by a rename. The
+bytes of a shard depend on its records alone, never on the clock or on the number of workers.
+"""
+
+import hashlib
+import json
+import os
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kosmosg.data.records import QUARANTINE, SCHEMA_VERSION, table
+from kosmosg.errors import DataError
+from kosmosg_platform.storage import write_json
+
+MANIFEST = "manifest.json"
+
+ROW_GROUP_BYTES = 2 * 2**20  # a random read decodes one row group: large images get groups of one or two rows
+ROW_GROUP_ROWS = 256  # small records: the footer must not outgrow the data
+
+CACHE_BYTES = 256 * 2**20  # decoded row groups that a RecordDataset keeps: the whole demo set, a slice of a large one
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file of a dataset, as the manifest lists it."""
+
+    name: str  # relative to the dataset folder, with slashes
+    rows: int
+    bytes: int
+    sha256: str
+
+
+def write_records(folder: Path, name: str, kind: str, rows: Sequence[Mapping[str, Any]]) -> Shard:
+    """Write records as `folder/name` and return what the manifest needs. Raises DataError for rows of another form."""
+    return _write_table(folder, name, table(kind, rows))
+
+
+def write_refusals(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> Shard:
+    """Write refused rows (`kosmosg.data.records.Refusal`) as `folder/name`."""
+    return _write_table(folder, name, pa.Table.from_pylist(list(rows), schema=QUARANTINE))
+
+
+def _write_table(folder: Path, name: str, rows: pa.Table) -> Shard:
+    target = folder / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(target)
+    group = ROW_GROUP_ROWS
+    if rows.num_rows:
+        group = max(1, min(group, ROW_GROUP_BYTES * rows.num_rows // max(1, rows.nbytes)))
+    pq.write_table(rows, temporary, compression="zstd", row_group_size=group)
+    with temporary.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.fsync(file.fileno())
+    shard = Shard(name, rows.num_rows, temporary.stat().st_size, digest)
+    temporary.replace(target)
+    return shard
+
+
+def write_manifest(
+    folder: Path,
+    kind: str,
+    shards: Sequence[Shard],
+    quarantine: Sequence[Shard] = (),
+    config: Mapping[str, Any] | None = None,
+    annotators: Mapping[str, str] | None = None,
+    source: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Publish the folder as a dataset: the last file written, in one rename. Returns the manifest.
+
+    `sha256` in it stands for all records: equal for two builds exactly when every shard is equal.
+    """
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": kind,
+        "rows": sum(shard.rows for shard in shards),
+        "sha256": hashlib.sha256("".join(f"{s.name} {s.sha256}\n" for s in shards).encode()).hexdigest(),
+        "shards": [asdict(shard) for shard in shards],
+        "quarantine": {"rows": sum(s.rows for s in quarantine), "shards": [asdict(shard) for shard in quarantine]},
+        "config": dict(config or {}),
+        "annotators": dict(annotators or {}),
+        "source": dict(source or {}),
+        **(extra or {}),
+    }
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def _temporary(path: Path) -> Path:
+    # Process and thread in the name: a task that Ray runs twice must not write into its twin's file.
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a dataset folder. Raises DataError when it is missing, unreadable or of another version."""
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise DataError(f"there is no dataset folder {folder}; build one with `kosmosg run build_dataset`")
+    if not path.is_file():
+        raise DataError(f"{folder} has no {MANIFEST}: its build is not finished; run the same build again to finish it")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}); build the dataset again") from error
+    if not isinstance(manifest, dict) or "kind" not in manifest or "shards" not in manifest:
+        raise DataError(f"{path} is not the manifest of a dataset: it has no kind or no shards")
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise DataError(
+            f"{folder} has schema version {manifest.get('schema_version')}, this release reads {SCHEMA_VERSION}; "
+            "build the dataset again"
+        )
+    return manifest
+
+
+class RecordDataset:
+    """Random access to the records of a dataset folder: `dataset[i]` is a dict, `len(dataset)` the number of records.
+
+    The unit of reading is a row group (about 2 MB); the `cache_bytes` most recently used stay decoded, so a small
+    dataset is read once. Index order is shard order. Cheap to pickle: a worker opens the files anew.
+
+    Raises DataError when the folder is missing, unfinished or does not agree with its manifest.
+    """
+
+    def __init__(self, folder: str | Path, kind: str | None = None, cache_bytes: int = CACHE_BYTES) -> None:
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        self.kind: str = self.manifest["kind"]
+        if kind is not None and kind != self.kind:
+            raise DataError(f"{folder} holds records of kind {self.kind!r}, {kind!r} are needed; give another folder")
+        self.cache_bytes = cache_bytes
+        self._shards = [shard for shard in self.manifest["shards"] if shard["rows"]]
+        self._ends = list(accumulate(int(shard["rows"]) for shard in self._shards))
+        self._open()
+
+    def _open(self) -> None:
+        self._files: dict[int, tuple[pq.ParquetFile, list[int]]] = {}
+        self._cache: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+        self._cached = 0
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_files", "_cache", "_cached", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of a dataset of {len(self)} in {self.folder}")
+        shard = bisect_right(self._ends, index)
+        row = index - (self._ends[shard - 1] if shard else 0)
+        with self._lock:  # data loaders may read from several threads
+            _, ends = self._file(shard)
+            group = bisect_right(ends, row)
+            rows = self._group(shard, group)
+        record: dict[str, Any] = rows.slice(row - (ends[group - 1] if group else 0), 1).to_pylist()[0]
+        return record
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"RecordDataset({str(self.folder)!r}, kind={self.kind!r}, rows={len(self)})"
+
+    def _file(self, shard: int) -> tuple[pq.ParquetFile, list[int]]:
+        if shard not in self._files:
+            entry = self._shards[shard]
+            path = self.folder / entry["name"]
+            try:
+                file = pq.ParquetFile(path, memory_map=True)
+            except (OSError, pa.ArrowInvalid) as error:
+                raise DataError(
+                    f"shard {path} cannot be read ({error}); run the same build again to mend it"
+                ) from error
+            if file.metadata.num_rows != entry["rows"]:
+                raise DataError(
+                    f"shard {path} has {file.metadata.num_rows} rows, its manifest says {entry['rows']}; "
+                    "run the same build again to mend it"
+                )
+            groups = range(file.metadata.num_row_groups)
+            self._files[shard] = (file, list(accumulate(file.metadata.row_group(g).num_rows for g in groups)))
+        return self._files[shard]
+
+    def _group(self, shard: int, group: int) -> pa.Table:
+        key = (shard, group)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        rows = self._file(shard)[0].read_row_group(group, use_threads=False)
+        self._cache[key] = rows
+        self._cached += rows.nbytes
+        while self._cached > self.cache_bytes and len(self._cache) > 1:
+            _, oldest = self._cache.popitem(last=False)
+            self._cached -= oldest.nbytes
+        return rows

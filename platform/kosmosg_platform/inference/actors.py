@@ -1,0 +1,87 @@
+"""Named blocks of work, spread over Ray actors that each hold a model: what drawing and measuring have in common.
+
+A worker is made once an actor and is then called with block after block; it leaves its results as files and gives a
+count. A mistake of the user that a worker meets, such as a damaged image, ends the job with its one sentence instead of
+a traceback through Ray.
+"""
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kosmosg.errors import KosmosGError
+from kosmosg_platform.cluster.session import ScaleConfig
+from kosmosg_platform.console import echo, quiet_ray_data
+
+Worker = Callable[[str], int]
+_SAY_SECONDS = 15.0
+_TASKS = 1000  # parts of the work that Ray Data keeps account of
+
+
+class BlockActor:
+    """A Ray Data actor: makes a worker and hands it blocks."""
+
+    def __init__(self, make: Callable[[Any], Worker], argument: Any) -> None:
+        self.worker: Worker | None = None
+        self.error = ""
+        try:
+            self.worker = make(argument)
+        except KosmosGError as error:
+            self.error = str(error)
+
+    def __call__(self, batch: dict[str, Sequence[str]]) -> dict[str, list[Any]]:
+        """Rows of `block` to rows of `count` and `error`."""
+        counts, errors = [], []
+        for block in batch["block"]:
+            count, error = 0, self.error
+            if self.worker is not None:
+                try:
+                    count = self.worker(str(block))
+                except KosmosGError as mistake:
+                    error = str(mistake)
+            counts.append(count)
+            errors.append(error)
+        return {"count": counts, "error": errors}
+
+
+def run_blocks(
+    title: str, unit: str, make: Callable[[Any], Worker], argument: Any, blocks: Sequence[str], scale: ScaleConfig
+) -> int:
+    """Do all blocks with as many actors as there are workers; gives the sum of their counts.
+
+    `title` and `unit` are for the person who waits. Ray must be up. Raises the KosmosGError of the first block that
+    cannot be done.
+    """
+    import ray
+
+    if not blocks:
+        return 0
+    began = said = time.perf_counter()
+    done = 0
+    with quiet_ray_data(), warnings.catch_warnings():
+        # `max_restarts` has no parameter of its own in Ray 2.60.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        rows = ray.data.from_items(
+            [{"block": block} for block in blocks], override_num_blocks=min(len(blocks), _TASKS)
+        ).map_batches(
+            BlockActor,
+            fn_constructor_args=(make, argument),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(scale.workers, len(blocks))),
+            # Not a whole core each: with as many actors as cores nothing would be left to hand them their rows.
+            num_cpus=0.5,
+            num_gpus=1 if scale.use_gpu else 0,
+            # Without restarts Ray need not warn that a restarted actor might not find its arguments.
+            max_restarts=0,
+        )
+        for number, row in enumerate(rows.iter_rows(), start=1):
+            if row["error"]:
+                raise KosmosGError(row["error"])
+            done += int(row["count"])
+            if time.perf_counter() - said > _SAY_SECONDS:
+                said = time.perf_counter()
+                echo(f"{title}: {number} of {len(blocks)} blocks, {done / (said - began):.2f} {unit} a second")
+    seconds = time.perf_counter() - began
+    echo(f"{title}: {done} {unit} in {seconds:.0f} s ({done / seconds:.2f} a second)")
+    return done

@@ -1,0 +1,128 @@
+"""Looking at many images with feature networks: several Ray actors, nothing looked at twice.
+
+A view is a list of files and the networks that read them. Its features lie in a folder named by both, block by
+block, so that a stopped evaluation goes on and the 40,504 real images of an FID are looked at once for all models.
+
+    <folder>/<key>/view.json      files and networks
+    <folder>/<key>/00012.npz      features of block 12, one array (N, D) a network
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kosmosg.errors import DataError
+from kosmosg.eval.features.networks import Features, Framing, Network, extract, open_network, weights_sha256
+from kosmosg_platform.cluster.session import ScaleConfig
+from kosmosg_platform.config import digest
+from kosmosg_platform.inference.actors import run_blocks
+from kosmosg_platform.storage import read_json, write_json
+
+BLOCK = 64  # files
+
+
+@dataclass(frozen=True)
+class FeatureNetworkSpec:
+    """A network: its kind (`dino`, `clip`, `inception`), local folder or file, and sha256; for FID also the framing."""
+
+    network: str
+    source: str
+    sha256: str
+    framing: Framing | None = None
+
+    @classmethod
+    def at(cls, network: str, source: str, framing: Framing | None = None) -> "FeatureNetworkSpec":
+        """With the digest of the weights. Raises CheckpointError."""
+        return cls(network, source, weights_sha256(source), framing)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Files, and the networks that read them."""
+
+    files: tuple[Path, ...]
+    looks: tuple[FeatureNetworkSpec, ...]
+
+    @property
+    def key(self) -> str:
+        """Digest of the networks and of the files' names, sizes and times."""
+        stats = [(str(path), path.stat()) for path in self.files]
+        return digest(
+            {
+                "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+                "looks": [asdict(network) | {"source": ""} for network in self.looks],
+            }
+        )[:16]
+
+
+def extract_features(views: Mapping[str, ImageSet], scale: ScaleConfig, folder: Path) -> dict[str, dict[str, Features]]:
+    """Features of every view: its name -> network -> (N, D), in the order of its files.
+
+    All views are looked at together, so that every actor opens each network once. Ray must be up when something is
+    missing. Raises DataError for a view without files, ImageError, CheckpointError.
+    """
+    keys = {name: view.key for name, view in views.items()}
+    missing = []
+    for name, view in views.items():
+        if not view.files:
+            raise DataError(f"evaluate.data: there are no images in {name}; give a folder that has some")
+        store = folder / keys[name]
+        blocks = [f"{keys[name]}/{block:05}" for block in range(math.ceil(len(view.files) / BLOCK))]
+        absent = [block for block in blocks if not (folder / f"{block}.npz").is_file()]
+        if absent:
+            looks = [asdict(network) for network in view.looks]
+            write_json(store / "view.json", {"files": [str(path.absolute()) for path in view.files], "looks": looks})
+        missing += absent
+    run_blocks("evaluate: features", "pictures", FeatureExtractor, str(folder), list(dict.fromkeys(missing)), scale)
+    return {name: _read(folder / keys[name], view) for name, view in views.items()}
+
+
+class FeatureExtractor:
+    """Opens the networks that its blocks need and writes their features."""
+
+    def __init__(self, folder: str) -> None:
+        import torch
+
+        if not torch.cuda.is_available():
+            torch.set_num_threads(1)
+        self.folder = Path(folder)
+        self.views: dict[str, dict[str, Any]] = {}
+        self.networks: dict[tuple[Any, ...], Network] = {}
+
+    def __call__(self, name: str) -> int:
+        """One block, `key/number`; gives how many files it has."""
+        key, number = name.split("/")
+        if key not in self.views:
+            self.views[key] = read_json(self.folder / key / "view.json")
+        view, start = self.views[key], int(number) * BLOCK
+        files = [Path(file) for file in view["files"][start : start + BLOCK]]
+        features: dict[str, Any] = extract(files, {entry["network"]: self._network(entry) for entry in view["looks"]})
+        partial = self.folder / key / f"{number}.partial.npz"
+        np.savez(partial, **features)
+        partial.replace(self.folder / f"{name}.npz")
+        return len(files)
+
+    def _network(self, entry: dict[str, Any]) -> Network:
+        framing = Framing(**entry["framing"]) if entry["framing"] else None
+        known = (entry["network"], entry["source"], framing)
+        if known not in self.networks:
+            self.networks[known] = open_network(entry["network"], entry["source"], framing)
+        return self.networks[known]
+
+
+def _read(store: Path, view: ImageSet) -> dict[str, Features]:
+    parts: dict[str, list[Features]] = {entry.network: [] for entry in view.looks}
+    for block in range(math.ceil(len(view.files) / BLOCK)):
+        with np.load(store / f"{block:05}.npz", allow_pickle=False) as kept:
+            for network, arrays in parts.items():
+                arrays.append(kept[network])
+    return {network: np.concatenate(arrays) for network, arrays in parts.items()}
+
+
+def digests(looks: Sequence[FeatureNetworkSpec]) -> dict[str, str]:
+    """Network -> sha256 of its weights."""
+    return {entry.network: entry.sha256 for entry in looks}

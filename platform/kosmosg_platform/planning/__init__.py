@@ -1,0 +1,1 @@
+"""Before spending: FLOPs, memory, days and storage of a run."""

@@ -1,0 +1,180 @@
+"""Before spending: does it fit, how long does it take, how much does it leave on disk, and what is refused.
+
+The figures are estimates: weights and FLOPs are exact counts, the rest is arithmetic with the assumptions that are
+printed with the result.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from kosmosg.errors import ConfigError
+from kosmosg_platform.cluster.session import ScaleConfig
+from kosmosg_platform.planning.flops import StageCost
+from kosmosg_platform.training.engine import EngineConfig
+from kosmosg_platform.training.lr_schedule import TrainConfig, batch_plan
+
+USED = 0.35
+"""Share of a device's peak that training reaches (model FLOPs utilisation); 0.3 to 0.45 is usual at these sizes."""
+
+OVERHEAD = 2 * 2**30
+"""Bytes that CUDA, NCCL and the allocator's gaps take on a GPU."""
+
+CHECKPOINTS = 2
+"""Checkpoints that a run keeps."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A kind of accelerator; peak is dense FLOPs per second at the stage's precision."""
+
+    name: str
+    memory: float  # bytes; 0 means it is not the limit
+    peak: Mapping[str, float]  # by precision; one that is absent does not work there
+
+
+# Vendors' data sheets, dense; fp32 on Ampere and later is TF32.
+GPUS = (
+    Device("V100 32 GB", 32e9, {"fp16": 125e12, "fp32": 15.7e12}),
+    Device("A100 80 GB", 80e9, {"bf16": 312e12, "fp16": 312e12, "fp32": 156e12}),
+    Device("H100 80 GB", 80e9, {"bf16": 989e12, "fp16": 989e12, "fp32": 494e12}),
+    Device("H200 141 GB", 141e9, {"bf16": 989e12, "fp16": 989e12, "fp32": 494e12}),
+)
+# One core of a server processor, as a matrix product reaches it; USED comes on top.
+CPU = Device("CPU core", 0, {"fp32": 100e9, "bf16": 100e9, "fp16": 100e9})
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """One stage on one kind of device."""
+
+    device: str
+    memory: float  # bytes per worker
+    days: float | None  # None when it is refused
+    refused: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage."""
+
+    cost: StageCost
+    samples: int
+    flops: float  # of the whole stage
+    disk: float  # bytes: checkpoints, averaged weights and export
+    refused: tuple[str, ...]  # on every device
+    rows: tuple[DevicePlan, ...]
+
+    @property
+    def possible(self) -> bool:
+        """Some device takes it as it is."""
+        return not self.refused and any(not row.refused for row in self.rows)
+
+
+def plan_stage(cost: StageCost, train: TrainConfig, scale: ScaleConfig, engine: EngineConfig) -> StagePlan:
+    """A stage on every kind of device that its preset means."""
+    samples = train.steps * train.global_batch
+    per_sample = cost.flops + (cost.recomputed if engine.checkpoint_activations else 0)
+    flops = samples * per_sample
+    # Weights and two moments in fp32 for each checkpoint, the average if there is one; weights once more as export.
+    state = cost.trainable * 4 * (3 + (train.ema is not None))
+    disk = CHECKPOINTS * state + 4 * (cost.trainable + cost.frozen)
+    refused = tuple(_refusals(train, scale, engine))
+    devices = GPUS if scale.use_gpu else (CPU,)
+    rows = tuple(_row(device, cost, flops, train, scale, engine) for device in devices)
+    return StagePlan(cost, samples, flops, disk, refused, rows)
+
+
+def _row(
+    device: Device, cost: StageCost, flops: float, train: TrainConfig, scale: ScaleConfig, engine: EngineConfig
+) -> DevicePlan:
+    refused = []
+    if engine.precision not in device.peak:
+        others = [name for name in ("bf16", "fp16", "fp32") if name in device.peak]
+        refused.append(f"has no {engine.precision}; use engine.precision={others[0]}")
+    micro = train.micro_batch or max(1, train.global_batch // scale.workers)
+    memory = memory_per_worker(cost, micro, scale.workers, engine) + (OVERHEAD if scale.use_gpu else 0)
+    if device.memory and memory > device.memory:
+        remedy = _smaller(cost, micro, scale.workers, engine)
+        refused.append(f"needs {memory / 1e9:.0f} GB of {device.memory / 1e9:.0f} GB; {remedy}")
+    units = scale.workers * (1 if scale.use_gpu else scale.cpus_per_worker)
+    days = None if refused else flops / (units * device.peak[engine.precision] * USED) / 86400
+    return DevicePlan(device.name, memory, days, tuple(refused))
+
+
+def _refusals(train: TrainConfig, scale: ScaleConfig, engine: EngineConfig) -> Iterator[str]:
+    """What no device would take."""
+    try:
+        batch_plan(train, scale.workers)
+    except ConfigError as error:
+        yield str(error)
+    if engine.offload_optimizer and not engine.zero_stage:
+        yield "engine.offload_optimizer: needs engine.zero_stage 1 to 3, not 0"
+    if engine.precision == "fp16" and not scale.use_gpu:
+        yield "engine.precision: fp16 needs a GPU; use bf16 or fp32, or scale.use_gpu=true"
+
+
+def memory_per_worker(cost: StageCost, micro: int, workers: int, engine: EngineConfig) -> float:
+    """Bytes of weights, gradients, optimizer and activations of one worker."""
+    value = 4 if engine.precision == "fp32" else 2
+    sharded = [1 / workers if engine.zero_stage >= stage else 1.0 for stage in (1, 2, 3)]
+    weights = value * (cost.trainable + cost.frozen) * sharded[2]
+    gradients = value * cost.trainable * sharded[1]
+    # AdamW's two moments; below fp32 also the fp32 weights that it really moves.
+    optimizer = (8 if engine.precision == "fp32" else 12) * cost.trainable * sharded[0]
+    activations = value * micro * (cost.kept_checkpointed if engine.checkpoint_activations else cost.kept)
+    return weights + gradients + (0 if engine.offload_optimizer else optimizer) + activations
+
+
+def _smaller(cost: StageCost, micro: int, workers: int, engine: EngineConfig) -> str:
+    """What would save most."""
+    ways = [(memory_per_worker(cost, max(1, micro // 2), workers, engine), f"train.micro_batch={max(1, micro // 2)}")]
+    if not engine.checkpoint_activations:
+        changed = engine.model_copy(update={"checkpoint_activations": True})
+        ways.append((memory_per_worker(cost, micro, workers, changed), "engine.checkpoint_activations=true"))
+    if not engine.offload_optimizer and engine.zero_stage:
+        changed = engine.model_copy(update={"offload_optimizer": True})
+        ways.append((memory_per_worker(cost, micro, workers, changed), "engine.offload_optimizer=true"))
+    if engine.zero_stage < 3 and workers > 1:
+        changed = engine.model_copy(update={"zero_stage": engine.zero_stage + 1})
+        ways.append((memory_per_worker(cost, micro, workers, changed), f"engine.zero_stage={engine.zero_stage + 1}"))
+    least, way = min(ways)
+    return f"{way} brings it to {least / 1e9:.0f} GB"
+
+
+def render(plans: Sequence[StagePlan], scale: ScaleConfig, engine: EngineConfig) -> Iterator[str]:
+    """The page that the user reads."""
+    for plan in plans:
+        cost = plan.cost
+        yield (
+            f"{cost.stage}: {_count(cost.trainable)} trainable and {_count(cost.frozen)} frozen parameters, "
+            f"{_count(plan.samples)} samples, {plan.flops:.2g} FLOPs ({cost.flops / 1e12:.3g} TFLOP a sample), "
+            f"{plan.disk / 1e9:.3g} GB on disk"
+        )
+        for reason in plan.refused:
+            yield f"  REFUSED: {reason}"
+        for row in () if plan.refused else plan.rows:
+            if row.days is None:
+                yield f"  {row.device:<12} REFUSED: {'; '.join(row.refused)}"
+            else:
+                yield f"  {row.device:<12} {row.memory / 1e9:6.3g} GB per worker  {_duration(row.days)}"
+    unit = ("GPU" if scale.use_gpu else "worker") + ("s" if scale.workers > 1 else "")
+    yield (
+        f"for {scale.workers} {unit}, {engine.precision}, ZeRO-{engine.zero_stage}; "
+        f"devices at {USED:.0%} of their peak; memory is an estimate, to about a fifth"
+    )
+    if scale.use_gpu:
+        yield "V100 needs a torch build for CUDA 12.6: --index-url https://download.pytorch.org/whl/cu126"
+
+
+def _count(number: int) -> str:
+    for size, unit in ((10**9, "billion"), (10**6, "million"), (10**3, "thousand")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def _duration(days: float) -> str:
+    if days >= 1:
+        return f"{days:.1f} days"
+    hours = days * 24
+    return f"{hours:.1f} hours" if hours >= 1 else f"{max(hours * 60, 0.1):.1f} minutes"

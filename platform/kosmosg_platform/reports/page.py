@@ -1,0 +1,144 @@
+"""A page that tells what a run did: tables, curves and images.
+
+As HTML it is a single file that opens without a server and can be sent by mail; everything that goes in is escaped by
+the template. As Markdown it is a file beside a folder of images, for documentation under version control.
+"""
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from kosmosg_platform.storage import write_text
+
+
+@dataclass(frozen=True)
+class Table:
+    """Column titles and rows of already formatted cells."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An image with its caption. `pixelated` keeps the edges of enlarged pixel art sharp."""
+
+    png: bytes
+    caption: str
+    pixelated: bool = False
+
+    @property
+    def uri(self) -> str:
+        """The image as a data URL."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+    @classmethod
+    def of(cls, image: Image.Image, caption: str, pixelated: bool = False) -> "Figure":
+        """A figure from a PIL image."""
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        return cls(buffer.getvalue(), caption, pixelated)
+
+
+@dataclass(frozen=True)
+class PageSection:
+    """A headed part of the page; its parts appear as text, figures, table."""
+
+    title: str
+    text: str = ""
+    figures: Sequence[Figure] = ()
+    table: Table | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The whole page. `facts` are the few figures a reader should see first, as label -> value."""
+
+    title: str
+    lead: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+    sections: Sequence[PageSection] = ()
+
+    def write(self, path: Path) -> Path:
+        """Write the page atomically, so that an interrupted run never leaves half of one."""
+        import jinja2
+
+        environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+        template = environment.from_string((Path(__file__).parent / "report.html.j2").read_text())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(template.render(report=self))
+        partial.replace(path)
+        return path
+
+    def write_markdown(self, path: Path) -> Path:
+        """Write the page as Markdown, its images as PNG into a folder of the page's name beside it."""
+        pictures = path.with_suffix("")
+        lines = [f"# {self.title}", self.lead]
+        if self.facts:
+            lines.append("\n".join(f"- {label}: **{value}**" for label, value in self.facts.items()))
+        for section in self.sections:
+            lines += [f"## {section.title}", *([section.text] if section.text else [])]
+            for number, figure in enumerate(section.figures, 1):
+                name = "-".join(re.findall(r"[a-z0-9]+", section.title.lower()))
+                file = pictures / (f"{name}.png" if len(section.figures) == 1 else f"{name}-{number}.png")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(figure.png)
+                lines.append(f"![{figure.caption}]({pictures.name}/{file.name})\n\n*{figure.caption}*")
+            if section.table:
+                rows = [section.table.columns, ["---"] * len(section.table.columns), *section.table.rows]
+                cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+                lines.append("\n".join(f"| {' | '.join(row)} |" for row in cells))
+        write_text(path, "\n\n".join(lines) + "\n")
+        return path
+
+
+def overlaid(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> bytes:
+    """Lines of one panel, name -> (x, y) points, as PNG bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Plot
+
+    plot = Plot(figsize=(9.0, 4.6), layout="constrained")
+    axis: Any = plot.subplots()
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    axis.grid(alpha=0.3)
+    for name, points in series.items():
+        axis.plot([x for x, _ in points], [y for _, y in points], label=name, linewidth=1.3)
+    axis.legend(fontsize=8, loc="upper right")
+    FigureCanvasAgg(plot)
+    buffer = io.BytesIO()
+    plot.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def curves(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> bytes:
+    """Line plots side by side, one panel a series, as PNG bytes.
+
+    series: panel title -> (x, y) points; a panel without points says so instead of vanishing.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Plot
+
+    plot = Plot(figsize=(4.2 * max(1, len(series)), 2.9), layout="constrained")
+    axes: Any = plot.subplots(1, max(1, len(series)), squeeze=False)[0]
+    for axis, (title, points) in zip(axes, series.items(), strict=False):
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel(x_label, fontsize=9)
+        axis.set_ylabel(y_label, fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.grid(alpha=0.3)
+        if points:
+            axis.plot([x for x, _ in points], [y for _, y in points], color="#2457c5", linewidth=1.4)
+        else:
+            axis.text(0.5, 0.5, "no points recorded", ha="center", va="center", transform=axis.transAxes)
+    FigureCanvasAgg(plot)
+    buffer = io.BytesIO()
+    plot.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""Training with Ray Train and DeepSpeed: from an experiment to checkpoints, metrics and an export."""

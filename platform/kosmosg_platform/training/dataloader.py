@@ -1,0 +1,49 @@
+"""Micro-batches of one worker, in the order of the run."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from kosmosg.stages import Batch
+from kosmosg_platform.training.recipe import Record, Records, TrainRun
+from kosmosg_platform.training.sampler import MixtureSampler, SampleIndex
+
+
+def micro_batches(job: TrainRun, start: int, micro: int, rank: int, world_size: int) -> Iterator[Batch]:
+    """From optimizer step `start` to the end of the run; with `scale.loaders` they are made by other processes."""
+    datasets = job.recipe.datasets()
+    sizes = {name: len(dataset) for name, dataset in datasets.items()}
+    train = job.experiment.train
+    order = MixtureSampler(sizes, job.recipe.weights(), train.seed, train.global_batch)
+    loader: DataLoader[Any] = DataLoader(
+        _Drawn(datasets),
+        batch_sampler=_Slices(order, start, train.steps, micro, rank, world_size),
+        collate_fn=job.recipe.build_collate(),
+        num_workers=job.experiment.scale.loaders,
+        pin_memory=job.experiment.scale.use_gpu,
+        generator=torch.Generator(),  # else it would draw from the global one, which belongs to the stage
+    )
+    return iter(loader)
+
+
+class _Drawn(Dataset[tuple[SampleIndex, Record]]):
+    """All sources as one dataset, indexed by draws."""
+
+    def __init__(self, datasets: Mapping[str, Records]) -> None:
+        self._datasets = datasets
+
+    def __getitem__(self, draw: SampleIndex) -> tuple[SampleIndex, Record]:
+        return draw, self._datasets[draw.source][draw.index]
+
+
+class _Slices:
+    """The draws of every micro-batch, as torch's loader wants them."""
+
+    def __init__(self, order: MixtureSampler, *window: int) -> None:
+        self._order = order
+        self._window = window
+
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
+        return self._order.micro_batches(*self._window)

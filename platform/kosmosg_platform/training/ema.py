@@ -1,0 +1,36 @@
+"""A running average of the weights, shared out over the workers."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from kosmosg_platform.training.engine import Engine
+
+
+class WeightEma:
+    """Exponential moving average of the parameters in `names`, fp32; each worker keeps the ones it writes.
+
+    In the first steps the decay is smaller, (1 + n) / (10 + n), so that the random start is soon forgotten. In ZeRO-3
+    every update gathers all weights once.
+    """
+
+    def __init__(self, engine: Engine, names: set[str], decay: float, state: Mapping[str, Tensor] | None) -> None:
+        self._engine = engine
+        self._names = names
+        self._decay = decay
+        if state is None:
+            self.tensors = {name: weight.float().clone() for name, weight in engine.full_weights(names)}
+        else:
+            self.tensors = {name: state[f"ema.{name}"].to(engine.device) for name in sorted(names)}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after optimizer step `step` (0-based)."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        for name, weight in self._engine.full_weights(self._names):
+            self.tensors[name].lerp_(weight.float(), 1 - decay)
+
+    def state(self) -> dict[str, Tensor]:
+        """This worker's part of the checkpoint, on the CPU."""
+        return {f"ema.{name}": tensor.to("cpu", copy=True) for name, tensor in self.tensors.items()}

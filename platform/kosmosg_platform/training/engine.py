@@ -1,0 +1,340 @@
+"""How the optimizer works on one or many devices: the section `engine`, and DeepSpeed behind it.
+
+`Engine` is the only place that knows DeepSpeed. It runs forward, backward and step, and it can take the whole training
+state apart into named full tensors and put it together again, whatever the ZeRO stage and the number of workers.
+
+Facts about DeepSpeed 0.19.8 that this file lives by (each cost somebody an afternoon):
+- On a CPU, initialising its communication compiles a shared-memory kernel: 40 s, needs g++, and a killed build leaves a
+  lock that the next process waits for without end. The kernel is switched off; gloo does the work.
+- The unfused low-precision optimizer of ZeRO-0 makes its state by a real optimizer step, weight decay included. The
+  optimizer therefore starts with rate 0, and that state is thrown away.
+- Optimizer state does not exist before the first step, and ZeRO-1/2 link it to parameters only then: right after the
+  first group of parameters stepped, when the other groups have no state yet. So it is linked again before it is read.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kosmosg.errors import CheckpointError, ConfigError
+from kosmosg.stages import StageOutput
+from kosmosg_platform.config import Section
+from kosmosg_platform.training.lr_schedule import TrainConfig, rate_share
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class EngineConfig(Section):
+    """DeepSpeed's part of a run."""
+
+    zero_stage: int = Field(default=1, ge=0, le=3)
+    """What is sharded over the workers: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward and backward pass; the optimizer always keeps fp32 weights. fp16 needs a GPU (V100)."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in CPU memory (zero_stage 1 to 3)."""
+    checkpoint_activations: bool = False
+    """Recompute activations on the way back instead of keeping them: less memory, about a third more time."""
+    loss_scale: int = Field(default=16, ge=1, le=32)
+    """Power of two of the first loss scale (fp16 only; the original starts at 4 = 2^2)."""
+    loss_scale_window: int = Field(default=256, ge=1)
+    """Steps without overflow before the loss scale doubles (fp16 only; the original's)."""
+
+
+class Engine:
+    """A stage under DeepSpeed.
+
+    `parameters` are the trainable (name, parameter) pairs of `stage`, in an order that is the same on every worker.
+    torch.distributed must be up (Ray Train's TorchTrainer sees to that).
+    """
+
+    def __init__(
+        self,
+        stage: nn.Module,
+        parameters: Sequence[tuple[str, nn.Parameter]],
+        train: TrainConfig,
+        config: EngineConfig,
+        micro_batch: int,
+        passes: int,
+        world_size: int,
+        on_gpu: bool = False,
+    ) -> None:
+        check(config, on_gpu)
+        self.parameters = list(parameters)
+        self.dtype = _DTYPES[config.precision]
+        deepspeed = _deepspeed(on_gpu)
+        # DeepSpeed finds tensors in tuples and dictionaries only. Left as it is, the stage's output would keep ZeRO-3
+        # from gathering the stage's own parameters again on the way back.
+        stage.register_forward_hook(lambda _module, _inputs, out: (out.loss, out.metrics))
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in parameters:
+            groups.setdefault(rate_share(train, name), []).append(parameter)
+        optimizer = torch.optim.AdamW(
+            [{"params": members, "share": share} for share, members in groups.items()],
+            lr=0.0,
+            betas=train.betas,
+            eps=train.eps,
+            weight_decay=train.weight_decay,
+            fused=True if on_gpu and not config.offload_optimizer else None,
+        )
+        settings = deepspeed_config(train, config, micro_batch, passes, world_size, on_gpu)
+        self._engine, *_ = deepspeed.initialize(
+            model=stage, optimizer=optimizer, config=settings, dist_init_required=False
+        )
+        self._stage3 = config.zero_stage == 3
+        self._wrapper = self._engine.optimizer
+        self._inner: torch.optim.Optimizer = getattr(self._wrapper, "optimizer", self._wrapper)
+        self._inner.state.clear()
+
+    @property
+    def module(self) -> nn.Module:
+        """The stage, as DeepSpeed holds it (in ZeRO-3 its weights are gathered layer by layer during forward)."""
+        module: nn.Module = self._engine.module
+        return module
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self._engine.device)
+
+    @property
+    def parameters_are_sharded(self) -> bool:
+        """True in ZeRO-3: a forward pass then needs all workers."""
+        return self._stage3
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> StageOutput:
+        """Forward pass of one micro-batch: moved to the device, images and other reals in the engine's precision."""
+        moved = {
+            key: value.to(self.device, dtype=self.dtype if value.is_floating_point() else None, non_blocking=True)
+            for key, value in batch.items()
+        }
+        loss, metrics = self._engine(moved)
+        return StageOutput(loss, metrics)
+
+    def backward(self, loss: Tensor) -> None:
+        """Backward pass; gradients are averaged over micro-batches and workers."""
+        self._engine.backward(loss)
+
+    def step(self, rate: float) -> None:
+        """To be called after every micro-batch; the weights move once all of a batch are in."""
+        for group in self._wrapper.param_groups:
+            group["lr"] = rate * group["share"]
+        self._engine.step()
+
+    def gradient_norm(self) -> float | None:
+        """Norm of the last step's whole gradient before clipping, where DeepSpeed keeps it."""
+        norm = self._engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    # -- the whole state as full tensors by name ------------------------------------------------------------------
+
+    def full_state(self, keep: set[str]) -> Iterator[tuple[str, Tensor]]:
+        """Weights and AdamW moments as full fp32 CPU tensors named `param.X`, `exp_avg.X`, `exp_avg_sq.X`.
+
+        Collective: every worker walks through all of them, but only those of the parameters in `keep` are yielded.
+        """
+        self._link()
+        for name, parameter in self.parameters:
+            for kind in ("param", *MOMENTS):
+                tensor = self._full(parameter, kind)
+                if name in keep:
+                    yield (
+                        f"{kind}.{name}",
+                        tensor.detach().to("cpu", torch.float32, copy=True).reshape(_shape(parameter)),
+                    )
+
+    def load_moments(self, state: Mapping[str, Tensor], optimizer_steps: int) -> None:
+        """Restore what `full_state` gave; the weights must have been loaded into the stage before the engine was made.
+
+        Writes the fp32 master weights too: DeepSpeed makes them from the rounded low-precision ones.
+        """
+        for flat in self._masters():
+            step = torch.tensor(float(optimizer_steps), device=flat.device if self._fused() else "cpu")
+            zeros = {kind: torch.zeros_like(flat, memory_format=torch.preserve_format) for kind in MOMENTS}
+            self._inner.state[flat] = {"step": step, **zeros}
+        self._link()
+        for name, parameter in self.parameters:
+            for kind in ("param", *MOMENTS):
+                value = state.get(f"{kind}.{name}")
+                if value is None:
+                    raise CheckpointError(
+                        f"the checkpoint has no {kind} of {name}; it was made by another stage or model"
+                    )
+                self._set_full(parameter, kind, value.to(self.device, torch.float32))
+
+    def optimizer_steps(self) -> int:
+        """Steps that the optimizer took (with fp16, skipped ones are not counted)."""
+        steps = [state["step"] for state in self._inner.state.values()]
+        return int(steps[0]) if steps else 0
+
+    def loss_scale_state(self) -> dict[str, float]:
+        """The moving parts of dynamic loss scaling; empty without it."""
+        scaler = self._scaler()
+        keys = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+        return {key: float(getattr(scaler, key)) for key in keys if scaler is not None and hasattr(scaler, key)}
+
+    def load_loss_scale_state(self, state: Mapping[str, float]) -> None:
+        scaler = self._scaler()
+        for key, value in state.items():
+            if scaler is not None and hasattr(scaler, key):
+                setattr(scaler, key, type(getattr(scaler, key))(value))
+
+    def full_weights(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
+        """The weights that the forward pass uses, full, for the parameters in `names`. Collective in ZeRO-3."""
+        if not self._stage3:
+            yield from ((name, parameter.detach()) for name, parameter in self.parameters if name in names)
+            return
+        import deepspeed
+
+        for name, parameter in self.parameters:
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if name in names:
+                    yield name, parameter.detach()
+
+    # -- how each kind of optimizer keeps it ----------------------------------------------------------------------
+
+    def _link(self) -> None:
+        """Make ZeRO-1/2 know which part of the optimizer's state belongs to which parameter."""
+        link = getattr(self._wrapper, "_lazy_init_hp_params_optimizer_state", None)
+        if link is not None:
+            self._wrapper._hp_optimizer_states_linked = False
+            link()
+
+    def _full(self, parameter: nn.Parameter, kind: str) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        master = self._plain_master(parameter)
+        if master is not None:
+            return master if kind == "param" else self._inner.state[master][kind]
+        if kind == "param":
+            return torch.as_tensor(safe_get_full_fp32_param(parameter))
+        return torch.as_tensor(safe_get_full_optimizer_state(parameter, kind))
+
+    def _set_full(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
+
+        master = self._plain_master(parameter)
+        if master is not None:
+            target = master if kind == "param" else self._inner.state[master][kind]
+            target.data.copy_(value)
+        elif self._stage3:
+            # Its setter of full tensors fails where the size does not divide by the workers, so the slice is cut here.
+            part = self._slice(parameter, value)
+            if kind == "param":
+                safe_set_local_fp32_param(parameter, part)
+            else:
+                safe_set_local_optimizer_state(parameter, part, kind)
+        elif kind == "param":
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, kind)
+
+    def _slice(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        """This worker's part of a full tensor in ZeRO-3: equal parts, the last one padded with zeros."""
+        size: int = parameter.ds_tensor.numel()  # type: ignore[attr-defined] # what DeepSpeed adds to it
+        start = size * torch.distributed.get_rank()
+        part = torch.zeros(size, dtype=value.dtype, device=value.device)
+        mine = value.flatten()[start : start + size]
+        part[: mine.numel()] = mine
+        return part
+
+    def _plain_master(self, parameter: nn.Parameter) -> Tensor | None:
+        """The whole fp32 weight in ZeRO-0: the parameter itself, or its copy in the low-precision wrapper."""
+        if self._wrapper is self._inner:
+            return parameter
+        if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id"):
+            return None
+        pairs = zip(chain(*self._wrapper.fp16_groups), chain(*self._wrapper.fp32_groups), strict=True)
+        return next((copy for original, copy in pairs if original is parameter), None)
+
+    def _masters(self) -> list[Tensor]:
+        """The tensors that the inner optimizer really steps: whole ones in ZeRO-0, flat partitions otherwise."""
+        for attribute in (
+            "fp32_partitioned_groups_flat",  # ZeRO-3
+            "single_partition_of_fp32_groups",  # ZeRO-1 and 2
+            "fp32_groups_flat_partition",  # bf16 with fp32 gradient accumulation
+        ):
+            flat = getattr(self._wrapper, attribute, None)
+            if flat is not None:
+                return list(flat)
+        if self._wrapper is self._inner:
+            return [parameter for _, parameter in self.parameters]
+        return list(chain(*self._wrapper.fp32_groups))
+
+    def _fused(self) -> bool:
+        return bool(self._inner.param_groups[0].get("fused"))
+
+    def _scaler(self) -> Any:
+        scaler = getattr(self._wrapper, "loss_scaler", None)
+        return scaler if hasattr(scaler, "cur_scale") else getattr(self._wrapper, "loss_scale_config", None)
+
+
+def deepspeed_config(
+    train: TrainConfig, config: EngineConfig, micro_batch: int, passes: int, world_size: int, on_gpu: bool = False
+) -> dict[str, Any]:
+    """The configuration that DeepSpeed is given; everything else stays at its default."""
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.zero_stage == 3:
+        zero["stage3_gather_16bit_weights_on_model_save"] = False
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
+    settings: dict[str, Any] = {
+        "train_batch_size": micro_batch * passes * world_size,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": passes,
+        "gradient_clipping": train.clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        # DeepSpeed's own CPU Adam would be compiled on first use; torch's does the same arithmetic.
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 31,
+        "wall_clock_breakdown": False,
+    }
+    if config.precision == "bf16":
+        settings["bf16"] = {"enabled": True}
+        if passes > 1 and config.zero_stage > 0:
+            # Sums of many micro-batches lose their small ones in bf16. (ZeRO-0 offers no other way.)
+            settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    if config.precision == "fp16":
+        settings["fp16"] = {
+            "enabled": True,
+            "loss_scale": 0,
+            "initial_scale_power": config.loss_scale,
+            "loss_scale_window": config.loss_scale_window,
+            "hysteresis": 1,
+            "min_loss_scale": 1e-4,
+        }
+    return settings
+
+
+def check(config: EngineConfig, on_gpu: bool) -> None:
+    """Refuse what cannot run, before anything is started. Raises ConfigError."""
+    if config.offload_optimizer and config.zero_stage == 0:
+        raise ConfigError("engine.offload_optimizer: needs engine.zero_stage 1, 2 or 3, not 0")
+    if config.precision == "fp16" and not on_gpu:
+        raise ConfigError("engine.precision: fp16 needs a GPU; use fp32 or bf16 on a CPU")
+
+
+def _deepspeed(on_gpu: bool) -> Any:
+    os.environ["DS_ACCELERATOR"] = "cuda" if on_gpu else "cpu"
+    import deepspeed
+    import deepspeed.ops
+
+    if not on_gpu:
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of the whole parameter, also when ZeRO-3 has emptied it."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))

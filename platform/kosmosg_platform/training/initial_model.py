@@ -1,0 +1,310 @@
+"""Where a stage's model and data come from: the sections `model` and `data`, and what they stand for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from kosmosg import KosmosG, KosmosGConfig, KosmosGProcessor
+from kosmosg.checkpoint.export import ALIGNER_DECODER_FOLDER, load_aligner_decoder, load_export
+from kosmosg.conditioners.alignernet import AlignerDecoder
+from kosmosg.conditioners.base import ConditionerKind, make_conditioner, with_conditioner
+from kosmosg.errors import ConfigError
+from kosmosg.toyworld.assets import export_folder
+from kosmosg_platform.config import Section, plain
+from kosmosg_platform.datasets.dataset import RecordDataset
+from kosmosg_platform.storage import STAGES, RunPaths, read_json, require_dataset, sha256
+
+TOYWORLD = "toyworld"
+NEW = "new"
+IMAGE_SIZES = {"tiny": 32, "toyworld": 32, "paper": 224}
+"""Models that can be made from scratch, and the pixels per side that each reads."""
+
+# For each stage, its kinds of samples, their usual share, and the record folders that can serve each kind, best first.
+MIXTURES: Mapping[str, Mapping[str, tuple[float, tuple[str, ...]]]] = {
+    # Paper: batches of 0.5M tokens of text, 0.5M of captioned images, 0.2M of interleaved documents.
+    "pretrain": {
+        "text": (5, ("text", "captions", "composition")),
+        "caption": (5, ("captions", "composition")),
+        "interleaved": (2, ("interleaved", "composition")),
+        "questions": (1, ("questions",)),
+    },
+    "align": {"caption": (1, ("captions", "composition"))},
+    # Paper: composition, editing and captioned images 2:2:1.
+    "instruct": {
+        "composition": (2, ("composition",)),
+        "edit": (2, ("edit",)),
+        "t2i": (1, ("captions", "composition")),
+    },
+}
+_NEEDS_PICTURES = {("pretrain", "caption"), ("pretrain", "questions"), ("instruct", "t2i")}
+_RECORD_KIND = {"captions": "caption", "questions": "caption"}  # where the setting's name is not the name of the kind
+
+
+class ModelConfig(Section):
+    """Where the model comes from. Only the first stage builds one; later stages take their parent's."""
+
+    init: str = "tiny"
+    """A new model of a known shape (`tiny`, `toyworld`, `paper`), or an export to go on from: its folder, or what ships
+    with the package (`toyworld:pretrain`, `toyworld:align`, `toyworld:instruct`)."""
+    tokenizer: str = TOYWORLD
+    """`toyworld` (ships with the package), a sentencepiece model, or the folder with `sentencepiece.bpe.model`."""
+    vision: str | None = None
+    """Weights for the vision tower: `toyworld`, or the folder or file of a CLIP vision model; null is random."""
+    aligner: ConditionerKind | None = None
+    """Put a new connector of this kind in the place of the parent's AlignerNet: `alignernet`, or for comparison
+    `linear` or `mlp` (kosmosg/conditioners/base.py). Null goes on with the parent's."""
+
+    @field_validator("init", "tokenizer", "vision")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        return value if value is None else absolute(value)
+
+
+class DataConfig(Section):
+    """The dataset folders of a run: what `build_dataset` leaves. A null folder is looked for in `folder`."""
+
+    folder: Path | None = None
+    """Parent of the dataset folders: its `composition`, `edit`, ... are used; null means <output>/build_dataset."""
+    composition: Path | None = None
+    """Records of kind composition."""
+    edit: Path | None = None
+    """Records of kind edit."""
+    captions: Path | None = None
+    """Records of kind caption, with or without images."""
+    text: Path | None = None
+    """Records of kind text."""
+    interleaved: Path | None = None
+    """Records of kind interleaved."""
+    questions: Path | None = None
+    """Records of kind caption whose text is a question and its answer."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Share of each kind of sample: text, caption, interleaved, questions (pretrain), caption (align), composition,
+    edit, t2i (instruct). Empty takes the paper's mixture of those kinds that there are records for."""
+    length: int | None = Field(default=None, ge=8)
+    """Longest row in tokens, what is beyond it is cut; null means 86 for align, else what the model can read."""
+    empty_captions: float = Field(default=0.0, ge=0, le=1)
+    """Chance that `align` reads the empty caption instead, so that the null condition is aligned too."""
+    pad_captions: bool = False
+    """Let `align` pad every batch to `length`: its loss counts pads, and only so is it the same on any workers."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The sources of a stage: dataset folder and share of each kind of sample."""
+
+    folders: Mapping[str, Path]
+    weights: Mapping[str, float]
+
+    def open(self) -> dict[str, RecordDataset]:
+        """The datasets by kind of sample."""
+        return {kind: RecordDataset(folder) for kind, folder in self.folders.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """Digest and share of each source, for the run's identity."""
+        return {
+            kind: {"sha256": RecordDataset(folder).manifest["sha256"], "weight": float(self.weights[kind])}
+            for kind, folder in sorted(self.folders.items())
+        }
+
+
+def find_mixture(stage: str, data: DataConfig, layout: RunPaths) -> Mixture:
+    """Which records a stage reads, in which shares. Raises ConfigError when some are missing."""
+    kinds = MIXTURES[stage]
+    unknown = set(data.weights) - set(kinds)
+    if unknown:
+        raise ConfigError(f"data.weights.{min(unknown)}: {stage} has no such kind; it knows {', '.join(kinds)}")
+    folders = {kind: _serving(stage, kind, data, layout) for kind in kinds}
+    if data.weights:
+        weights = {kind: weight for kind, weight in data.weights.items() if weight > 0}
+    else:
+        weights = {kind: float(share) for kind, (share, _) in kinds.items() if folders[kind] is not None}
+    chosen: dict[str, Path] = {}
+    for kind in weights or kinds:
+        folder = folders[kind]
+        if folder is None:
+            setting = kinds[kind][1][-1]
+            folder = require_dataset(_folder(setting, data, layout), setting)
+        chosen[kind] = folder
+    if not weights:
+        raise ConfigError("data.weights: all shares are 0; give at least one kind a share")
+    return Mixture(chosen, weights)
+
+
+def _serving(stage: str, kind: str, data: DataConfig, layout: RunPaths) -> Path | None:
+    """The first finished dataset that can serve a kind of sample. A folder named in the settings must be there."""
+    for setting in MIXTURES[stage][kind][1]:
+        folder = _folder(setting, data, layout)
+        if getattr(data, setting) is not None:
+            require_dataset(folder, setting)
+        if not (folder / "manifest.json").is_file():
+            continue
+        dataset = RecordDataset(folder, _RECORD_KIND.get(setting, setting))
+        without_pictures = len(dataset) == 0 or dataset[0].get("image") is None
+        if (stage, kind) in _NEEDS_PICTURES and without_pictures:
+            continue
+        return folder
+    return None
+
+
+def _folder(setting: str, data: DataConfig, layout: RunPaths) -> Path:
+    given: Path | None = getattr(data, setting)
+    if given is not None:
+        return given.absolute()
+    return (data.folder.absolute() / setting) if data.folder else layout.dataset(setting)
+
+
+@dataclass(frozen=True)
+class InitialModel:
+    """Where a stage's model comes from: an export folder, or a new model."""
+
+    model: ModelConfig
+    decoder: str
+    parent: Path | None
+    """Export folder to start from; None makes a new model."""
+
+    @classmethod
+    def of(cls, stage: str, model: ModelConfig, decoder: str, parent: str | None, layout: RunPaths) -> "InitialModel":
+        """The origin that the settings mean. Raises ConfigError when the previous stage has left nothing."""
+        if parent not in (None, NEW):
+            # The newest export is a link, which moves when this run ends.
+            return cls(model, decoder, export_folder(str(parent)).resolve())
+        if parent is None and stage != STAGES[0]:
+            return cls(model, decoder, layout.export(STAGES[STAGES.index(stage) - 1]))
+        if model.init in IMAGE_SIZES:
+            return cls(model, decoder, None)
+        folder = export_folder(model.init)
+        if not folder.is_dir():
+            raise ConfigError(f"model.init: {model.init!r} is none of {', '.join(IMAGE_SIZES)}, and no export folder")
+        return cls(model, decoder, folder)
+
+    def facts(self) -> dict[str, Any]:
+        """What identifies the origin: a digest of the parent's weights, or the settings of the new model."""
+        if self.parent is None:
+            tokenizer_path(self.model.tokenizer)
+            return {"parent": NEW, "model": plain(self.model), "decoder": decoder_facts(self.decoder)}
+        files = [*self.parent.glob("*.safetensors"), *self.parent.glob("config.json")]
+        if not files:
+            raise ConfigError(f"parent: {self.parent} is no export folder; give one with config.json and weights")
+        other = {} if self.model.aligner is None else {"aligner": self.model.aligner}
+        return {"parent": sha256(files), "decoder": decoder_facts(self.decoder), **other}
+
+    def decoder_facts(self) -> dict[str, Any]:
+        """A digest of the aligner's decoder N that the parent brings; nothing where it brings none."""
+        files = [] if self.parent is None else list((self.parent / ALIGNER_DECODER_FOLDER).glob("*.safetensors"))
+        return {"aligner_decoder": sha256(files)} if files else {}
+
+    def lineage(self) -> dict[str, str]:
+        """The parent's export folder, and its MLflow run when it was trained here."""
+        if self.parent is None:
+            return {"parent.export": NEW}
+        finished = self.parent.parent / "finished.json"
+        trained_here = {"parent.run": str(read_json(finished)["run_id"])} if finished.is_file() else {}
+        return {"parent.export": str(self.parent), **trained_here}
+
+    def load(self) -> tuple[KosmosG, KosmosGProcessor]:
+        """Model, in training mode, and processor. A new model's weights come from torch's seed.
+
+        In fp32 whatever the parent was saved in (the released files are fp16): the engine casts what it computes with,
+        and its optimizer keeps what it is given here.
+        """
+        model, processor = self._new() if self.parent is None else load_export(self.parent)
+        if self.model.aligner is not None:
+            replace_conditioner(model, self.model.aligner)
+        model.float().train()
+        return model, processor
+
+    def load_aligner_decoder(self) -> AlignerDecoder | None:
+        """N of a parent that went through stage 2, in training mode; None where there is none, so N starts anew."""
+        if self.parent is None or self.model.aligner is not None:
+            return None
+        decoder = load_aligner_decoder(self.parent)
+        return None if decoder is None else decoder.float().train()
+
+    def processor(self) -> KosmosGProcessor:
+        """The processor alone."""
+        if self.parent is not None:
+            return KosmosGProcessor.from_pretrained(self.parent)
+        config = _shape(self.model.init, 1000)
+        return KosmosGProcessor.from_sentencepiece(
+            tokenizer_path(self.model.tokenizer),
+            IMAGE_SIZES[self.model.init],
+            config.latent_query_num,
+            config.max_tokens,
+        )
+
+    def _new(self) -> tuple[KosmosG, KosmosGProcessor]:
+        processor = self.processor()
+        config = _shape(self.model.init, processor.vocab_size)
+        if self.model.init == "paper":
+            if config.text_config.vocab_size != processor.vocab_size:
+                raise ConfigError(
+                    f"model.tokenizer: it has {processor.vocab_size} words with the specials, the paper's model "
+                    f"{config.text_config.vocab_size}; give the released sentencepiece.bpe.model"
+                )
+        else:
+            _fit_to_decoder(config, self.decoder)
+        model = KosmosG(config)
+        if self.model.vision is not None:
+            _load_vision(model, self.model.vision)
+        return model, processor
+
+
+def replace_conditioner(model: KosmosG, kind: ConditionerKind) -> None:
+    """Put a new connector in front of the decoder; everything that reads stays as it is."""
+    config = with_conditioner(model.config, kind)
+    model.config.aligner_config = config.aligner_config
+    model.aligner = make_conditioner(model.config)
+
+
+def absolute(name: str) -> str:
+    """A path that exists here, in full, because workers run in other folders; any other name (an id) as it is."""
+    return str(Path(name).absolute()) if Path(name).exists() else name
+
+
+def tokenizer_path(tokenizer: str) -> Path:
+    """The sentencepiece file that a setting names. Raises ConfigError when there is none."""
+    from kosmosg.toyworld.assets import toyworld_folder
+
+    named = toyworld_folder() if tokenizer == TOYWORLD else Path(tokenizer)
+    path = named / "sentencepiece.bpe.model" if named.is_dir() else named
+    if not path.is_file():
+        raise ConfigError(
+            f"model.tokenizer: there is no {path}; give `toyworld` or the path of sentencepiece.bpe.model"
+        )
+    return path
+
+
+def decoder_facts(decoder: str) -> str:
+    """What identifies a decoder: a digest of its weights if they lie in a folder, else its name."""
+    from kosmosg.diffusion.decoder import decoder_source
+
+    folder = Path(decoder_source(decoder))  # the toy world's holds trained models too, which are no part of the decoder
+    files = [path for part in ("text_encoder", "unet", "vae") for path in sorted((folder / part).glob("*.safetensors"))]
+    return sha256(files) if files else decoder
+
+
+def _shape(init: str, vocab_size: int) -> KosmosGConfig:
+    if init == "tiny":
+        return KosmosGConfig.tiny(vocab_size)
+    return KosmosGConfig.toyworld(vocab_size) if init == "toyworld" else KosmosGConfig.paper()
+
+
+def _fit_to_decoder(config: KosmosGConfig, decoder: str) -> None:
+    """Shape the aligner of a small new model after the text encoder that its decoder listens to."""
+    from transformers import CLIPTextConfig
+
+    from kosmosg.diffusion.decoder import load_part
+
+    text: Any = load_part(CLIPTextConfig, decoder, "text_encoder")
+    config.aligner_config.d_model = text.hidden_size
+    config.aligner_config.num_queries = text.max_position_embeddings
+
+
+def _load_vision(model: KosmosG, vision: str) -> None:
+    from kosmosg.convert import load_vision
+    from kosmosg.toyworld.assets import toyworld_folder
+
+    load_vision(model.mllm.vision_model, toyworld_folder() / "vision_model" if vision == TOYWORLD else vision)

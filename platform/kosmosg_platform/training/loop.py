@@ -1,0 +1,200 @@
+"""The one training loop: what every worker runs, for every stage, on one CPU or many GPUs.
+
+    out = engine(batch)
+    engine.backward(out.loss)
+    engine.step(rate)
+
+The rest serves two promises. The result does not depend on how a run was spread or interrupted: samples come from
+`SampleOrder`, randomness from (seed, step, worker), and losses are weighted so that micro-batches and workers add up
+to the mean over the whole batch. And nothing is lost: state, metrics and images are written as it goes.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+from uuid import uuid4
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from kosmosg.stages import Batch
+from kosmosg_platform.console import quiet_libraries
+from kosmosg_platform.training import checkpoints
+from kosmosg_platform.training.dataloader import micro_batches
+from kosmosg_platform.training.ema import WeightEma
+from kosmosg_platform.training.engine import Engine
+from kosmosg_platform.training.export import export
+from kosmosg_platform.training.lr_schedule import batch_plan, learning_rate
+from kosmosg_platform.training.metrics import Meter, Recorder, peak_memory_gb, write_pictures
+from kosmosg_platform.training.recipe import TrainRun
+from kosmosg_platform.training.sampler import mix
+
+
+def work(config: Mapping[str, Any]) -> None:
+    """The function that Ray Train runs on every worker; `config["job"]` is the TrainRun."""
+    import ray.train
+    import ray.train.torch
+
+    quiet_libraries()
+    job: TrainRun = config["job"]
+    torch.set_num_threads(job.experiment.scale.cpus_per_worker)
+    device: torch.device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    Worker(job).train()  # dropped when it is done: what it held of the GPU is free for the images
+    if dist.get_rank() == 0:
+        stage, step = export(job, job.export)
+        cast(nn.Module, stage).to(device)
+        write_pictures(job, job.recipe.pictures(stage), step)
+    ray.train.report({"step": job.experiment.train.steps})  # nobody leaves before the export is there
+
+
+class Worker:
+    """One worker's part of a training run. torch.distributed must be up."""
+
+    def __init__(self, job: TrainRun) -> None:
+        self.job = job
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.micro, self.passes = batch_plan(job.experiment.train, self.world)
+        stage = job.build_stage()
+        if job.experiment.engine.checkpoint_activations:
+            stage.checkpoint_activations()
+        parameters = stage.trainable()
+        sizes = [parameter.numel() for _, parameter in parameters]
+        self.owned = checkpoints.assign(parameters, sizes, self.world)[self.rank]
+        state = self._newest_state()
+        if state is not None:
+            checkpoints.load_weights(parameters, state, "param")
+        self.engine = Engine(
+            cast(nn.Module, stage),
+            parameters,
+            job.experiment.train,
+            job.experiment.engine,
+            self.micro,
+            self.passes,
+            self.world,
+            job.experiment.scale.use_gpu,
+        )
+        self.start, self.seconds = 0, 0.0
+        if state is not None:
+            self.start, self.seconds = state.progress.step, state.progress.seconds
+            self.engine.load_moments(state, state.progress.optimizer_steps)
+            self.engine.load_loss_scale_state(state.progress.loss_scale)
+        decay = job.experiment.train.ema
+        self.average = WeightEma(self.engine, self.owned, decay, state) if decay else None
+        self.recorder = Recorder(job, self.start) if self.rank == 0 else None
+
+    def train(self) -> None:
+        """From where the run stands to its last step."""
+        train = self.job.experiment.train
+        batches = micro_batches(self.job, self.start, self.micro, self.rank, self.world)
+        meter, begun = Meter(), time.monotonic()
+        for step in range(self.start, train.steps):
+            waiting = time.monotonic()
+            batch = [next(batches) for _ in range(self.passes)]
+            meter.waited += time.monotonic() - waiting
+            self._step(step, batch, meter)
+            if self.average is not None:
+                self.average.update(step)
+            done = step + 1
+            if done % train.log_every == 0 or done == train.steps:
+                self._log(step, meter)
+                meter = Meter()
+            if done % train.checkpoint_every == 0 or done == train.steps:
+                self._save(done, self.seconds + time.monotonic() - begun)
+            if train.sample_every and done % train.sample_every == 0 and done < train.steps:
+                self._draw(done)
+        if self.recorder is not None:
+            self.recorder.close()
+
+    def _step(self, step: int, batches: list[Batch], meter: Meter) -> None:
+        train = self.job.experiment.train
+        rate = learning_rate(train, step)
+        weights = [float(batch.pop("weight")) if "weight" in batch else float(self.micro) for batch in batches]
+        total = torch.tensor(sum(weights), device=self.engine.device)
+        dist.all_reduce(total)
+        # DeepSpeed takes the plain mean over passes and workers; this makes it the mean over what the losses count.
+        share = self.passes * self.world / max(float(total), 1e-9)
+        for index, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
+            torch.manual_seed(mix(train.seed, step, self.rank, index) >> 1)
+            out = self.engine(batch)
+            self.engine.backward(out.loss * (weight * share))
+            meter.add(out.metrics, weight)
+            self.engine.step(rate)
+        meter.steps += 1
+
+    def _log(self, step: int, meter: Meter) -> None:
+        train = self.job.experiment.train
+        metrics = meter.mean()
+        rate, seconds = learning_rate(train, step), time.monotonic() - meter.begun
+        if not math.isfinite(metrics["loss"]):
+            raise FloatingPointError(
+                f"the loss is {metrics['loss']} at step {step + 1} with learning rate {rate:g}; lower train.lr, "
+                "raise train.warmup, or look at the data of this step"
+            )
+        norm = self.engine.gradient_norm()
+        if self.recorder is None:
+            return
+        metrics |= {
+            "learning_rate": rate,
+            "samples_per_second": meter.steps * train.global_batch / seconds,
+            "data_wait": meter.waited / seconds,
+            "memory_gb": peak_memory_gb(),
+        }
+        if norm is not None:
+            metrics["gradient_norm"] = norm
+        self.recorder.write(step, metrics)
+
+    def _save(self, step: int, seconds: float) -> None:
+        import ray.train
+
+        engine = self.job.experiment.engine
+        progress = checkpoints.TrainingProgress(
+            key=self.job.key,
+            step=step,
+            optimizer_steps=self.engine.optimizer_steps(),
+            loss_scale=self.engine.loss_scale_state(),
+            seconds=seconds,
+            written_by={"workers": self.world, "zero_stage": engine.zero_stage, "precision": engine.precision},
+        )
+        # Workers that were killed while writing may have left a folder of this step: never write into that one.
+        name = self._agree(f"step-{step:08d}-{uuid4().hex[:6]}")
+        with tempfile.TemporaryDirectory(prefix="kosmosg-checkpoint-") as temporary:
+            folder = Path(temporary)
+            tensors = dict(self.engine.full_state(self.owned))
+            if self.average is not None:
+                tensors |= self.average.state()
+            mine = checkpoints.write_shard(folder, self.rank, tensors)
+            del tensors
+            files = [mine] * self.world
+            dist.all_gather_object(files, mine)
+            if self.rank == 0:
+                checkpoints.write_manifest(folder, progress, files)
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=name)
+
+    def _newest_state(self) -> checkpoints.State | None:
+        """The newest complete checkpoint; the first worker chooses for all."""
+        found = self._agree(checkpoints.newest(self.job.checkpoints, self.job.key) if self.rank == 0 else None)
+        return None if found is None else checkpoints.State(found)
+
+    def _agree(self, value: Any) -> Any:
+        """The first worker's value, on every worker."""
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def _draw(self, step: int) -> None:
+        """Sample images. Sharded weights need every worker for it, though only the first keeps what was drawn."""
+        if self.rank == 0 or self.engine.parameters_are_sharded:
+            stage: Any = self.engine.module
+            stage.eval()
+            pictures = self.job.recipe.pictures(stage)
+            stage.train()
+            if self.rank == 0:
+                write_pictures(self.job, pictures, step)
+        dist.barrier()

@@ -1,0 +1,120 @@
+"""How long, how large and how fast a training run learns: the section `train`, and the learning rate as a function."""
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import Field, field_validator
+from torch.nn import Parameter
+
+from kosmosg.errors import ConfigError
+from kosmosg_platform.config import Section
+
+
+class TrainConfig(Section):
+    """One training run. Defaults are the original's where it has one (Kosmos-G runalign.sh, runtrain.sh)."""
+
+    steps: int = Field(default=100, ge=1)
+    """Optimizer steps."""
+    global_batch: int = Field(default=8, ge=1)
+    """Samples per optimizer step, over all workers."""
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Samples per forward pass of one worker; null takes its whole share of the batch (no accumulation)."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of weights, sample order, noise and dropout."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Peak learning rate."""
+    rates: dict[str, float] = Field(default_factory=dict)
+    """Shares of the learning rate for parts of a stage, by the beginning of their parameters' names:
+    {model.mllm: 0.1} lets the language model follow slowly, 0 freezes it. Everything else has a share of 1."""
+    warmup: int = Field(default=0, ge=0)
+    """Optimizer steps over which the rate rises linearly from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How the rate falls after the warm-up."""
+    decay: float = Field(default=1.0, gt=0, le=1)
+    """Share of `steps` at the end over which it falls; 1 starts right after the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """AdamW's averages of gradient and squared gradient."""
+    eps: float = Field(default=1e-6, gt=0)
+    """AdamW's epsilon."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Decoupled weight decay, on all parameters as upstream does."""
+    clip: float = Field(default=2.0, ge=0)
+    """Largest norm of the whole gradient; 0 switches clipping off."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay per step of an average of the weights, which is then what gets exported; null keeps none."""
+    checkpoint_every: int = Field(default=100, ge=1)
+    """Optimizer steps between checkpoints; the last step always writes one."""
+    log_every: int = Field(default=1, ge=1)
+    """Optimizer steps between logged metrics."""
+    sample_every: int = Field(default=0, ge=0)
+    """Optimizer steps between sample images; 0 draws them once, at the end."""
+    restart: bool = False
+    """Start over even if a run of the same settings is unfinished or finished under `output`."""
+
+    @field_validator("rates")
+    @classmethod
+    def _shares(cls, value: dict[str, float]) -> dict[str, float]:
+        for part, share in value.items():
+            if not 0 <= share < math.inf:
+                raise ValueError(f"the share of {part!r} is {share}; it is 0 or above")
+        return {part: float(value[part]) for part in sorted(value)}
+
+
+def rate_share(train: TrainConfig, name: str) -> float:
+    """The share of the learning rate that a parameter has: that of the longest beginning of its name in `rates`."""
+    parts = [part for part in train.rates if name == part or name.startswith(f"{part}.")]
+    return train.rates[max(parts, key=len)] if parts else 1.0
+
+
+def freeze(train: TrainConfig, parameters: Iterable[tuple[str, Parameter]]) -> None:
+    """Switch off the gradient of everything that has a share of 0.
+
+    Raises ConfigError for a part that no parameter belongs to, which would change nothing without a word.
+    """
+    named = dict(parameters)
+    for part in train.rates:
+        if not any(name == part or name.startswith(f"{part}.") for name in named):
+            tops = sorted({".".join(name.split(".")[:2]) for name in named})
+            raise ConfigError(f"train.rates: nothing that is trained begins with {part!r}; there are {', '.join(tops)}")
+    frozen = [parameter for name, parameter in named.items() if rate_share(train, name) == 0]
+    if len(frozen) == len(named):
+        raise ConfigError("train.rates: every part has a share of 0, so nothing would be trained")
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+
+
+def learning_rate(train: TrainConfig, step: int) -> float:
+    """The rate of optimizer step `step` (0-based): warm-up, plateau, then the fall to 0 at `train.steps`."""
+    if step < train.warmup:
+        return train.lr * (step + 1) / train.warmup
+    if train.schedule == "constant":
+        return train.lr
+    start = max(train.warmup, round(train.steps * (1 - train.decay)))
+    if step < start:
+        return train.lr
+    # The last step still learns a little: progress reaches 1 only at `steps`, which is never taken.
+    progress = (step - start) / max(1, train.steps - start)
+    share = 1 - progress if train.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return train.lr * share
+
+
+def batch_plan(train: TrainConfig, workers: int) -> tuple[int, int]:
+    """(samples per forward pass, passes per step) of each worker, so that workers x micro x passes = global batch.
+
+    Raises ConfigError for what does not divide.
+    """
+    share, rest = divmod(train.global_batch, workers)
+    if rest or not share:
+        raise ConfigError(
+            f"train.global_batch: {train.global_batch} samples cannot be shared equally by {workers} workers; "
+            f"choose a multiple of {workers} or another scale.workers"
+        )
+    micro = train.micro_batch or share
+    passes, rest = divmod(share, micro)
+    if rest or not passes:
+        raise ConfigError(
+            f"train.micro_batch: {micro} does not divide the {share} samples of each worker "
+            f"(train.global_batch {train.global_batch} / scale.workers {workers}); choose a divisor of {share}"
+        )
+    return micro, passes

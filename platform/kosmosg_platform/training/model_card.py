@@ -1,0 +1,65 @@
+"""The model card that an export carries: what it is, what made it, how to use it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kosmosg_platform.config import digest
+
+PURPOSE = {
+    "pretrain": "stage 1, multimodal language modelling: it reads text with images in it. Its aligner is untrained.",
+    "align": "stage 2, aligner: what it reads in words becomes the condition that the decoder listens to.",
+    "instruct": "stage 3, instruction tuning by composition: with the decoder it draws what text and images ask.",
+}
+
+
+def model_card(facts: Mapping[str, Any], experiment: Mapping[str, Any], shaping: Mapping[str, Any]) -> str:
+    """README.md of an export.
+
+    facts: figures of the run (stage, steps, samples, seconds, ...). experiment: the resolved settings. shaping: what
+    the recipe names as shaping the result (data, parent, decoder).
+    """
+    stage = str(facts["stage"])
+    train = experiment["train"]
+    rows = {
+        "stage": stage,
+        "steps x samples per step": f"{facts['steps']} x {train['global_batch']} = {facts['samples']} samples",
+        "training time": f"{facts['seconds']} s",
+        "last logged loss": f"{facts['loss']:.4f}" if "loss" in facts else "none",
+        "exported weights": "running average" if facts["averaged_weights"] else "last step",
+        "precision": experiment["engine"]["precision"],
+        "parent": _short(shaping.get("parent", "")),
+        "decoder": f"{experiment['decoder']} {_short(shaping.get('decoder', ''))}",
+        "data": ", ".join(f"{kind} {_short(one['sha256'])}" for kind, one in shaping.get("data", {}).items()),
+        "settings (sha256)": _short(digest(experiment)),
+        "MLflow run": str(facts["mlflow_run"]),
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"""---
+library_name: kosmosg
+license: apache-2.0
+tags: [kosmos-g, image-generation, multimodal]
+---
+# Kosmos-G, {stage}
+
+{PURPOSE.get(stage, stage).capitalize()}
+
+| | |
+|---|---|
+{table}
+
+All settings are in `experiment.yaml`; `kosmosg run {stage} experiment.yaml` takes it as a preset.
+
+```python
+from kosmosg import KosmosGPipeline, Prompt, KosmosG, KosmosGProcessor
+
+model, processor = KosmosG.from_pretrained("."), KosmosGProcessor.from_pretrained(".")
+pipe = KosmosGPipeline(model=model, processor=processor, decoder="{experiment["decoder"]}")
+pipe(Prompt("<i> in the snow", images=[image])).images[0].save("out.png")
+```
+"""
+
+
+def _short(value: object) -> str:
+    """The first characters of a digest; other words as they are."""
+    text = str(value)
+    return text[:12] if len(text) == 64 else text

@@ -1,0 +1,125 @@
+"""What a training run is made of: its sections, the recipe that a job hands over, and both as one `TrainRun`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+
+from kosmosg.stages import Batch, Stage
+from kosmosg_platform.cluster.session import ScaleConfig
+from kosmosg_platform.config import Section
+from kosmosg_platform.storage import RunPaths
+from kosmosg_platform.tracking import Run, TrackingConfig
+from kosmosg_platform.training.engine import EngineConfig
+from kosmosg_platform.training.lr_schedule import TrainConfig, freeze
+from kosmosg_platform.training.sampler import SampleIndex
+
+Record = Mapping[str, Any]
+Collate = Callable[[Sequence[tuple[SampleIndex, Record]]], Batch]
+
+
+class TrainingExperiment(Section):
+    """The sections that every training run has; `jobs.experiment.Experiment` adds the rest."""
+
+    output: Path = Path("runs")
+    """Everything that a run writes lies under this folder."""
+    train: TrainConfig = TrainConfig()
+    scale: ScaleConfig = ScaleConfig()
+    engine: EngineConfig = EngineConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class Records(Protocol):
+    """A dataset with random access."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Record: ...
+
+
+class Recipe(Protocol):
+    """What makes a stage trainable: small and picklable, it travels to the workers and builds everything there."""
+
+    @property
+    def stage(self) -> str:
+        """`pretrain`, `align` or `instruct`: folder, MLflow experiment, model name."""
+        ...
+
+    def facts(self) -> Mapping[str, Any]:
+        """What shapes the result beside the section `train`: objective, model, digests of parent and data.
+
+        JSON-like. Called on the driver, where it raises the user's mistakes before anything is started.
+        """
+        ...
+
+    def lineage(self) -> Mapping[str, str]:
+        """Tags of the MLflow run that lead to where the stage came from, such as its parent's run."""
+        ...
+
+    def build_stage(self) -> Stage:
+        """The stage before its first step, on the CPU, the same on every worker (torch's seed is set)."""
+        ...
+
+    def datasets(self) -> Mapping[str, Records]:
+        """The sources by name."""
+        ...
+
+    def weights(self) -> Mapping[str, float]:
+        """Share of each source in the mixture."""
+        ...
+
+    def build_collate(self) -> Collate:
+        """Records to a micro-batch, all randomness from the draws' seeds. `weight` () in the batch says over how many
+        samples or tokens the stage's loss is a mean."""
+        ...
+
+    def pictures(self, stage: Stage) -> Sequence[tuple[str, Image.Image]]:
+        """Named sample images of the current weights; may be none."""
+        ...
+
+    def save(self, stage: Stage, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Write the export folder of a trained stage, whole or not at all; `facts` (figures of the run) are for its
+        model card."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """One training run, as its workers get it."""
+
+    recipe: Recipe
+    experiment: TrainingExperiment
+    key: str
+    """Identity of the run: a digest of everything that shapes its result."""
+    run: Run
+    """Its MLflow run."""
+
+    @property
+    def folder(self) -> Path:
+        return RunPaths(self.experiment.output).run(self.recipe.stage, self.key)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        return self.folder / "samples"
+
+    @property
+    def export(self) -> Path:
+        return self.folder / "export"
+
+    def build_stage(self) -> Stage:
+        """The stage before its first step, on the CPU, from the run's seed."""
+        torch.manual_seed(self.experiment.train.seed)
+        stage = self.recipe.build_stage()
+        freeze(self.experiment.train, stage.trainable())
+        return stage

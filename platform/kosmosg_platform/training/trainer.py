@@ -1,0 +1,251 @@
+"""Start a training run and see it to its end: the driver's side of `kosmosg_platform.training.loop`.
+
+A run is known by its key, a digest of everything that shapes its result. The same settings under the same output are
+therefore the same run: a stopped one goes on, a finished one is not trained again. How it is spread (workers, ZeRO
+stage, micro-batches) and how often it saves is not part of the key, so a run may go on with more workers than before.
+"""
+
+import fcntl
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from kosmosg.errors import ConfigError, KosmosGError
+from kosmosg_platform.cluster.session import connect
+from kosmosg_platform.config import digest, plain, to_yaml
+from kosmosg_platform.console import echo, progress, quiet_libraries
+from kosmosg_platform.storage import RunPaths, point, read_json, write_json, write_text
+from kosmosg_platform.tracking import Run
+from kosmosg_platform.training import checkpoints, engine
+from kosmosg_platform.training.loop import work
+from kosmosg_platform.training.lr_schedule import batch_plan
+from kosmosg_platform.training.metrics import last_metrics
+from kosmosg_platform.training.recipe import Recipe, TrainingExperiment, TrainRun
+
+FINISHED = "finished.json"
+# Settings of `train` that change how a run is watched or cut into pieces, not what comes out of it.
+_FREE = {"micro_batch", "checkpoint_every", "log_every", "sample_every", "restart"}
+_SMALL = 8  # workers up to which a report should not wait for Ray's two-second health check
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a finished run leaves."""
+
+    export: Path
+    """Folder to load the model from."""
+    run_id: str
+    """MLflow run."""
+    metrics: dict[str, float]
+    """The last logged figures: loss, samples_per_second, ..."""
+    seconds: float
+    """Time spent training, over all attempts, without start-up."""
+    folder: Path
+    """The run's own folder: experiment.yaml, metrics.jsonl, samples/."""
+    skipped: bool = False
+    """The run had been finished before and was not trained again."""
+
+
+def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
+    """Train a stage to its end, or go on with it, or find that it is finished.
+
+    Raises ConfigError and its kin for mistakes of the user; what fails otherwise raises as it is.
+    """
+    # Ray's workers live in folders of their own: what is relative here would be lost there.
+    experiment = experiment.model_copy(update={"output": experiment.output.absolute()})
+    batch_plan(experiment.train, experiment.scale.workers)
+    engine.check(experiment.engine, experiment.scale.use_gpu)
+    facts = recipe.facts()
+    key = run_key(recipe.stage, experiment, facts)
+    layout = RunPaths(experiment.output)
+    folder = layout.run(recipe.stage, key)
+    with _alone(folder):
+        if experiment.train.restart:
+            _forget(folder)
+        if (folder / FINISHED).is_file():
+            echo(f"{recipe.stage}: finished before with these settings, see {folder}")
+            point(layout.job(recipe.stage) / "export", folder / "export")
+            return _result(folder, skipped=True)
+        run = _open_run(recipe, experiment, facts, key, fresh=not (folder / "run.json").is_file())
+        write_json(folder / "run.json", {"uri": run.uri, "id": run.id})
+        job = TrainRun(recipe, experiment, key, run)
+        with _closing(run):
+            seconds = _train(job)
+            _finish(job, facts, seconds)
+        return _result(folder)
+
+
+def run_key(stage: str, experiment: TrainingExperiment, facts: Mapping[str, Any]) -> str:
+    """The identity of a run: twelve characters of a digest of all that shapes its result."""
+    train = {name: value for name, value in plain(experiment.train).items() if name not in _FREE}
+    shaping = {"stage": stage, "train": train, "precision": experiment.engine.precision, "facts": facts}
+    return digest(shaping)[:12]
+
+
+def _train(job: TrainRun) -> float:
+    """Run the loop on the workers; gives the seconds trained so far over all attempts."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import LoggingConfig
+
+    experiment, stage = job.experiment, job.recipe.stage
+    scale = experiment.scale
+    newest = checkpoints.newest(job.checkpoints, job.key)
+    checkpoints.clean(job.checkpoints, keep=newest)
+    if newest is not None:
+        echo(f"{stage}: resuming from step {checkpoints.read_progress(newest).step} of {experiment.train.steps}")
+    if scale.workers <= _SMALL:
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    else:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
+    quiet_libraries()
+    with connect(experiment):
+        trainer = TorchTrainer(
+            work,
+            train_loop_config={"job": job},
+            scaling_config=ScalingConfig(
+                num_workers=scale.workers,
+                use_gpu=scale.use_gpu,
+                resources_per_worker={"CPU": scale.cpus_per_worker, **({"GPU": 1} if scale.use_gpu else {})},
+            ),
+            torch_config=TorchConfig(backend="nccl" if scale.use_gpu else "gloo"),
+            run_config=RunConfig(
+                # A name that was used before would be resumed by Ray from its own notes; ours decide.
+                name=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:4]}",
+                storage_path=str(job.checkpoints),
+                failure_config=FailureConfig(max_failures=scale.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+                logging_config=LoggingConfig(log_level="WARNING"),
+            ),
+        )
+        with progress(stage, experiment.train.steps, job.metrics):
+            try:
+                _interruptible(trainer.fit)
+            except Exception as error:
+                mistake = _users_mistake(error)
+                if mistake is None:
+                    raise
+                raise mistake from None
+    final = checkpoints.newest(job.checkpoints, job.key)
+    if final is None:
+        raise RuntimeError(f"training ended without a checkpoint in {job.checkpoints}")
+    checkpoints.clean(job.checkpoints, keep=final)
+    return checkpoints.read_progress(final).seconds
+
+
+def _interruptible(call: Callable[[], object]) -> None:
+    """Run a blocking call of Ray so that Ctrl-C and SIGTERM end the program as they should.
+
+    On the main thread Ray Train would take over Ctrl-C for good, and end the process with code 0. On another thread it
+    leaves signals alone; the workers end with the driver, and the next start resumes from their last checkpoint.
+    """
+    failures: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            call()
+        except BaseException as error:  # noqa: BLE001 - handed to the caller below
+            failures.append(error)
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    on_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if on_main else None
+    try:
+        while thread.is_alive():
+            thread.join(0.2)
+    finally:
+        if on_main:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+    if failures:
+        raise failures[0]
+
+
+def _open_run(recipe: Recipe, experiment: TrainingExperiment, facts: Mapping[str, Any], key: str, fresh: bool) -> Run:
+    """The run's MLflow run, and its settings in a file beside its checkpoints."""
+    tags = {
+        "config.sha256": digest(experiment),
+        "world_size": str(experiment.scale.workers),
+        "zero_stage": str(experiment.engine.zero_stage),
+        "data.manifest.sha256": digest(facts.get("data", {})),
+        "parent.sha256": str(facts.get("parent", "")),
+        **recipe.lineage(),
+    }
+    layout = RunPaths(experiment.output)
+    run = Run.open(experiment.tracking, layout, recipe.stage, key, tags, plain(experiment), fresh)
+    settings = layout.run(recipe.stage, key) / "experiment.yaml"
+    write_text(settings, to_yaml(experiment))
+    run.log_file(settings)
+    return run
+
+
+def _finish(job: TrainRun, facts: Mapping[str, Any], seconds: float) -> None:
+    stage = job.recipe.stage
+    version = job.run.register(f"kosmosg-{stage}", job.export, {"run.key": job.key})
+    metrics = {name: value for name, value in last_metrics(job).items() if name != "step"}
+    finished = {
+        "run_id": job.run.id,
+        "metrics": metrics,
+        "seconds": seconds,
+        "model_version": version,
+        "facts": facts,
+    }
+    write_json(job.folder / FINISHED, finished)
+    point(RunPaths(job.experiment.output).job(stage) / "export", job.export)
+    echo(f"{stage}: {job.experiment.train.steps} steps in {seconds:.0f} s, model in {job.export}")
+
+
+def _result(folder: Path, skipped: bool = False) -> FitResult:
+    finished = read_json(folder / FINISHED)
+    return FitResult(folder / "export", finished["run_id"], finished["metrics"], finished["seconds"], folder, skipped)
+
+
+def _users_mistake(error: BaseException) -> KosmosGError | None:
+    """The mistake behind a failure of the workers, if it was one."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "_base_exc", failure)
+        if isinstance(cause, KosmosGError):
+            return cause
+    return None
+
+
+@contextmanager
+def _closing(run: Run) -> Iterator[None]:
+    """MLflow's run ends as what it was."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        run.close("KILLED")
+        raise
+    except BaseException:
+        run.close("FAILED")
+        raise
+    run.close("FINISHED")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two processes must not train the same run. The lock falls with the process that held it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"output: another process is training this very run in {folder}; wait or stop it"
+            ) from None
+        yield
+
+
+def _forget(folder: Path) -> None:
+    for part in folder.iterdir():
+        if part.name != ".lock":
+            shutil.rmtree(part) if part.is_dir() else part.unlink()

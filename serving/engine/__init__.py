@@ -1,0 +1,1 @@
+"""The step engine, in which requests at different denoising steps share one U-Net batch, and its messages."""

@@ -1,0 +1,79 @@
+"""What travels between the parts of the endpoint. Plain values and numpy: whoever only passes them on needs no torch.
+
+Letters: n images, Q queries, D width of the condition, H W pixels.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+ImageArray = np.ndarray[Any, np.dtype[np.uint8]]
+"""(n, H, W, 3)"""
+
+Embeddings = np.ndarray[Any, np.dtype[np.float32]]
+"""(Q, D)"""
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt as a condition, and what it cost."""
+
+    positive: Embeddings
+    negative: Embeddings
+    tokens: int  # of the prompt, image slots included
+    cached: bool  # nothing had to be encoded
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """One request as the step engine sees it: n images of one condition."""
+
+    positive: Embeddings
+    negative: Embeddings
+    seeds: tuple[int, ...]  # one image each; image i is the same whether it is drawn alone or with others
+    height: int  # pixels
+    width: int  # pixels
+    steps: int = 20
+    guidance: float = 3.0  # classifier-free guidance scale; at 1 or below the negative is not computed at all
+    scheduler: str | None = None  # a name of kosmosg.diffusion.schedulers.SCHEDULERS; None is the decoder's own
+    previews: int = 0  # unfinished images told on the way, evenly spread
+
+
+@dataclass(frozen=True)
+class DenoisingProgress:
+    """`step` of `steps` is done."""
+
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What the images would be if the network's present guess were right."""
+
+    step: int
+    steps: int
+    pictures: ImageArray
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The images, and the U-Net evaluations (rows) they took."""
+
+    pictures: ImageArray
+    evaluations: int
+
+
+Event = DenoisingProgress | Preview | Finished
+
+
+@dataclass(frozen=True)
+class DecoderInfo:
+    """What the loaded parts say about themselves."""
+
+    native_size: int  # pixels per side that the decoder was trained at
+    size_step: int  # widths and heights are multiples of this many pixels
+    schedulers: tuple[str, ...]
+    queries: int  # Q
+    width: int  # D

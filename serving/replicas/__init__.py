@@ -1,0 +1,1 @@
+"""The Ray Serve deployments: prompt encoder and image decoder."""

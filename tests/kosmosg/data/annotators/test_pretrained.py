@@ -1,0 +1,245 @@
+"""The model-based annotators on tiny random models, saved and loaded by the real code. What random weights say is
+nonsense; that it arrives in the right form, in any batch, is what is tested."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
+    CLIPSegProcessor,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.blip import BlipImageProcessorPil
+from transformers.models.vit import ViTImageProcessorPil
+
+from kosmosg.data.annotators.base import EntitySpans, Rejection, Sample, Span
+from kosmosg.data.annotators.blip2 import Blip2Captioner
+from kosmosg.data.annotators.clipseg import ClipSegSegmenter
+from kosmosg.data.annotators.language_model import TASK, LanguageEntityFinder
+from kosmosg.data.annotators.pretrained import Loading, require_model
+from kosmosg.data.annotators.table import PipelineRow
+from kosmosg.data.image_bytes import encode_image
+from kosmosg.errors import DataError
+from kosmosg_platform.config import validate
+from kosmosg_platform.datasets.annotation import BuildConfig, image_folder_reader
+from kosmosg_platform.datasets.pipeline import annotate
+
+WORDS = ["a cat and a dog in the garden", "Description Things . , :", TASK]
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    specials = ["<pad>", "<s>", "</s>", "<unk>"]
+    words.train_from_iterator(WORDS, trainers.WordLevelTrainer(special_tokens=specials))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=64,
+    )
+
+
+def pictures(count: int = 3) -> list[Sample]:
+    rng = np.random.default_rng(0)
+    made = []
+    for index in range(count):
+        pixels = rng.integers(0, 256, (40 + index, 50, 3), dtype=np.uint8)
+        made.append(Sample(f"p{index}", f"p{index}", encode_image(Image.fromarray(pixels))))
+    return made
+
+
+@pytest.fixture(scope="module")
+def blip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("blip2")
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    processor = Blip2Processor(BlipImageProcessorPil(size={"height": 16, "width": 16}), tokenizer, num_query_tokens=2)
+    text = {
+        "model_type": "opt", "vocab_size": len(processor.tokenizer), "hidden_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "ffn_dim": 16, "word_embed_proj_dim": 16, "max_position_embeddings": 64,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = Blip2Config(
+        vision_config=small | {"image_size": 16, "patch_size": 8},
+        qformer_config=small | {"encoder_hidden_size": 16, "vocab_size": 8},
+        text_config=text,
+        num_query_tokens=2,
+        image_token_index=processor.tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    Blip2ForConditionalGeneration(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("language")
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clipseg(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clipseg")
+    torch.manual_seed(0)
+    tokenizer = tiny_tokenizer()
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPSegConfig(
+        text_config=size
+        | {
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 64,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        vision_config=size | {"image_size": 32, "patch_size": 8},
+        projection_dim=16,
+        extract_layers=[0, 1],
+        reduce_dim=8,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=16,
+    )
+    CLIPSegForImageSegmentation(config).save_pretrained(folder)
+    processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
+    CLIPSegProcessor(processor, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def test_blip2_captions_every_picture_the_same_in_any_batch(blip2: Path) -> None:
+    captioner = Blip2Captioner(str(blip2), Loading("cpu", "float32"), max_new_tokens=5)
+    samples = pictures()
+    together = captioner(samples)
+    assert len(together) == 3
+    assert all(isinstance(answer, str | Rejection) for answer in together)
+    assert [captioner([sample])[0] for sample in samples] == together
+    assert captioner.name == str(blip2)
+
+
+def test_half_precision_is_a_setting(blip2: Path) -> None:
+    captioner = Blip2Captioner(str(blip2), Loading("cpu", "bfloat16"), max_new_tokens=2)
+    assert captioner.network.dtype == torch.bfloat16
+    assert len(captioner(pictures(1))) == 1
+
+
+def test_a_language_model_answers_with_entities_or_a_refusal(language_model: Path) -> None:
+    finder = LanguageEntityFinder(str(language_model), Loading("cpu"), max_new_tokens=6)
+    samples = pictures()
+    for sample, caption in zip(samples, ["a cat and a dog", "a dog in the garden", "a garden"], strict=True):
+        sample.caption = caption
+    for sample, answer in zip(samples, finder(samples), strict=True):
+        assert isinstance(answer, EntitySpans | Rejection)
+        if isinstance(answer, EntitySpans):
+            assert all(sample.caption[s.start : s.end] == s.text for s in answer.spans)
+    # Left padding: a short caption beside a long one is answered as if it were alone.
+    captions = ["a cat", "a cat and a dog in the garden and a cat and a dog"]
+    assert finder.ask(captions)[0] == finder.ask(captions[:1])[0]
+
+
+def test_the_question_uses_the_chat_template_where_there_is_one(language_model: Path, tmp_path: Path) -> None:
+    finder = LanguageEntityFinder(str(language_model), Loading("cpu"))
+    assert finder.question("a cat").endswith("Description: a cat\nThings:")
+    turns = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    finder.tokenizer.chat_template = turns + "{% if add_generation_prompt %}[assistant]{% endif %}"
+    assert finder.question("a cat").endswith("[user]a cat[assistant]")
+    finder.tokenizer.chat_template = None
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (" dog, frisbee\n\nDescription: more", ["dog", "frisbee"]),
+        ("dog and frisbee.", ["dog", "frisbee"]),
+        ("frisbee, unicorn", ["frisbee"]),
+        ("\n  'Dog'", ["dog"]),
+    ],
+)
+def test_answers_are_read(answer: str, expected: list[str]) -> None:
+    found = LanguageEntityFinder.read("a brown dog with a frisbee", answer)
+    assert isinstance(found, EntitySpans)
+    assert [span.text for span in found.spans] == expected
+
+
+@pytest.mark.parametrize(("answer", "reason"), [("none", "no-entity"), ("", "no-entity"), ("### Input", "bad-answer")])
+def test_useless_answers_are_refused(answer: str, reason: str) -> None:
+    refused = LanguageEntityFinder.read("a brown dog with a frisbee", answer)
+    assert isinstance(refused, Rejection)
+    assert refused.reason == reason
+
+
+def test_clipseg_gives_a_map_for_every_entity(clipseg: Path) -> None:
+    segmenter = ClipSegSegmenter(str(clipseg), Loading("cpu", "float32"))
+    samples = pictures()
+    samples[0].spans = [Span("cat", 2, 5), Span("dog", 10, 13)]
+    samples[2].spans = [Span("garden", 0, 6)]
+    cuts = segmenter(samples)
+    assert [len(row) for row in cuts] == [2, 0, 1]
+    for sample, row in zip(samples, cuts, strict=True):
+        for cut in row:
+            assert cut.probability.shape == (sample.image.height, sample.image.width)
+            assert cut.probability.dtype == np.uint8
+    alone = segmenter([samples[2]])[0][0].probability
+    assert np.abs(alone.astype(int) - cuts[2][0].probability).max() <= 1
+    assert segmenter([samples[1]]) == [[]]
+
+
+def test_chosen_by_configuration_they_annotate_a_photo(blip2: Path, language_model: Path, clipseg: Path) -> None:
+    given = {"blip2": ("captioner", blip2), "language": ("entities", language_model), "clipseg": ("masks", clipseg)}
+    values = {name: {"use": use, "model": str(model), "device": "cpu"} for use, (name, model) in given.items()}
+    config = validate(BuildConfig, {"reader": "photos"} | values)
+    stages = config.stages(image_folder_reader(config, Path()))
+    captioner, finder, segmenter = (stage.make() for stage in stages)
+    (row,) = annotate(stages[0], captioner, [PipelineRow(0, 1, pictures(1)[0])])
+    if row.sample is None:  # random weights may say nothing; then there is a refusal in its place
+        assert row.refusal is not None
+        row = PipelineRow(0, 1, pictures(1)[0])
+    assert row.sample is not None
+    row.sample.caption = "a cat and a dog"
+    (row,) = annotate(stages[1], finder, [row])
+    if row.sample is None:
+        row = PipelineRow(0, 1, pictures(1)[0])
+    assert row.sample is not None
+    row.sample.spans = [Span("cat", 2, 5)]
+    (row,) = annotate(stages[2], segmenter, [row])
+    assert row.sample is not None
+    assert len(row.sample.cuts) == 1
+    assert row.names["segmenter"] == str(clipseg)
+    assert [stage.model for stage in stages] == [str(model) for _, model in given.values()]
+
+
+def test_a_missing_model_is_told_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "nonsense"}))
+    with pytest.raises(DataError, match="neither a model folder here nor one that the hub gives"):
+        require_model(str(tmp_path))
+    for make in (Blip2Captioner, LanguageEntityFinder, ClipSegSegmenter):
+        with pytest.raises(DataError, match="neither a model folder here nor one that the hub gives"):
+            make(str(tmp_path))
+
+
+@pytest.mark.parametrize(("given", "told"), [({"device": "gpu9"}, "device"), ({"dtype": "int8"}, "dtype")])
+def test_an_unknown_device_or_precision_is_told(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        Loading(**given).resolve()

@@ -1,0 +1,181 @@
+"""Readers: every source row comes out once, as a sample, a record or a named refusal; only the source decides how it is
+split."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kosmosg.data.annotators.base import Sample
+from kosmosg.data.records import table
+from kosmosg.data.sources.base import ReadyRow, RejectedRow, SourceRow
+from kosmosg.data.sources.image_folder import ImageFolderReader
+from kosmosg.data.sources.text_lines import TextLinesReader
+from kosmosg.errors import DataError
+from kosmosg.prompt import PromptLimits
+from kosmosg.toyworld.scene import Scene
+from kosmosg.toyworld.source import EditReader, SceneReader
+
+
+def rows(
+    reader: ImageFolderReader | TextLinesReader | SceneReader | EditReader, limit: int | None = None
+) -> list[SourceRow]:
+    return [row for work in reader.plan(limit) for row in reader.read(work)]
+
+
+def photo(path: Path, size: tuple[int, int] = (60, 40), color: str = "red") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path)
+    return path
+
+
+def test_photos_good_bad_and_told(tmp_path: Path) -> None:
+    photo(tmp_path / "cat" / "1.jpg")
+    (tmp_path / "cat" / "1.txt").write_text("my cat\n")
+    photo(tmp_path / "dog" / "2.png", (30, 30))
+    (tmp_path / "dog" / "3.jpg").write_bytes(photo(tmp_path / "x.jpg").read_bytes()[:200])
+    (tmp_path / "x.jpg").unlink()
+    (tmp_path / "dog" / "4.jpg").write_bytes(b"")
+    (tmp_path / "dog" / "5.jpg").write_text("not an image")
+    (tmp_path / "dog" / "6.png").write_bytes((tmp_path / "dog" / "2.png").read_bytes())
+    (tmp_path / "dog" / "6.txt").write_bytes(b"\xff\xfe\xfa")
+    (tmp_path / "readme.md").write_text("no photo")
+    found = {row.id if isinstance(row, Sample) else row.refusal["id"]: row for row in rows(ImageFolderReader(tmp_path))}
+    assert sorted(found) == ["cat/1.jpg", "dog/2.png", "dog/3.jpg", "dog/4.jpg", "dog/5.jpg", "dog/6.png"]
+    cat, dog = found["cat/1.jpg"], found["dog/2.png"]
+    assert isinstance(cat, Sample)
+    assert isinstance(dog, Sample)
+    assert cat.image.size == (40, 40)  # the middle square
+    assert cat.hints["sidecar"] == "my cat"
+    assert dog.encoded == (tmp_path / "dog" / "2.png").read_bytes()  # square and small: untouched
+    assert len(cat.sha256) == 64
+    reasons = {name: row.refusal["reason"] for name, row in found.items() if isinstance(row, RejectedRow)}
+    assert reasons == {
+        "dog/3.jpg": "unreadable",
+        "dog/4.jpg": "unreadable",
+        "dog/5.jpg": "unreadable",
+        "dog/6.png": "data",
+    }
+
+
+def test_a_photo_beyond_the_limits_is_never_decoded(tmp_path: Path) -> None:
+    photo(tmp_path / "cat" / "1.png", (300, 300))
+    (row,) = rows(ImageFolderReader(tmp_path, limits=PromptLimits(pixels=10_000)))
+    assert isinstance(row, RejectedRow)
+    assert "300x300" in row.refusal["message"]
+    (row,) = rows(ImageFolderReader(tmp_path, limits=PromptLimits(encoded_bytes=100)))
+    assert isinstance(row, RejectedRow)
+    assert "limit is 100" in row.refusal["message"]
+
+
+def test_a_new_photo_touches_one_shard(tmp_path: Path) -> None:
+    for index in range(40):
+        photo(tmp_path / "cat" / f"{index}.png", (8, 8))
+    reader = ImageFolderReader(tmp_path, shard_rows=8)
+    before = {work.index: work.digest() for work in reader.plan(None)}
+    assert len(before) > 4
+    photo(tmp_path / "cat" / "new.png", (8, 8))
+    after = {work.index: work.digest() for work in reader.plan(None)}
+    assert sum(before.get(index) != digest for index, digest in after.items()) == 1
+
+
+def test_limit_takes_the_first_photos(tmp_path: Path) -> None:
+    for name in "abcd":
+        photo(tmp_path / name / "1.png", (8, 8))
+    found = rows(ImageFolderReader(tmp_path), limit=2)
+    assert sorted(row.id for row in found if isinstance(row, Sample)) == ["a/1.png", "b/1.png"]
+
+
+def test_a_missing_or_empty_source_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no folder"):
+        ImageFolderReader(tmp_path / "absent").plan(None)
+    with pytest.raises(DataError, match="no photos under"):
+        ImageFolderReader(tmp_path).plan(None)
+    with pytest.raises(DataError, match="there is no file or folder"):
+        TextLinesReader(tmp_path / "absent").plan(None)
+    with pytest.raises(DataError, match="no text files"):
+        TextLinesReader(tmp_path).plan(None)
+
+
+def texts(found: list[SourceRow]) -> list[str]:
+    return [str(row.record["text"]) for row in found if isinstance(row, ReadyRow)]
+
+
+def test_lines_of_every_form(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n\n  two   words \n")
+    with gzip.open(tmp_path / "b.txt.gz", "wt") as file:
+        file.write("three\n")
+    (tmp_path / "c.tsv").write_text("id\tCaption\n1\tfour\n2\n3\tfive\n")
+    (tmp_path / "d.tsv").write_text("six\tx\nseven\ty\n")
+    lines = [{"text": "eight"}, {"text": 9}, {"other": "x"}]
+    (tmp_path / "e.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\nnot json\n")
+    (tmp_path / "f.txt").write_bytes(b"nine\n\xff\xfe\n" + b"x" * 6000 + b"\n")
+    found = rows(TextLinesReader(tmp_path))
+    assert texts(found) == ["one", "two words", "three", "four", "five", "six", "seven", "eight", "nine"]
+    bad = [(row.refusal["id"], row.refusal["reason"]) for row in found if isinstance(row, RejectedRow)]
+    assert bad == [
+        ("c.tsv:3", "no-caption"),
+        ("e.jsonl:2", "no-caption"),
+        ("e.jsonl:3", "no-caption"),
+        ("e.jsonl:4", "no-caption"),
+        ("f.txt:2", "encoding"),
+        ("f.txt:3", "too-long"),
+    ]
+    table("caption", [row.record for row in found if isinstance(row, ReadyRow)])
+
+
+@pytest.mark.parametrize("shard_rows", [1, 7, 100])
+@pytest.mark.parametrize("limit", [None, 1, 10, 15, 16, 99])
+def test_chunks_cover_every_line_once(tmp_path: Path, shard_rows: int, limit: int | None) -> None:
+    (tmp_path / "a.tsv").write_text("caption\n" + "".join(f"a{i}\n" for i in range(15)))
+    (tmp_path / "b.txt").write_text("".join(f"b{i}\n" for i in range(15)))
+    expected = [f"a{i}" for i in range(15)] + [f"b{i}" for i in range(15)]
+    assert texts(rows(TextLinesReader(tmp_path, shard_rows=shard_rows), limit)) == expected[:limit]
+
+
+def test_a_file_that_breaks_off_gives_its_good_lines_and_one_refusal(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(97, 123, (20_000, 20), dtype=np.uint8)
+    data = gzip.compress(b"".join(row.tobytes() + b"\n" for row in noise))
+    (tmp_path / "a.txt.gz").write_bytes(data[: len(data) // 2])
+    (tmp_path / "b.txt").write_text("good\n")
+    found = rows(TextLinesReader(tmp_path, shard_rows=1000))
+    bad = [row for row in found if isinstance(row, RejectedRow)]
+    assert [row.refusal["reason"] for row in bad] == ["unreadable"]
+    assert texts(found)[-1] == "good"
+    assert 5_000 < len(texts(found)) < 15_000
+    assert texts(found)[4321] == noise[4321].tobytes().decode()
+
+
+def test_documents_keep_their_form(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"body": "line one\nline  two"}) + "\n")
+    (row,) = rows(TextLinesReader(tmp_path, kind="text", column="body"))
+    assert isinstance(row, ReadyRow)
+    assert row.record["text"] == "line one\nline  two"
+    table("text", [row.record])
+    (tmp_path / "b.tsv").write_text("a\tb\n1\t2\n")
+    with pytest.raises(DataError, match=r"no column 'body'.*a, b"):
+        rows(TextLinesReader(tmp_path / "b.tsv", column="body"))
+
+
+def test_scenes_are_numbered_and_never_held_out() -> None:
+    few, many = rows(SceneReader(20, seed=1, shard_rows=6)), rows(SceneReader(600, seed=1, shard_rows=500))
+    assert [row.id for row in few if isinstance(row, Sample)] == [f"world-1-{i:06d}" for i in range(20)]
+    for one, other in zip(few, many, strict=False):
+        assert isinstance(one, Sample)
+        assert isinstance(other, Sample)
+        assert (one.hints, one.encoded) == (other.hints, other.encoded)
+    scenes = [Scene.from_json(row.hints["scene"]) for row in many if isinstance(row, Sample)]
+    assert not any(entity.held_out for scene in scenes for entity in scene.entities)
+    assert {len(scene.entities) for scene in scenes} == {1, 2, 3}
+
+
+def test_edits_are_records() -> None:
+    found = rows(EditReader(12, seed=1, shard_rows=5))
+    records = [row.record for row in found if isinstance(row, ReadyRow)]
+    assert table("edit", records).num_rows == 12
+    assert all(record["before"] != record["after"] for record in records)
+    assert len(rows(EditReader(12), limit=3)) == 3
+    assert EditReader(12, kinds=("time",)).describe() != EditReader(12).describe(), "another dataset, built anew"

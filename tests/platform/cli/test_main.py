@@ -1,0 +1,155 @@
+"""The command as a shell sees it: output, sentence, exit code."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import typer.main
+from PIL import Image
+from safetensors.torch import save_file
+
+from kosmosg import KosmosG, KosmosGProcessor
+from kosmosg.checkpoint.export import load_export, save_export
+from kosmosg_platform.cli.main import app
+from kosmosg_platform.cluster import workspace
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).resolve().parents[3]
+VERBS = {"run", "submit", "status", "logs", "stop", "plan", "serve", "generate", "import", "doctor"}
+
+
+def kosmosg(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BIN / "kosmosg", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=cwd,
+        env=os.environ | {"TRANSFORMERS_VERBOSITY": "error"},
+    )
+
+
+def sentence(result: subprocess.CompletedProcess[str]) -> str:
+    """The one line that a mistake may print."""
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    return lines[0]
+
+
+def test_every_verb_has_help_with_an_example() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert set(commands) == VERBS
+    for name, command in commands.items():
+        assert f"Example: kosmosg {name}" in (command.help or ""), name
+
+
+def test_help_is_there_at_once() -> None:
+    began = time.process_time()
+    code = (
+        "import sys, kosmosg_platform.cli.main; print({'torch', 'ray', 'httpx', 'yaml', 'pydantic'} & set(sys.modules))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert loaded.strip() == "set()"
+    shown = kosmosg("--help")
+    assert shown.returncode == 0
+    assert all(verb in shown.stdout for verb in VERBS)
+    assert time.process_time() - began < 1
+    assert kosmosg().stdout == shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["rnu"], "No such command 'rnu'. Did you mean 'run'?"),
+        (["run"], "Missing argument 'JOB'"),
+        (["run", "pretrian"], "there is no job 'pretrian'"),
+        (["run", "pretrain", "tiny", "train.stpes=3"], "train.stpes: no such setting; did you mean train.steps?"),
+        (["logs", "x", "--address", "ray://head:1"], "not a dashboard's URL"),
+        (["generate", "<i> and <i>", "--image", "README.md"], "2 places <i> but 1 images"),
+        (["generate", "<i>", "--image", "nowhere.png"], "there is no file nowhere.png"),
+        (["generate", "<i>", "--image", "README.md"], "not an image that can be read"),
+        (["generate", "x", "-o", "out.gif"], "--output: out.gif should end in one of"),
+        (["generate", "x", "--size", "big"], "--size: 'big' is not WIDTHxHEIGHT"),
+        (["generate", "x", "--url", "http://127.0.0.1:9"], "did not answer"),
+        (["generate", "x", "--model", "docs"], "docs"),
+        (["serve", "tiny", "model=docs"], "docs is no export"),
+        (["serve", "tiny", "limits.nn=1"], "limits.nn: no such setting; did you mean limits.n?"),
+        (["serve", "tiny", "defaults.steps=500"], "defaults.steps: 500 is above limits.steps, 100"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(arguments: list[str], told: str) -> None:
+    assert told in sentence(kosmosg(*arguments))
+
+
+def test_a_job_gets_its_arguments_and_gives_its_exit_code(tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "kosmosg"\n')
+    (tmp_path / "jobs" / "__init__.py").touch()
+    (tmp_path / "jobs" / "echo.py").write_text("import os, sys\nprint(sys.argv[1:], os.getcwd())\nsys.exit(5)\n")
+    below = tmp_path / "below"
+    below.mkdir()
+    done = kosmosg("run", "echo", "tiny", "a=1", "--help", cwd=below)
+    assert done.returncode == 5
+    assert done.stdout == f"['tiny', 'a=1', '--help'] {below}\n", "relative paths are those of the caller"
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory, tiny_model: KosmosG, tiny_processor: KosmosGProcessor) -> Path:
+    return save_export(tiny_model, tiny_processor, tmp_path_factory.mktemp("cli") / "export")
+
+
+def test_generate_draws_here(export: Path, tiny_sd_parts: Path, tmp_path: Path) -> None:
+    cat = tmp_path / "cat.png"
+    Image.new("RGB", (50, 40), "orange").save(cat)
+    ask = ["generate", "<i> at sea", "--image", cat, "--model", export, "--decoder", tiny_sd_parts, "--steps", 2]
+    drawn = kosmosg(*ask, "--seed", 3, "-n", 2, "-o", tmp_path / "new" / "out.webp", cwd=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    assert drawn.stdout.split() == [str(tmp_path / "new" / f"out-{i}.webp") for i in (1, 2)]
+    assert "seed 3" in drawn.stderr
+    first, second = (Image.open(path) for path in drawn.stdout.split())
+    assert (first.format, first.size) == ("WEBP", (16, 16))
+    assert first.tobytes() != second.tobytes()
+
+
+def test_import_refuses_what_is_no_published_checkpoint_and_leaves_nothing(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    save_file({"gpt_model.decoder.layer_norm.weight": torch.zeros(4)}, weights)
+    told = sentence(kosmosg("import", "reference", weights, tmp_path / "out"))
+    assert "gpt_model.decoder" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_plan_counts_the_papers_model() -> None:
+    shown = kosmosg("plan", "paper", "engine.precision=bf16")
+    assert shown.returncode == 0, shown.stderr
+    assert "instruct: 1.6 billion trainable" in shown.stdout
+    assert "205 million samples" in shown.stdout
+    assert "V100 32 GB   REFUSED: has no bf16; use engine.precision=fp16" in shown.stdout
+
+
+def test_exports_are_found_where_runs_leave_them(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kosmosg.errors import ConfigError
+    from kosmosg.toyworld.assets import toyworld_model
+    from kosmosg_platform.cli.generate import newest_export
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="no trained model under runs"):
+        newest_export("some/stable-diffusion")
+    assert newest_export("toyworld") == toyworld_model()
+    for stage in ("align", "instruct"):
+        (tmp_path / "runs" / "demo" / stage).mkdir(parents=True)
+        (tmp_path / "runs" / "demo" / stage / "export").symlink_to(export)
+    assert newest_export("toyworld") == export.resolve()
+    assert load_export(newest_export("toyworld"))[1].vocab_size > 0
+
+
+def test_only_jobs_are_offered_as_jobs() -> None:
+
+    named = "ablation align build_dataset demo evaluate export generate instruct plan pretrain toyworld"
+    assert workspace.jobs(workspace.find()) == named.split()

@@ -1,0 +1,78 @@
+"""The pipeline end to end as a user runs it: dataset, three stages, export, evaluation, one HTTP request, a page."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from kosmosg.checkpoint.export import load_export
+
+ROOT = Path(__file__).resolve().parents[3]
+SECONDS = 540
+
+
+def demo(output: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).parent / "kosmosg"), "run", "demo", "tiny", f"output={output}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS)
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("journey")
+    result = demo(folder)
+    assert result.returncode == 0, result.stderr[-4000:]
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 60)
+class TestJourney:
+    def test_dataset_holds_what_was_asked_for(self, output: Path) -> None:
+        manifest = json.loads((output / "demo/build_dataset/composition/manifest.json").read_text())
+        assert manifest["rows"] == 64
+
+    @pytest.mark.parametrize("stage", ["pretrain", "align", "instruct"])
+    def test_every_stage_exports_a_model_that_loads(self, output: Path, stage: str) -> None:
+        folder = output / "demo" / stage / "export"
+        model, _ = load_export(folder)
+        assert sum(parameter.numel() for parameter in model.parameters()) > 0
+        assert {"README.md", "experiment.yaml", "config.json"} <= {path.name for path in folder.iterdir()}
+
+    def test_stages_are_linked_runs_in_mlflow(self, output: Path) -> None:
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=f"sqlite:///{output / 'mlflow.db'}")
+        (parent,) = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
+        assert parent.info.status == "FINISHED"
+        for stage in ("pretrain", "align", "instruct", "evaluate"):
+            (run,) = client.search_runs([client.get_experiment_by_name(stage).experiment_id])
+            assert run.info.status == "FINISHED"
+            assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        for stage in ("pretrain", "align", "instruct"):
+            version = client.get_model_version_by_alias(f"kosmosg-{stage}", "candidate")
+            assert Path(version.source.removeprefix("file://")).is_dir()
+
+    def test_scores_tell_every_set_and_variant(self, output: Path) -> None:
+        scores = json.loads((output / "demo/evaluate/scores.json").read_text())
+        found = {(row["variant"], row["set"]) for row in scores}
+        variants = ("before instruct", "after instruct", "text only")
+        assert found == {(variant, entities) for variant in variants for entities in ("one", "two", "three")}
+        assert all(0 <= row["hue"] <= 180 for row in scores)
+
+    def test_page_and_sheets_are_there(self, output: Path) -> None:
+        page = (output / "demo/report.html").read_text()
+        assert "Subjects it has never seen" in page
+        assert page.count("data:image/png;base64,") >= 3
+        for name in ("sheet.png", "endpoint/sheet.png"):
+            with Image.open(output / "demo" / name) as sheet:
+                assert sheet.width > 300
+
+    def test_started_again_it_does_nothing_twice(self, output: Path) -> None:
+        result = demo(output)
+        assert result.returncode == 0, result.stderr[-4000:]
+        assert result.stderr.count("is done already") == 6

@@ -1,0 +1,227 @@
+"""Real workers, real DeepSpeed: how a run is spread or interrupted never changes what it learns."""
+
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from ray import cloudpickle
+from torch import Tensor, nn
+
+from kosmosg.errors import ConfigError, DataError
+from kosmosg.stages import StageOutput
+from kosmosg_platform.config import merge, validate
+from kosmosg_platform.console import read_metrics
+from kosmosg_platform.tracking import Run
+from kosmosg_platform.training import trainer as launch
+from kosmosg_platform.training.recipe import TrainingExperiment
+from kosmosg_platform.training.sampler import SampleIndex
+
+# Workers cannot import test files: what is defined here travels by value.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+STEPS = 8
+
+
+class ToyStage(nn.Module):
+    """A frozen and a trained part; sizes that no number of workers divides; a loss that is a mean over words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(13, 10)
+        self.frozen = nn.Linear(10, 10).requires_grad_(False)
+        self.net = nn.Sequential(nn.Linear(10, 17), nn.GELU(), nn.Linear(17, 3))
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, batch: Mapping[str, Tensor]) -> StageOutput:
+        ids, kept = batch["input_ids"], batch["input_ids"] > 0
+        answers = self.net(self.frozen(self.words(ids))).float() * self.scale.float()
+        target = torch.stack([ids % 2, ids % 3, ids % 5], dim=-1).float()
+        errors = ((answers - target) ** 2).mean(-1) * kept
+        loss = errors.sum() / kept.sum().clamp(min=1)
+        return StageOutput(loss, {"loss": loss.detach(), "worst": errors.max().detach()})
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+
+class Words:
+    """Records of a few words each; after `fuse` reads the first process to come there dies, or raises, once."""
+
+    def __init__(self, fuse: int | None, how: str, mark: Path) -> None:
+        self.fuse, self.how, self.mark, self.reads = fuse, how, mark, 0
+
+    def __len__(self) -> int:
+        return 50
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.reads += 1
+        if self.fuse is not None and self.reads > self.fuse and self._first():
+            if self.how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise DataError(f"record {index} is broken")
+        return {"words": [1 + (index * k) % 12 for k in range(1, 2 + index % 4)]}
+
+    def _first(self) -> bool:
+        try:
+            self.mark.open("x").close()
+        except FileExistsError:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class ToyRecipe:
+    mark: Path
+    fuse: int | None = None
+    how: str = "kill"
+    stage: str = "toy"
+
+    def facts(self) -> Mapping[str, Any]:
+        return {"data": "words", "parent": "none"}
+
+    def lineage(self) -> Mapping[str, str]:
+        return {"parent.export": "none"}
+
+    def build_stage(self) -> ToyStage:
+        return ToyStage()
+
+    def datasets(self) -> Mapping[str, Words]:
+        return {"a": Words(self.fuse, self.how, self.mark), "b": Words(None, self.how, self.mark)}
+
+    def weights(self) -> Mapping[str, float]:
+        return {"a": 2, "b": 1}
+
+    def build_collate(self) -> Any:
+        return collate
+
+    def pictures(self, stage: ToyStage) -> Sequence[tuple[str, Image.Image]]:
+        return [("scale", Image.new("L", (4, 4), int(stage.scale[0].detach() * 100)))]
+
+    def save(self, stage: ToyStage, folder: Path, facts: Mapping[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(stage.state_dict(), folder / "weights.pt")
+        (folder / "facts.txt").write_text(str(dict(facts)))
+
+
+def collate(samples: Sequence[tuple[SampleIndex, Mapping[str, Any]]]) -> dict[str, Tensor]:
+    ids = torch.zeros(len(samples), 4, dtype=torch.long)
+    for row, (_, record) in enumerate(samples):
+        ids[row, : len(record["words"])] = torch.tensor(record["words"])
+    return {"input_ids": ids, "weight": (ids > 0).sum().float()}
+
+
+def experiment(output: Path, **settings: Any) -> TrainingExperiment:
+    basis = {
+        "output": output,
+        "train": {"steps": STEPS, "global_batch": 8, "lr": 0.01, "warmup": 2, "checkpoint_every": 3, "ema": 0.9},
+        "scale": {"workers": 2, "max_failures": 0},
+    }
+    return validate(TrainingExperiment, merge(basis, settings))
+
+
+def losses(result: launch.FitResult) -> list[float]:
+    lines = read_metrics(result.folder / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(STEPS))
+    return [line["loss"] for line in lines]
+
+
+def weights_of(result: launch.FitResult) -> dict[str, Tensor]:
+    return torch.load(result.export / "weights.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def plain_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> launch.FitResult:
+    """Two workers, ZeRO-1, never interrupted. `output` is relative, as users give it: workers live elsewhere."""
+    folder = tmp_path_factory.mktemp("plain")
+    relative = Path(os.path.relpath(folder))
+    return launch.fit(ToyRecipe(folder / "mark"), experiment(relative, train={"sample_every": 4}))
+
+
+def test_a_run_leaves_everything(plain_run: launch.FitResult) -> None:
+    import mlflow
+
+    run = mlflow.MlflowClient(f"sqlite:///{plain_run.folder.parents[1]}/mlflow.db").get_run(plain_run.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.lr"] == "0.01"
+    assert run.data.metrics["loss"] == pytest.approx(losses(plain_run)[-1])
+    assert {"stage", "config.sha256", "data.manifest.sha256", "world_size", "git.sha"} <= set(run.data.tags)
+    assert sorted(p.name for p in (plain_run.folder / "samples").iterdir()) == [
+        "scale-00000004.png",
+        "scale-00000008.png",
+    ]
+    assert (plain_run.folder.parent / "export").resolve() == plain_run.export.resolve()
+    assert "'steps': 8" in (plain_run.export / "facts.txt").read_text()
+    assert losses(plain_run)[-1] < losses(plain_run)[0]
+
+
+def test_a_finished_run_is_not_trained_again(plain_run: launch.FitResult) -> None:
+    output = plain_run.folder.parents[1]
+    again = launch.fit(ToyRecipe(output / "mark", fuse=0), experiment(output, scale={"workers": 1}))
+    assert again.skipped
+    assert again.run_id == plain_run.run_id
+
+
+@pytest.mark.slow
+def test_zero_2_on_other_passes_killed_on_the_way_learns_the_same(plain_run: launch.FitResult, tmp_path: Path) -> None:
+    recipe = ToyRecipe(tmp_path / "mark", fuse=10)
+    settings = experiment(
+        tmp_path, engine={"zero_stage": 2}, train={"micro_batch": 2}, scale={"workers": 2, "max_failures": 1}
+    )
+    result = launch.fit(recipe, settings)
+    assert recipe.mark.exists(), "no worker was killed"
+    assert losses(result) == pytest.approx(losses(plain_run), abs=1e-5)
+    for name, tensor in weights_of(plain_run).items():
+        torch.testing.assert_close(weights_of(result)[name], tensor, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_zero_3_stopped_by_a_mistake_goes_on_with_one_worker_and_zero_0(
+    plain_run: launch.FitResult, tmp_path: Path
+) -> None:
+    recipe = ToyRecipe(tmp_path / "mark", fuse=16, how="raise")
+    with pytest.raises(DataError, match="is broken"):
+        launch.fit(recipe, experiment(tmp_path, engine={"zero_stage": 3}))
+    result = launch.fit(recipe, experiment(tmp_path, engine={"zero_stage": 0}, scale={"workers": 1}))
+    assert losses(result) == pytest.approx(losses(plain_run), abs=1e-5)
+    for name, tensor in weights_of(plain_run).items():
+        torch.testing.assert_close(weights_of(result)[name], tensor, atol=1e-5, rtol=1e-5)
+    run = Run(f"sqlite:///{tmp_path}/mlflow.db", result.run_id)
+    assert run.last_step() == STEPS - 1
+    import mlflow
+
+    client = mlflow.MlflowClient(run.uri)
+    history = client.get_metric_history(run.id, "loss")
+    assert sorted(point.step for point in history) == list(range(STEPS)), "a step was logged twice"
+    assert len(client.search_runs([client.get_run(run.id).info.experiment_id])) == 1
+
+
+def test_what_does_not_divide_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train.global_batch: 8 samples cannot be shared equally by 3 workers"):
+        launch.fit(ToyRecipe(tmp_path / "m"), experiment(tmp_path, scale={"workers": 3}))
+    with pytest.raises(ConfigError, match=r"train.micro_batch: 3 does not divide the 4 samples"):
+        launch.fit(ToyRecipe(tmp_path / "m"), experiment(tmp_path, train={"micro_batch": 3}))
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        launch.fit(ToyRecipe(tmp_path / "m"), experiment(tmp_path, engine={"precision": "fp16"}))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_a_gpu_learns_what_cpus_learn(precision: str, zero: int, plain_run: launch.FitResult, tmp_path: Path) -> None:
+    settings = experiment(
+        tmp_path,
+        scale={"workers": 1, "use_gpu": True},
+        engine={"zero_stage": zero, "precision": precision, "loss_scale": 8},
+    )
+    result = launch.fit(ToyRecipe(tmp_path / "mark"), settings)
+    tolerance = {"fp32": 1e-4, "bf16": 0.05, "fp16": 0.02}[precision]
+    assert losses(result) == pytest.approx(losses(plain_run), abs=tolerance)

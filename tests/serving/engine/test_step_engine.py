@@ -1,0 +1,206 @@
+"""The step engine draws what diffusers draws, whatever else is in the batch."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+
+from kosmosg.diffusion.schedulers import SCHEDULERS, make_scheduler
+from serving.engine.messages import DenoisingProgress, Event, Finished, ImageRequest, Preview
+from serving.engine.step_engine import ActiveRequest, StepEngine
+
+QUERIES, WIDTH = 4, 16
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[UNet2DConditionModel, AutoencoderKL]:
+    """A U-Net and a VAE of a few thousand weights: 8x8 latents, 32x32 pixels."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    ).eval()
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+    ).eval()
+    return unet, vae
+
+
+def schedule(prediction_type: str = "epsilon") -> DDIMScheduler:
+    """Stable Diffusion 1.5's betas."""
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        steps_offset=1,
+        clip_sample=False,
+        prediction_type=prediction_type,
+    )
+
+
+def engine(parts: tuple[UNet2DConditionModel, AutoencoderKL], max_rows: int = 8) -> StepEngine:
+    return StepEngine(*parts, scheduler=schedule(), max_rows=max_rows)
+
+
+def order(seeds: tuple[int, ...] = (5,), **changes: object) -> ImageRequest:
+    draw = torch.Generator().manual_seed(sum(seeds))
+    conditions = torch.randn(2, QUERIES, WIDTH, generator=draw)
+    settings = {"height": 32, "width": 32, "steps": 5} | changes
+    return ImageRequest(conditions[0].numpy(), conditions[1].numpy(), seeds, **settings)  # type: ignore[arg-type]
+
+
+def run(engine: StepEngine) -> list[tuple[ActiveRequest, Event]]:
+    told = []
+    while engine.active:
+        told += engine.tick()
+    return told
+
+
+def pictures_of(told: list[tuple[ActiveRequest, Event]], sampling: ActiveRequest) -> np.ndarray:
+    (finished,) = [event for who, event in told if who is sampling and isinstance(event, Finished)]
+    return finished.pictures.astype(int)
+
+
+def drawn_alone(engine: StepEngine, asked: ImageRequest) -> np.ndarray:
+    sampling = engine.admit(asked)
+    return pictures_of(run(engine), sampling)
+
+
+def drawn_by_diffusers(parts, asked: ImageRequest, scheduler: object) -> np.ndarray:
+    stock = StableDiffusionPipeline(
+        vae=parts[1],
+        unet=parts[0],
+        text_encoder=None,
+        tokenizer=None,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    stock.set_progress_bar_config(disable=True)
+    pictures = stock(
+        prompt_embeds=torch.tensor(asked.positive)[None],
+        negative_prompt_embeds=torch.tensor(asked.negative)[None],
+        num_images_per_prompt=len(asked.seeds),
+        num_inference_steps=asked.steps,
+        guidance_scale=asked.guidance,
+        generator=[torch.Generator().manual_seed(seed) for seed in asked.seeds],
+        height=asked.height,
+        width=asked.width,
+        output_type="np",
+    ).images
+    return np.round(pictures * 255)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+def test_pictures_are_those_of_stock_diffusers(parts, scheduler: str, guidance: float) -> None:
+    asked = order((5, 6), guidance=guidance, scheduler=scheduler)
+    mine = engine(parts)
+    drawn = drawn_alone(mine, asked)
+    assert drawn.shape == (2, 32, 32, 3)
+    assert drawn.std() > 5, "a flat image would equal any other"
+    expected = drawn_by_diffusers(parts, asked, make_scheduler(scheduler, schedule().config))
+    assert np.abs(drawn - expected).max() <= 1
+
+
+def test_without_a_name_the_decoders_own_sampler_draws(parts) -> None:
+    own = DPMSolverMultistepScheduler.from_config(schedule("v_prediction").config, final_sigmas_type="zero")
+    mine = StepEngine(*parts, scheduler=own, max_rows=8)
+    asked = order((5,))
+    drawn = drawn_alone(mine, asked)
+    assert np.abs(drawn - drawn_by_diffusers(parts, asked, own)).max() <= 1
+    published = drawn_alone(mine, order((5,), scheduler="dpms"))
+    assert np.abs(drawn - published).max() > 1, "the published scheduler ends elsewhere, so the two must be told apart"
+
+
+def test_company_does_not_change_a_picture(parts) -> None:
+    """Others join at other steps, with other schedulers, guidance and sizes, and leave half-way."""
+    asked = order((11,))
+    expected = drawn_alone(engine(parts), asked)
+
+    busy = engine(parts)
+    first = busy.admit(order((1, 2), scheduler="ddim", steps=7))
+    told = busy.tick() + busy.tick()
+    mine = busy.admit(asked)
+    told += busy.tick()
+    busy.admit(order((3,), guidance=1.0, scheduler="pndm"))
+    busy.admit(order((4,), width=48))
+    busy.leave(first)
+    told += run(busy)
+    assert np.abs(pictures_of(told, mine) - expected).max() <= 1
+
+
+def test_orders_at_different_steps_share_one_call(parts) -> None:
+    calls: list[list[int]] = []
+    unet = parts[0]
+    hook = unet.register_forward_pre_hook(lambda module, inputs: calls.append(inputs[1].tolist()))
+    try:
+        shared = engine(parts)
+        shared.admit(order((1,), guidance=1.0))
+        shared.tick()
+        shared.admit(order((2,)))
+        shared.tick()
+    finally:
+        hook.remove()
+    assert len(calls) == 2
+    early, late = calls[1][0], calls[1][1:]
+    assert len(set(late)) == 1
+    assert len(late) == 2, "negative and positive row of the second order"
+    assert early < late[0], "the first order is one step further down the noise"
+
+
+def test_a_full_batch_makes_the_last_wait_and_none_starve(parts) -> None:
+    small = engine(parts, max_rows=4)
+    orders = [small.admit(order((seed,))) for seed in range(3)]
+    moved = {id(sampling) for sampling, _ in small.tick()}
+    assert moved == {id(orders[0]), id(orders[1])}
+    assert {id(who) for who, event in run(small) if isinstance(event, Finished)} == {id(o) for o in orders}
+
+
+def test_an_order_larger_than_the_batch_still_runs(parts) -> None:
+    small = engine(parts, max_rows=2)
+    sampling = small.admit(order((1, 2, 3)))
+    assert len(pictures_of(run(small), sampling)) == 3
+
+
+def test_leaving_frees_the_place_at_the_next_tick(parts) -> None:
+    small = engine(parts, max_rows=2)
+    first, second = small.admit(order((1,))), small.admit(order((2,)))
+    assert {id(who) for who, _ in small.tick()} == {id(first)}
+    small.leave(first)
+    assert {id(who) for who, _ in small.tick()} == {id(second)}
+    assert small.active == 1
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("scheduler", ["dpms", "ddim", "euler"])
+def test_previews_come_evenly_and_approach_the_picture(parts, kind: str, scheduler: str) -> None:
+    told_engine = StepEngine(*parts, scheduler=schedule(kind), max_rows=8)
+    sampling = told_engine.admit(order((7,), steps=10, previews=4, scheduler=scheduler, guidance=1.0))
+    told = [event for _, event in run(told_engine)]
+    previews = [event for event in told if isinstance(event, Preview)]
+    assert [preview.step for preview in previews] == [2, 4, 6, 8]
+    assert [event.step for event in told if isinstance(event, DenoisingProgress)] == list(range(1, 11))
+    final = told[-1]
+    assert isinstance(final, Finished)
+    assert final.evaluations == sampling.rows * 10
+    distances = [np.abs(p.pictures.astype(int) - final.pictures.astype(int)).mean() for p in previews]
+    assert distances[-1] < distances[0]
