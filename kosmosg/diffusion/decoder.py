@@ -7,6 +7,7 @@ condition (stage 3). Any Stable Diffusion of the 1.x family works: a folder in t
 Shape legend: B samples, H x W pixels, c x h x w latents, Q x D condition (77 x 768 for Stable Diffusion 1.5).
 """
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -101,7 +102,8 @@ class FrozenDecoder(nn.Module):
         self.vae = vae
         self.source = source
         self.prediction_type: str = prediction
-        self.register_buffer("alphas_cumprod", noise_schedule.alphas_cumprod.float(), persistent=False)
+        self._schedule: Tensor = noise_schedule.alphas_cumprod.float()
+        self.register_buffer("alphas_cumprod", self._schedule, persistent=False)
         self.requires_grad_(False)
         super().train(False)
 
@@ -164,6 +166,15 @@ class FrozenDecoder(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """Stays in eval mode whatever the stage around it does."""
         return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """`to`, `half` and the like: the noise schedule moves with the weights and stays float32.
+
+        In bfloat16 many neighbouring timesteps would share one noise level, and the first would have none.
+        """
+        super()._apply(fn, recurse)
+        self.alphas_cumprod = self._schedule.to(self.alphas_cumprod.device)
+        return self
 
     # -- what it does ------------------------------------------------------------------------------------------------
 

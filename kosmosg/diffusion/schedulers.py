@@ -1,11 +1,14 @@
-"""Samplers by name, made from a decoder's own noise schedule: those of the published runs and the modern ones.
+"""Schedulers by name, made from a decoder's own noise schedule: those of the published runs and the modern ones.
+
+A scheduler by name depends on what the U-Net was trained with and on nothing else. diffusers' `from_config` also hands
+on every setting of the scheduler that stood there before, so that Euler after DPM-Solver would stop at another sigma.
 
 diffusers changed the last step of DPM-Solver in 0.22: it now goes to sigma 0, where the published Kosmos-G figures
 (0.21.4) stopped at the schedule's smallest sigma. `dpm_solver` is the published one to 3e-5; the newer default is about
 0.09 away on a recorded trajectory. DDIM and PNDM are the same in both.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers import (
@@ -20,46 +23,69 @@ from diffusers import (
 
 from kosmosg.errors import ConfigError
 
-
-def dpm_solver(scheduler_config: Mapping[str, Any]) -> DPMSolverMultistepScheduler:
-    """DPM-Solver++ 2M midpoint as the published runs used it (`dpms` in the original app).
-
-    Takes any scheduler's config; betas and prediction type stay, every setting that shapes the trajectory is fixed.
-    """
-    return DPMSolverMultistepScheduler.from_config(
-        scheduler_config,
-        algorithm_type="dpmsolver++",
-        solver_order=2,
-        solver_type="midpoint",
-        lower_order_final=True,
-        use_karras_sigmas=False,
-        timestep_spacing="linspace",
-        final_sigmas_type="sigma_min",
-    )
-
-
-SCHEDULERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
-    # The original app and evaluations:
-    "dpms": dpm_solver,
-    "ddim": lambda config: DDIMScheduler.from_config(
-        config, clip_sample=False, timestep_spacing="leading", steps_offset=1
-    ),
-    "pndm": lambda config: PNDMScheduler.from_config(
-        config, skip_prk_steps=True, timestep_spacing="leading", steps_offset=1
-    ),
-    # Since then:
-    "dpm++": lambda config: DPMSolverMultistepScheduler.from_config(config, final_sigmas_type="zero"),
-    "dpm++-karras": lambda config: DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True),
-    "euler": lambda config: EulerDiscreteScheduler.from_config(config),
-    "euler-a": lambda config: EulerAncestralDiscreteScheduler.from_config(config),
-    "heun": lambda config: HeunDiscreteScheduler.from_config(config),
-    "unipc": lambda config: UniPCMultistepScheduler.from_config(config),
+TRAINED: Mapping[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
 }
-"""Name of a sampler -> how to make it from any scheduler's config (`pipe.scheduler.config`)."""
+"""What a U-Net was trained with: the only settings that a scheduler by name takes from another scheduler's config.
+
+A value is what a config without that setting means (`DDPMScheduler`'s defaults; those of Heun are others).
+"""
+
+FAMILY: Mapping[str, Any] = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "skip_prk_steps": True}
+"""What every scheduler of a Stable Diffusion 1.x pipeline has in common, whichever class it is."""
+
+SCHEDULERS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
+    # The original app and evaluations:
+    "dpms": (
+        DPMSolverMultistepScheduler,
+        {
+            "algorithm_type": "dpmsolver++",
+            "solver_order": 2,
+            "solver_type": "midpoint",
+            "lower_order_final": True,
+            "use_karras_sigmas": False,
+            "timestep_spacing": "linspace",
+            "final_sigmas_type": "sigma_min",
+        },
+    ),
+    "ddim": (DDIMScheduler, {"timestep_spacing": "leading"}),
+    "pndm": (PNDMScheduler, {"timestep_spacing": "leading"}),
+    # Since then:
+    "dpm++": (DPMSolverMultistepScheduler, {"final_sigmas_type": "zero"}),
+    "dpm++-karras": (DPMSolverMultistepScheduler, {"final_sigmas_type": "zero", "use_karras_sigmas": True}),
+    "euler": (EulerDiscreteScheduler, {}),
+    "euler-a": (EulerAncestralDiscreteScheduler, {}),
+    "heun": (HeunDiscreteScheduler, {}),
+    "unipc": (UniPCMultistepScheduler, {}),
+}
+"""Name of a scheduler -> its class and the settings that make it that scheduler."""
 
 
 def make_scheduler(name: str, scheduler_config: Mapping[str, Any]) -> Any:
-    """A fresh scheduler: `pipe.scheduler = make_scheduler("euler", pipe.scheduler.config)`."""
+    """A fresh scheduler: `pipe.scheduler = make_scheduler("euler", pipe.scheduler.config)`.
+
+    Args:
+        name: a key of `SCHEDULERS`.
+        scheduler_config: the config of any scheduler of the same decoder. Betas, number of timesteps and prediction
+            type are taken from it; the result is the same whichever scheduler it belongs to.
+
+    Raises:
+        ConfigError: there is no scheduler of that name.
+    """
     if name not in SCHEDULERS:
         raise ConfigError(f"there is no scheduler {name!r}; choose one of {', '.join(SCHEDULERS)}")
-    return SCHEDULERS[name](scheduler_config)
+    kind, settings = SCHEDULERS[name]
+    trained = {setting: scheduler_config.get(setting, default) for setting, default in TRAINED.items()}
+    return kind.from_config({**trained, **FAMILY, **settings})
+
+
+def dpm_solver(scheduler_config: Mapping[str, Any]) -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ 2M midpoint as the published runs used it: the scheduler `dpms`."""
+    solver: DPMSolverMultistepScheduler = make_scheduler("dpms", scheduler_config)
+    return solver

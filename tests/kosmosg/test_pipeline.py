@@ -176,6 +176,23 @@ def test_given_latents_and_embeddings_are_used(pipe: KosmosGPipeline) -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_schedulers_name_means_the_same_after_every_other(pipe: KosmosGPipeline, name: str) -> None:
+    config = pipe.scheduler.config
+    latents = torch.randn(1, 4, 8, 8, generator=seeded())
+
+    def generate() -> Any:
+        return pipe(PROMPT, latents=latents, num_inference_steps=4, output_type="np", generator=seeded()).images
+
+    pipe.scheduler = make_scheduler(name, config)
+    expected = generate()
+    for before in SCHEDULERS:
+        pipe.scheduler = make_scheduler(before, config)
+        generate()
+        pipe.scheduler = make_scheduler(name, pipe.scheduler.config)
+        assert distance(generate(), expected) == 0, f"{name} after {before}"
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_sampler_draws(pipe: KosmosGPipeline, name: str) -> None:
     pipe.scheduler = make_scheduler(name, pipe.scheduler.config)
     images = pipe(PROMPT, num_inference_steps=4, output_type="np", generator=seeded()).images

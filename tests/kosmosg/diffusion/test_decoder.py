@@ -127,6 +127,29 @@ def test_half_precision_weights_still_give_a_float32_loss(tiny_sd_parts: Path) -
     )
 
 
+def cast_as(way: str, decoder: FrozenDecoder) -> FrozenDecoder:
+    stage = torch.nn.Sequential(decoder, torch.nn.Linear(1, 1))  # a training stage around it, as the engine casts it
+    if way == "stage.to(bfloat16)":
+        stage.to(torch.bfloat16)
+    elif way == "to meta and back":
+        decoder.to("meta").to_empty(device="cpu")
+    else:
+        getattr(decoder, way)()
+    return decoder
+
+
+@pytest.mark.parametrize("way", ["bfloat16", "half", "double", "stage.to(bfloat16)", "to meta and back"])
+def test_no_cast_touches_the_noise_schedule(way: str, tiny_sd_parts: Path) -> None:
+    exact = FrozenDecoder.from_pretrained(tiny_sd_parts)
+    cast = cast_as(way, FrozenDecoder.from_pretrained(tiny_sd_parts))
+    assert cast.alphas_cumprod.dtype == torch.float32
+    assert torch.equal(cast.alphas_cumprod, exact.alphas_cumprod)
+    assert "alphas_cumprod" in dict(cast.named_buffers())
+    latents, noise = torch.randn(1000, 1, 1, 1), torch.randn(1000, 1, 1, 1)
+    timesteps = torch.arange(1000)
+    assert torch.equal(cast.noisy(latents, noise, timesteps), exact.noisy(latents, noise, timesteps))
+
+
 @pytest.mark.parametrize("scheduler", [PNDMScheduler, DPMSolverMultistepScheduler, DDPMScheduler])
 def test_any_saved_scheduler_gives_the_schedule(scheduler: type, tiny_sd_parts: Path) -> None:
     parts = FrozenDecoder.from_pretrained(tiny_sd_parts)

@@ -131,6 +131,15 @@ def test_without_a_name_the_decoders_own_sampler_draws(parts) -> None:
     assert np.abs(drawn - published).max() > 1, "the published scheduler ends elsewhere, so the two must be told apart"
 
 
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_schedulers_name_means_the_same_in_every_decoder(parts, scheduler: str) -> None:
+    asked = order((5,), scheduler=scheduler)
+    expected = drawn_alone(engine(parts), asked)
+    for own in SCHEDULERS:
+        decoder = StepEngine(*parts, scheduler=make_scheduler(own, schedule().config), max_rows=8)
+        assert np.array_equal(drawn_alone(decoder, asked), expected), f"{scheduler} in a decoder saved with {own}"
+
+
 def test_company_does_not_change_a_picture(parts) -> None:
     """Others join at other steps, with other schedulers, guidance and sizes, and leave half-way."""
     asked = order((11,))
