@@ -19,13 +19,24 @@ from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import StableDiffusionMixin
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.processing_utils import ProcessorMixin
 
-from kosmosg.diffusion.components import PARTS, Decoder, check_fit, check_kind, decoder_parts, local_folder
+from kosmosg.diffusion.components import (
+    CHECKER,
+    NEEDED,
+    PARTS,
+    Decoder,
+    Placement,
+    check_fit,
+    check_kind,
+    decoder_parts,
+    local_folder,
+)
 from kosmosg.diffusion.decoder import TOYWORLD, check_channels
 from kosmosg.diffusion.lora import UnetLora, lora_scale
 from kosmosg.diffusion.schedulers import dpm_solver, make_scheduler
@@ -50,14 +61,20 @@ __all__ = [
 ]
 
 
-class KosmosGPipeline(DiffusionPipeline, UnetLora):  # type: ignore[misc]
+def _of_the_run(name: str) -> property:
+    """An attribute of the stock pipeline: callbacks of diffusers read and change the run under way through it."""
+    return property(lambda self: getattr(self.decoder, name), lambda self, value: setattr(self.decoder, name, value))
+
+
+class KosmosGPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora):  # type: ignore[misc]
     """Kosmos-G and a Stable Diffusion 1.x decoder.
 
     Args:
         model, processor: a matching pair.
-        unet, vae, scheduler, safety_checker, feature_extractor: the decoder's parts, or
-        decoder: where to take them from. A pipeline keeps its own scheduler; a folder or id gets `dpm_solver`, the
-            sampler of the published runs, if none of that kind was saved with it.
+        unet, vae, scheduler, safety_checker, feature_extractor: the decoder's components, or
+        decoder: where to take those that are not given. A pipeline keeps its own scheduler; a folder or id gets
+            `dpm_solver`, the scheduler of the published runs, if none of that kind was saved with it. The safety
+            checker of a decoder stays at work; `safety_checker=None` does without.
         default_steps, default_guidance: used when a call names none; saved with the pipeline. 50 and 6.0 are those of
             the original app; the small decoder `"toyworld"` was made for 20 and 3.0.
 
@@ -66,8 +83,10 @@ class KosmosGPipeline(DiffusionPipeline, UnetLora):  # type: ignore[misc]
     """
 
     model_cpu_offload_seq = "model->unet->vae"
-    _optional_components: ClassVar[list[str]] = list(PARTS)
+    _optional_components: ClassVar[list[str]] = list(CHECKER)
     _exclude_from_cpu_offload: ClassVar[list[str]] = ["safety_checker"]
+    _callback_tensor_inputs: ClassVar[list[str]] = list(StableDiffusionPipeline._callback_tensor_inputs)
+    fusing_unet = fusing_vae = False  # read by unfuse_qkv_projections
 
     def __init__(
         self,
@@ -76,22 +95,26 @@ class KosmosGPipeline(DiffusionPipeline, UnetLora):  # type: ignore[misc]
         unet: UNet2DConditionModel | None = None,
         vae: AutoencoderKL | None = None,
         scheduler: KarrasDiffusionSchedulers | None = None,
-        safety_checker: Any = None,
-        feature_extractor: Any = None,
+        safety_checker: Any = "decoder",
+        feature_extractor: Any = "decoder",
         decoder: Decoder | None = None,
         default_steps: int | None = None,
         default_guidance: float | None = None,
     ) -> None:
         super().__init__()
         given = dict(zip(PARTS, (unet, vae, scheduler, safety_checker, feature_extractor), strict=True))
-        if decoder is not None:
-            taken = decoder_parts(decoder)
-            given = {name: taken.get(name) if part is None else part for name, part in given.items()}
-        absent = [name for name in ("unet", "vae", "scheduler") if given[name] is None]
+        wanted = [name for name in NEEDED if given[name] is None]
+        wanted += [name for name in CHECKER if given[name] == "decoder" and safety_checker is not None]
+        given |= dict.fromkeys(wanted) | (decoder_parts(decoder, wanted) if decoder is not None else {})
+        absent = [name for name in NEEDED if given[name] is None]
         if absent:
             raise CheckpointError(
                 f"the pipeline has no {' and no '.join(absent)}; pass decoder=, a Stable Diffusion 1.x "
                 f"pipeline, folder, Hub id, or {TOYWORLD!r}"
+            )
+        if given["safety_checker"] is not None and given["feature_extractor"] is None:
+            raise CheckpointError(
+                "the safety checker has no feature_extractor; pass one, or safety_checker=None to do without"
             )
         check_channels(given["unet"], given["vae"])
         check_fit(model, processor, given["unet"])
@@ -114,35 +137,53 @@ class KosmosGPipeline(DiffusionPipeline, UnetLora):  # type: ignore[misc]
     # -- loading -----------------------------------------------------------------------------------------------------
 
     @classmethod
+    def _get_signature_keys(cls, obj: Any) -> tuple[list[str], list[str]]:
+        """Unet, VAE and scheduler are components that every pipeline has, although `decoder` may provide them."""
+        components, options = super()._get_signature_keys(obj)
+        return sorted({*components, *NEEDED}), sorted({*options} - {*NEEDED})
+
+    @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, decoder: Decoder | None = None, **kwargs: Any
     ) -> Self:
         """From a pipeline folder (`model_index.json`), or from an exported model and a `decoder`; folder or Hub id.
 
-        Given with a pipeline folder, `decoder` replaces its parts. Other options are diffusers': `dtype`, `scheduler=`
-        and other parts, `revision`, ...
+        Given with a pipeline folder, `decoder` replaces its components. Other options are diffusers': `dtype`,
+        `variant`, `device_map`, `scheduler=` and other components (`safety_checker=None` does without the decoder's),
+        `revision`, ... With an export, `variant` concerns the decoder alone, and `device_map` names one device.
+
+        Raises:
+            CheckpointError: it is neither, or a component is missing or damaged. ConfigError: an option does not apply.
         """
         folder = local_folder(pretrained_model_name_or_path, kwargs)
-        if (folder / "model_index.json").is_file():
+        own = (folder / "model_index.json").is_file()
+        if own:
             check_kind(folder / "model_index.json", cls.__name__)
-            if decoder is not None:
-                kwargs = {**decoder_parts(decoder), **kwargs}
-            pipeline: Self = super().from_pretrained(str(folder), **kwargs)
-            return pipeline
-        if decoder is None:
+        elif decoder is None:
             raise CheckpointError(
                 f"{pretrained_model_name_or_path} is not a pipeline folder (it has no model_index.json); if it is an "
                 f"exported model, pass decoder=, a Stable Diffusion 1.x folder, Hub id, pipeline, or {TOYWORLD!r}"
             )
+        given = {name: kwargs.pop(name) for name in PARTS if name in kwargs}
+        placement = Placement.of(kwargs)
+        if decoder is not None:
+            wanted = [name for name in PARTS if name not in given]
+            taken = decoder_parts(decoder, wanted, kwargs.get("variant"))
+            if not isinstance(decoder, DiffusionPipeline):  # a pipeline's components stay where and what they are
+                placement.apply(taken)
+            given = dict.fromkeys(wanted) | taken | given
+        if own:
+            pipeline: Self = super().from_pretrained(str(folder), **given, **kwargs)
+            return pipeline
+        others = kwargs.keys() - Placement.OPTIONS - {"variant"}
+        if others:
+            raise ConfigError(f"option {min(others)!r} is for pipeline folders, not for exports; leave it out")
         from kosmosg.checkpoint.export import load_export
 
-        dtypes = [kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs]
-        parts = {name: kwargs.pop(name) for name in PARTS if name in kwargs}
-        if kwargs:
-            raise ConfigError(f"option {min(kwargs)!r} is for pipeline folders, not for exports; leave it out")
         model, processor = load_export(folder)
-        pipeline = cls(model=model, processor=processor, decoder=decoder, **parts)
-        return pipeline.to(dtypes[0]) if dtypes and dtypes[0] is not None else pipeline
+        pipeline = cls(model=model, processor=processor, decoder=decoder, **given)
+        placement.apply(pipeline.components)
+        return pipeline
 
     @property
     def decoder(self) -> StableDiffusionPipeline:
@@ -165,6 +206,16 @@ class KosmosGPipeline(DiffusionPipeline, UnetLora):  # type: ignore[misc]
         if self._encoder is None or (self._encoder.model, self._encoder.processor) != (self.model, self.processor):
             self._encoder = PromptEncoder(self.model, self.processor)
         return self._encoder
+
+    # What callbacks of diffusers read and change belongs to the stock pipeline.
+    guidance_scale = _of_the_run("guidance_scale")
+    _guidance_scale = _of_the_run("_guidance_scale")
+    guidance_rescale = _of_the_run("guidance_rescale")
+    do_classifier_free_guidance = _of_the_run("do_classifier_free_guidance")
+    cross_attention_kwargs = _of_the_run("cross_attention_kwargs")
+    num_timesteps = _of_the_run("num_timesteps")
+    interrupt = _of_the_run("interrupt")
+    _interrupt = _of_the_run("_interrupt")
 
     # -- drawing -----------------------------------------------------------------------------------------------------
 

@@ -1,37 +1,127 @@
-"""Where the parts of a pipeline come from, and whether they fit each other."""
+"""Where the components of a pipeline come from, and whether they fit each other."""
 
 import json
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
+import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from huggingface_hub import snapshot_download
+from torch import nn
+from transformers import CLIPImageProcessor
 
-from kosmosg.diffusion.decoder import load_part
+from kosmosg.diffusion.decoder import decoder_source, load_part
 from kosmosg.diffusion.schedulers import dpm_solver
-from kosmosg.errors import CheckpointError
-from kosmosg.model import KosmosG
+from kosmosg.errors import CheckpointError, ConfigError
+from kosmosg.model.kosmosg import KosmosG
 from kosmosg.processor import KosmosGProcessor
+
+logger = logging.getLogger(__name__)
 
 Decoder: TypeAlias = DiffusionPipeline | str | Path
 """A Stable Diffusion pipeline, its folder, its Hub id, or `"toyworld"`."""
 
-PARTS = ("unet", "vae", "scheduler", "safety_checker", "feature_extractor")
+NEEDED = ("unet", "vae", "scheduler")
+"""What a decoder must have."""
+CHECKER = ("safety_checker", "feature_extractor")
+"""What a decoder may have: the check of generated images, and what prepares them for it."""
+PARTS = (*NEEDED, *CHECKER)
 """What a pipeline takes from its decoder."""
 
 
-def decoder_parts(decoder: Decoder) -> dict[str, Any]:
-    """U-Net, VAE, scheduler and, where there is one, safety checker of a Stable Diffusion 1.x pipeline or folder."""
+def decoder_parts(decoder: Decoder, wanted: Collection[str] = PARTS, variant: str | None = None) -> dict[str, Any]:
+    """The components of a Stable Diffusion 1.x pipeline, folder or Hub id, by name.
+
+    Args:
+        decoder: where they are.
+        wanted: which ones, of `PARTS`. A safety checker and its feature extractor come where the decoder has them.
+        variant: weights whose file names say so (`fp16`) where a component has them, as diffusers does.
+
+    Raises:
+        CheckpointError: a component is missing or damaged, or no component has weights of that variant.
+    """
     if isinstance(decoder, DiffusionPipeline):
-        return {name: part for name in PARTS if (part := getattr(decoder, name, None)) is not None}
-    # The scheduler of the published runs, unless whoever saved the decoder had chosen that scheduler and its settings.
-    saved = load_part(DPMSolverMultistepScheduler, decoder, "scheduler", "load_config")
-    chosen = saved.get("_class_name") == "DPMSolverMultistepScheduler"
-    return {
-        "unet": load_part(UNet2DConditionModel, decoder, "unet").eval(),
-        "vae": load_part(AutoencoderKL, decoder, "vae").eval(),
-        "scheduler": DPMSolverMultistepScheduler.from_config(saved) if chosen else dpm_solver(saved),
-    }
+        return {name: part for name in wanted if (part := getattr(decoder, name, None)) is not None}
+    parts: dict[str, Any] = {}
+    if "scheduler" in wanted:
+        # The scheduler of the published runs, unless whoever saved the decoder had chosen that kind and its settings.
+        saved = load_part(DPMSolverMultistepScheduler, decoder, "scheduler", "load_config")
+        chosen = saved.get("_class_name") == "DPMSolverMultistepScheduler"
+        parts["scheduler"] = DPMSolverMultistepScheduler.from_config(saved) if chosen else dpm_solver(saved)
+    checked = bool(set(CHECKER) & set(wanted)) and has_checker(decoder)
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+    kinds |= {"safety_checker": StableDiffusionSafetyChecker} if checked else {}
+    loaded = {name: _load_weights(kind, decoder, name, variant) for name, kind in kinds.items() if name in wanted}
+    if variant is not None and loaded and not any(is_variant for _, is_variant in loaded.values()):
+        raise CheckpointError(
+            f"You are trying to load the model files of the `variant={variant}`, but no such modeling files are "
+            f"available in {decoder}; leave variant out"
+        )
+    parts |= {name: part.eval() for name, (part, _) in loaded.items()}
+    if "feature_extractor" in wanted and checked:
+        parts["feature_extractor"] = load_part(CLIPImageProcessor, decoder, "feature_extractor")
+    return parts
+
+
+def _load_weights(kind: Any, decoder: str | Path, name: str, variant: str | None) -> tuple[Any, bool]:
+    """A component in float32, and whether its weights are those of `variant`."""
+    folder = Path(decoder_source(decoder))
+    is_local = folder.is_dir()
+    if variant is None or (is_local and not any((folder / name).glob(f"*.{variant}[.-]*"))):
+        return load_part(kind, decoder, name, dtype=torch.float32), False
+    try:
+        return load_part(kind, decoder, name, dtype=torch.float32, variant=variant), True
+    except CheckpointError:
+        if is_local:
+            raise
+        return load_part(kind, decoder, name, dtype=torch.float32), False  # only asking tells what a Hub id holds
+
+
+def has_checker(decoder: str | Path) -> bool:
+    """Whether a folder or Hub id comes with a safety checker."""
+    place = decoder_source(decoder)
+    try:
+        named = DiffusionPipeline.load_config(place).get("safety_checker", (None, None))[1] is not None
+    except (OSError, ValueError):
+        named = False  # components without an index, as FrozenDecoder takes them too
+    if not Path(place).is_dir():
+        return named
+    lies_there = (Path(place) / "safety_checker").is_dir()
+    if named and not lies_there:
+        logger.warning("%s names a safety checker but has none: generated images are not checked", place)
+    return lies_there
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Precision and device of a pipeline's components, as the options of `from_pretrained` say."""
+
+    dtype: torch.dtype | Mapping[str, torch.dtype] | None
+    """Of all components, or by their names, with `"default"` for the others."""
+    device: str | None
+
+    OPTIONS: ClassVar[frozenset[str]] = frozenset({"dtype", "torch_dtype", "device_map"})
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        dtype = options.get("dtype", options.get("torch_dtype"))
+        return cls(dtype, options.get("device_map"))
+
+    def apply(self, components: Mapping[str, Any]) -> None:
+        """Cast and move them. Raises `ConfigError` where the device is a strategy of several."""
+        if self.device == "balanced":
+            raise ConfigError(
+                'device_map="balanced" is for pipeline folders; write one with save_pretrained, or name one device'
+            )
+        for name, component in components.items():
+            if isinstance(component, nn.Module):
+                by_name = isinstance(self.dtype, Mapping)
+                dtype = self.dtype.get(name, self.dtype.get("default", torch.float32)) if by_name else self.dtype
+                component.to(device=self.device, dtype=dtype)
 
 
 def check_fit(model: KosmosG, processor: KosmosGProcessor, unet: UNet2DConditionModel) -> None:
