@@ -40,6 +40,7 @@ from kosmosg.diffusion.components import (
 from kosmosg.diffusion.decoder import TOYWORLD, check_channels
 from kosmosg.diffusion.lora import UnetLora, lora_scale
 from kosmosg.diffusion.schedulers import dpm_solver, make_scheduler
+from kosmosg.diffusion.stock import RunByStockPipeline
 from kosmosg.errors import CheckpointError, ConfigError, PromptError
 from kosmosg.model.kosmosg import Condition, KosmosG, check_finite
 from kosmosg.processor import KosmosGProcessor
@@ -61,12 +62,7 @@ __all__ = [
 ]
 
 
-def _of_the_run(name: str) -> property:
-    """An attribute of the stock pipeline: callbacks of diffusers read and change the run under way through it."""
-    return property(lambda self: getattr(self.decoder, name), lambda self, value: setattr(self.decoder, name, value))
-
-
-class KosmosGPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora):  # type: ignore[misc]
+class KosmosGPipeline(RunByStockPipeline, DiffusionPipeline, StableDiffusionMixin, UnetLora):  # type: ignore[misc]
     """Kosmos-G and a Stable Diffusion 1.x decoder.
 
     Args:
@@ -104,7 +100,7 @@ class KosmosGPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora):  # typ
         super().__init__()
         given = dict(zip(PARTS, (unet, vae, scheduler, safety_checker, feature_extractor), strict=True))
         wanted = [name for name in NEEDED if given[name] is None]
-        wanted += [name for name in CHECKER if given[name] == "decoder" and safety_checker is not None]
+        wanted += [name for name in CHECKER if given[name] == "decoder"]
         given |= dict.fromkeys(wanted) | (decoder_parts(decoder, wanted) if decoder is not None else {})
         absent = [name for name in NEEDED if given[name] is None]
         if absent:
@@ -125,7 +121,6 @@ class KosmosGPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora):  # typ
             default_guidance=default_guidance if default_guidance is not None else (3.0 if small else 6.0),
         )
         self._encoder: PromptEncoder | None = None
-        self._stock: StableDiffusionPipeline | None = None
 
     def register_to_config(self, **kwargs: Any) -> None:
         """As in diffusers, with this module as the home of model and processor (see `__all__`)."""
@@ -186,36 +181,11 @@ class KosmosGPipeline(DiffusionPipeline, StableDiffusionMixin, UnetLora):  # typ
         return pipeline
 
     @property
-    def decoder(self) -> StableDiffusionPipeline:
-        """The stock pipeline that draws, on the very weights of this one: for `from_pipe` of other pipelines.
-
-        It has no text encoder: give it `prompt_embeds` and `negative_prompt_embeds`.
-        """
-        parts = {name: getattr(self, name) for name in PARTS}
-        if self._stock is None or any(getattr(self._stock, name) is not part for name, part in parts.items()):
-            self._stock = StableDiffusionPipeline(
-                **parts, text_encoder=None, tokenizer=None, requires_safety_checker=False
-            )
-        if hasattr(self, "_progress_bar_config"):
-            self._stock.set_progress_bar_config(**self._progress_bar_config)
-        return self._stock
-
-    @property
     def encoder(self) -> PromptEncoder:
         """Turns prompts into conditions and remembers them."""
         if self._encoder is None or (self._encoder.model, self._encoder.processor) != (self.model, self.processor):
             self._encoder = PromptEncoder(self.model, self.processor)
         return self._encoder
-
-    # What callbacks of diffusers read and change belongs to the stock pipeline.
-    guidance_scale = _of_the_run("guidance_scale")
-    _guidance_scale = _of_the_run("_guidance_scale")
-    guidance_rescale = _of_the_run("guidance_rescale")
-    do_classifier_free_guidance = _of_the_run("do_classifier_free_guidance")
-    cross_attention_kwargs = _of_the_run("cross_attention_kwargs")
-    num_timesteps = _of_the_run("num_timesteps")
-    interrupt = _of_the_run("interrupt")
-    _interrupt = _of_the_run("_interrupt")
 
     # -- drawing -----------------------------------------------------------------------------------------------------
 

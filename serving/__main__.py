@@ -85,9 +85,9 @@ def _check(config: ServingConfig, host: str, port: int) -> None:
 
         load_export(config.folder)
     if config.decoder != "toyworld" and not (Path(config.decoder) / "unet" / "config.json").is_file():
-        from kosmosg.diffusion.components import decoder_parts
+        from kosmosg.diffusion.components import NEEDED, decoder_parts
 
-        decoder_parts(config.decoder)
+        decoder_parts(config.decoder, NEEDED)
     with socket.socket() as probe:
         # As servers do: the port of one that has just ended may be taken again.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

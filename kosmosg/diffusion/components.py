@@ -38,7 +38,7 @@ def decoder_parts(decoder: Decoder, wanted: Collection[str] = PARTS, variant: st
 
     Args:
         decoder: where they are.
-        wanted: which ones, of `PARTS`. A safety checker and its feature extractor come where the decoder has them.
+        wanted: which ones, of `PARTS`. Safety checker and feature extractor come where the decoder has them.
         variant: weights whose file names say so (`fp16`) where a component has them, as diffusers does.
 
     Raises:
@@ -52,17 +52,16 @@ def decoder_parts(decoder: Decoder, wanted: Collection[str] = PARTS, variant: st
         saved = load_part(DPMSolverMultistepScheduler, decoder, "scheduler", "load_config")
         chosen = saved.get("_class_name") == "DPMSolverMultistepScheduler"
         parts["scheduler"] = DPMSolverMultistepScheduler.from_config(saved) if chosen else dpm_solver(saved)
-    checked = bool(set(CHECKER) & set(wanted)) and has_checker(decoder)
-    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
-    kinds |= {"safety_checker": StableDiffusionSafetyChecker} if checked else {}
-    loaded = {name: _load_weights(kind, decoder, name, variant) for name, kind in kinds.items() if name in wanted}
+    asked = [name for name in wanted if name in NEEDED or has_optional(decoder, name)]
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "safety_checker": StableDiffusionSafetyChecker}
+    loaded = {name: _load_weights(kind, decoder, name, variant) for name, kind in kinds.items() if name in asked}
     if variant is not None and loaded and not any(is_variant for _, is_variant in loaded.values()):
         raise CheckpointError(
             f"You are trying to load the model files of the `variant={variant}`, but no such modeling files are "
             f"available in {decoder}; leave variant out"
         )
     parts |= {name: part.eval() for name, (part, _) in loaded.items()}
-    if "feature_extractor" in wanted and checked:
+    if "feature_extractor" in asked:
         parts["feature_extractor"] = load_part(CLIPImageProcessor, decoder, "feature_extractor")
     return parts
 
@@ -81,19 +80,20 @@ def _load_weights(kind: Any, decoder: str | Path, name: str, variant: str | None
         return load_part(kind, decoder, name, dtype=torch.float32), False  # only asking tells what a Hub id holds
 
 
-def has_checker(decoder: str | Path) -> bool:
-    """Whether a folder or Hub id comes with a safety checker."""
+def has_optional(decoder: str | Path, name: str) -> bool:
+    """Whether a folder or Hub id comes with an optional component."""
     place = decoder_source(decoder)
     try:
-        named = DiffusionPipeline.load_config(place).get("safety_checker", (None, None))[1] is not None
+        named = DiffusionPipeline.load_config(place).get(name, (None, None))[1] is not None
     except (OSError, ValueError):
         named = False  # components without an index, as FrozenDecoder takes them too
     if not Path(place).is_dir():
         return named
-    lies_there = (Path(place) / "safety_checker").is_dir()
-    if named and not lies_there:
-        logger.warning("%s names a safety checker but has none: generated images are not checked", place)
-    return lies_there
+    is_there = (Path(place) / name).is_dir()
+    if named and not is_there:
+        effect = "generated images are not checked" if name == "safety_checker" else "it is left out"
+        logger.warning("%s names a %s but has none: %s", place, name, effect)
+    return is_there
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,12 @@ class Placement:
             )
         for name, component in components.items():
             if isinstance(component, nn.Module):
-                by_name = isinstance(self.dtype, Mapping)
-                dtype = self.dtype.get(name, self.dtype.get("default", torch.float32)) if by_name else self.dtype
-                component.to(device=self.device, dtype=dtype)
+                component.to(device=self.device, dtype=self._dtype_of(name))
+
+    def _dtype_of(self, name: str) -> torch.dtype | None:
+        if isinstance(self.dtype, Mapping):
+            return self.dtype.get(name, self.dtype.get("default", torch.float32))
+        return self.dtype
 
 
 def check_fit(model: KosmosG, processor: KosmosGProcessor, unet: UNet2DConditionModel) -> None:

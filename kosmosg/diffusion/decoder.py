@@ -172,7 +172,7 @@ class FrozenDecoder(nn.Module):
 
         In bfloat16 many neighbouring timesteps would share one noise level, and the first would have none.
         """
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.alphas_cumprod = self._schedule.to(self.alphas_cumprod.device)
         return self
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kosmosg.diffusion.components import decoder_parts
+from kosmosg.diffusion.components import NEEDED, decoder_parts
 from kosmosg.diffusion.schedulers import SCHEDULERS
 from serving.engine.messages import Event, Finished, ImageRequest
 from serving.engine.step_engine import ActiveRequest, StepEngine
@@ -26,7 +26,7 @@ class ImageDecoder:
 
     def __init__(self, source: str, precision: str, rows: int, threads: int) -> None:
         torch.set_num_threads(threads)
-        parts = decoder_parts(source)
+        parts = decoder_parts(source, NEEDED)
         unet, vae = (parts[name].to(device(), DTYPES[precision]).requires_grad_(False) for name in ("unet", "vae"))
         self._engine = StepEngine(unet, vae, parts["scheduler"], rows)
         self._inboxes: dict[ActiveRequest, asyncio.Queue[Event | Exception]] = {}

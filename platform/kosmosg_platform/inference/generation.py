@@ -135,7 +135,10 @@ class ImageGenerator:
         if not cuda:
             torch.set_num_threads(1)
         own = (Path(painting.model) / "model_index.json").is_file()  # a pipeline folder has a decoder of its own
-        self.pipe = KosmosGPipeline.from_pretrained(painting.model, decoder=None if own else painting.decoder)
+        # Scores are of every image, as in the published runs: none is replaced by a safety checker.
+        self.pipe = KosmosGPipeline.from_pretrained(
+            painting.model, decoder=None if own else painting.decoder, safety_checker=None
+        )
         if self.sampling.solver is not None:
             self.pipe.scheduler = make_scheduler(self.sampling.solver, self.pipe.scheduler.config)
         self.pipe.to("cuda" if cuda else "cpu")

@@ -24,7 +24,7 @@ def sample_sheet(
     """
     from kosmosg import KosmosGPipeline  # seconds of imports, needed only where images are drawn
 
-    pipe = KosmosGPipeline(model=model, processor=processor, decoder=decoder)
+    pipe = KosmosGPipeline(model=model, processor=processor, decoder=decoder, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(model.device, model.dtype)
     generators = [torch.Generator().manual_seed(SEED + row) for row in range(len(prompts))]

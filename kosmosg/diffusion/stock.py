@@ -1,0 +1,42 @@
+"""The stock pipeline that denoises for ours, on the very same components."""
+
+from typing import Any
+
+from diffusers import StableDiffusionPipeline
+
+from kosmosg.diffusion.components import PARTS
+
+
+def _of_the_run(name: str) -> property:
+    """An attribute of the stock pipeline, read and written through ours."""
+    return property(lambda self: getattr(self.decoder, name), lambda self, value: setattr(self.decoder, name, value))
+
+
+class RunByStockPipeline:
+    """For a pipeline with the components `PARTS`: `decoder` runs it, and callbacks reach the run through either."""
+
+    _stock: StableDiffusionPipeline | None = None
+
+    @property
+    def decoder(self) -> StableDiffusionPipeline:
+        """The stock pipeline that generates, on the very weights of this one: for `from_pipe` of other pipelines.
+
+        It has no text encoder: give it `prompt_embeds` and `negative_prompt_embeds`.
+        """
+        parts: dict[str, Any] = {name: getattr(self, name) for name in PARTS}
+        if self._stock is None or any(getattr(self._stock, name) is not part for name, part in parts.items()):
+            self._stock = StableDiffusionPipeline(
+                **parts, text_encoder=None, tokenizer=None, requires_safety_checker=False
+            )
+        if hasattr(self, "_progress_bar_config"):
+            self._stock.set_progress_bar_config(**self._progress_bar_config)
+        return self._stock
+
+    guidance_scale = _of_the_run("guidance_scale")
+    _guidance_scale = _of_the_run("_guidance_scale")
+    guidance_rescale = _of_the_run("guidance_rescale")
+    do_classifier_free_guidance = _of_the_run("do_classifier_free_guidance")
+    cross_attention_kwargs = _of_the_run("cross_attention_kwargs")
+    num_timesteps = _of_the_run("num_timesteps")
+    interrupt = _of_the_run("interrupt")
+    _interrupt = _of_the_run("_interrupt")
