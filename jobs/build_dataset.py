@@ -19,6 +19,7 @@ from kosmosg_platform.console import echo
 from kosmosg_platform.datasets.annotation import image_folder_reader, text_lines_reader, toyworld_readers
 from kosmosg_platform.datasets.build import BuildResult, build
 from kosmosg_platform.datasets.dataset import RecordDataset
+from kosmosg_platform.owned_folder import refuse_overlap
 from kosmosg_platform.storage import RunPaths
 
 SHEET_RECORDS = 40
@@ -62,9 +63,10 @@ def targets(experiment: Experiment) -> list[tuple[Path, Reader]]:
     if experiment.source is None:
         raise DataError("source: say what to read, for example source=my_photos")
     source = Path(experiment.source)
-    if config.reader == "photos":
-        return [(experiment.dest or layout.dataset("photos"), image_folder_reader(config, source))]
-    return [(experiment.dest or layout.dataset("captions"), text_lines_reader(config, source))]
+    reader = image_folder_reader(config, source) if config.reader == "photos" else text_lines_reader(config, source)
+    dest = experiment.dest or layout.dataset(reader.kind)
+    refuse_overlap(source, dest)
+    return [(dest, reader)]
 
 
 def write_sheet(folder: Path, result: BuildResult) -> None:

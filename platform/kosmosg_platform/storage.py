@@ -36,8 +36,8 @@ class RunPaths:
         return self.job(stage) / key
 
     def dataset(self, kind: str) -> Path:
-        """Where `build_dataset` puts records of a kind when not told otherwise."""
-        return self.job("build_dataset") / kind
+        """Where `build_dataset` puts records of a kind, and training looks for them, when not told otherwise."""
+        return self.job("build_dataset") / {"caption": "captions"}.get(kind, kind)  # as the setting `data.captions`
 
     @property
     def tracking(self) -> str:

@@ -14,8 +14,11 @@ from PIL import Image
 
 from jobs.build_dataset import run
 from jobs.experiment import load, main
+from kosmosg import ConfigError
 from kosmosg.data.image_bytes import decode_image, decode_mask
 from kosmosg_platform.datasets.dataset import RecordDataset, read_manifest
+from kosmosg_platform.storage import RunPaths
+from kosmosg_platform.training.initial_model import find_mixture
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +35,7 @@ def environment() -> dict[str, str]:
     ("arguments", "told"),
     [
         (["photos", "source={tmp}/absent"], "there is no folder"),
-        (["photos", "source={tmp}"], "no photos under"),
+        (["photos", "source={tmp}/empty"], "no photos under"),
         (["photos"], "source: say what to read"),
         (["captions", "source={tmp}/absent.txt"], "there is no file or folder"),
         (["tiny", "build.captoiner.use=blip2"], "did you mean build.captioner?"),
@@ -42,6 +45,7 @@ def environment() -> dict[str, str]:
 def test_a_mistake_is_one_sentence_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
 ) -> None:
+    (tmp_path / "empty").mkdir()
     given = [argument.format(tmp=tmp_path) for argument in arguments] + [f"output={tmp_path}/out"]
     with pytest.raises(SystemExit) as end:
         main("build_dataset", run, given)
@@ -49,6 +53,65 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     (sentence,) = capsys.readouterr().err.strip().splitlines()
     assert told in sentence
     assert not (tmp_path / "out").exists()
+
+
+def photos_in(folder: Path) -> dict[str, bytes]:
+    """Three photos and a note of a user, and what is in them."""
+    for name in ("dog/01.jpg", "dog/part-00007.parquet", "data/part-00003.jpg", "quarantine/notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".jpg"):
+            Image.effect_noise((48, 48), 90).convert("RGB").save(folder / name)
+        else:
+            (folder / name).write_text("mine")
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("source", "dest"),
+    [
+        (".", "."),
+        (".", "data"),
+        (".", "new/deep"),
+        ("dog", "."),
+        ("linked", "dog"),
+        ("dog", "../photos/data/../dog"),
+        ("dog", "quarantine"),
+        ("dog", "data"),
+    ],
+)
+def test_no_file_of_a_user_is_ever_deleted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, source: str, dest: str
+) -> None:
+    """Whether dest is the source, lies in it or around it, or is any folder with files: refused, nothing touched."""
+    folder = tmp_path / "photos"
+    before = photos_in(folder)
+    (folder / "linked").symlink_to(folder / "dog")
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as end:
+        main("build_dataset", run, ["photos", f"source={source}", f"dest={dest}", f"output={tmp_path}/out"])
+    assert end.value.code == 2
+    (sentence,) = capsys.readouterr().err.strip().splitlines()
+    assert "dest" in sentence
+    assert {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()} == before
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_is_built_without_a_dest_is_found_by_training(tmp_path: Path) -> None:
+    """The default place of a dataset is that of its record kind."""
+    photos_in(tmp_path / "photos")
+    (tmp_path / "words.txt").write_text("a red ball\na small cat\n")
+    (tmp_path / "pages.txt").write_text("a longer document about cats\n" * 3)
+    paths = RunPaths(tmp_path / "out")
+    output = f"output={paths.output}"
+    run(load("build_dataset", "photos", [f"source={tmp_path}/photos/dog", output]))
+    run(load("build_dataset", "captions", [f"source={tmp_path}/words.txt", output]))
+    run(load("build_dataset", "captions", [f"source={tmp_path}/pages.txt", "build.kind=text", output]))
+    data = load("pretrain", "tiny").data
+    assert set(find_mixture("instruct", data, paths).folders) == {"composition", "t2i"}
+    assert find_mixture("align", data, paths).folders["caption"] == paths.output / "build_dataset" / "captions"
+    assert find_mixture("pretrain", data, paths).folders["text"] == paths.output / "build_dataset" / "text"
+    with pytest.raises(ConfigError, match=r"holds a dataset of lines of text 'words\.txt', not .* 'pages\.txt'"):
+        run(load("build_dataset", "captions", [f"source={tmp_path}/pages.txt", output]))
 
 
 def test_the_command_line_ends_with_exit_code_2_too(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ photo rebuilds one shard. The manifest is removed before the first change and wr
 """
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,10 @@ from kosmosg.errors import ConfigError, DataError
 from kosmosg_platform.config import digest
 from kosmosg_platform.datasets.dataset import MANIFEST, Shard, write_manifest
 from kosmosg_platform.datasets.pipeline import RECEIPTS, AnnotationStep, PipelinePlan, run_pipeline
+from kosmosg_platform.owned_folder import MARKER, claim_folder
+from kosmosg_platform.storage import write_json
 
+SHARD_FILE = re.compile(r"(?P<partial>\.)?(?P<name>part-\d{5,})\.(?:parquet|json)(?:\.[\w.-]+)?")
 PIPELINE_VERSION = 1  # raise it when the same source and settings would give other records
 
 Say = Callable[[str], None]
@@ -59,16 +63,16 @@ def build(
     start_ray: Callable[[], None] = lambda: None,
     say: Say = print,
 ) -> BuildResult:
-    """Build or finish the dataset `folder`.
+    """Build or finish the dataset `folder`, which must be new, empty, or one that an earlier build of this source left.
 
     `settings` is everything that shapes a record, in plain values: it goes into the manifest and into every key.
     `start_ray` is called only when something has to be built. `max_refused` is the share of rows in quarantine above
     which nothing is published. Raises DataError for a bad source or model, or when too much was refused, and
-    ConfigError when the cluster lacks the GPUs that were asked for.
+    ConfigError for a folder that is not ours and when the cluster lacks the GPUs that were asked for.
     """
     started = time.monotonic()
-    folder = folder.absolute()
     works = reader.plan(limit)
+    folder = claim(folder, reader)
     keys = shard_keys(reader, settings, works)
     missing = [work for work in works if not _is_done(folder, work.index, keys[work.index])]
     kept = len(works) - len(missing)
@@ -110,6 +114,23 @@ def build(
         built_rows=built_rows,
         seconds=time.monotonic() - started,
     )
+
+
+def claim(folder: Path, reader: Reader) -> Path:
+    """The folder as one that a build of this source may write and clean. Raises ConfigError when it is not."""
+    told = reader.describe()
+    content = f"a dataset of {told['layout']}" + (f" {told['source']!r}" if "source" in told else "")
+    if not (folder / MARKER).is_file() and _left_by_an_older_version(folder):
+        write_json(folder / MARKER, {"job": "build_dataset", "content": ""})
+    return claim_folder(folder, "build_dataset", content)
+
+
+def _left_by_an_older_version(folder: Path) -> bool:
+    """Whether the folder holds a dataset from before there were markers, and nothing else."""
+    ours = {"data", "quarantine", RECEIPTS, MANIFEST, "sheet.png"}
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    receipts = list((folder / RECEIPTS).glob("part-*.json"))
+    return bool(receipts) and found <= ours
 
 
 def _require_gpus(stages: Sequence[AnnotationStep]) -> None:
@@ -213,11 +234,12 @@ def _publish(folder: Path, reader: Reader, settings: Mapping[str, Any], receipts
 
 
 def _remove_leftovers(folder: Path, shards: set[int]) -> None:
-    """Files of shards that the source no longer has, and of writers that were killed."""
+    """Files of shards that the source no longer has, and of writers that were killed; files of other names stay."""
     keep = {f"part-{shard:05d}" for shard in shards}
     for part in ("data", "quarantine", RECEIPTS):
-        for path in (folder / part).glob("*"):
-            if path.stem not in keep or path.suffix == ".tmp":
+        for path in (folder / part).glob("*part-*"):
+            shard = SHARD_FILE.fullmatch(path.name)
+            if shard and (shard["partial"] or shard["name"] not in keep):
                 path.unlink(missing_ok=True)
 
 

@@ -1,0 +1,70 @@
+"""Folders that a job writes and cleans: only those that carry its marker, so that nothing of a user's is ever deleted.
+
+The marker is a small file, `.kosmosg.json`, written when a job first makes the folder (or finds it empty). A folder
+with other files in it and no marker belongs to somebody else and is refused before anything is touched.
+"""
+
+from pathlib import Path
+
+from kosmosg.errors import ConfigError, DataError
+from kosmosg_platform.storage import read_json, write_json
+
+MARKER = ".kosmosg.json"
+
+
+def claim_folder(folder: Path, job: str, content: str = "", setting: str = "dest") -> Path:
+    """Make `folder` a folder of `job`, or find that it is one already; gives its absolute path.
+
+    `content` says what the job puts there (the source of a dataset, say): a folder that holds something else of the
+    same job is not replaced either. `setting` is what the user would change.
+
+    Raises ConfigError when the folder is a file, holds files without our marker, or belongs to something else.
+    """
+    folder = folder.absolute()
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{setting}: {folder} is a file; give a folder")
+    marker = folder / MARKER
+    if marker.is_file():
+        _check_owner(marker, job, content, setting)
+        return folder
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if found:
+        raise ConfigError(
+            f"{setting}: {folder} holds files that are not this job's ({', '.join(found[:3])}"
+            f"{', ...' if len(found) > 3 else ''}), and a job cleans its folder; give a new or empty folder"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(marker, {"job": job, "content": content})
+    return folder
+
+
+def is_ours(folder: Path, job: str) -> bool:
+    """Whether the folder carries the marker of this job."""
+    return (folder / MARKER).is_file() and read_json(folder / MARKER).get("job") == job
+
+
+def refuse_overlap(source: Path, dest: Path) -> None:
+    """Raises ConfigError when one folder is, or lies in, the other, whatever links and relative paths lead there."""
+    real_source, real_dest = source.resolve(), dest.resolve()
+    if real_source == real_dest:
+        raise ConfigError(f"dest: {dest} is the source itself; give another folder")
+    if real_dest.is_relative_to(real_source):
+        raise ConfigError(f"dest: {dest} lies inside source={source}; give a folder outside of it")
+    if real_source.is_relative_to(real_dest):
+        raise ConfigError(f"source: {source} lies inside dest={dest}, which the job cleans; give another dest")
+
+
+def _check_owner(marker: Path, job: str, content: str, setting: str) -> None:
+    try:
+        owner = read_json(marker)
+        owned = str(owner["job"]), str(owner["content"])
+    except (DataError, KeyError, TypeError, OSError) as error:
+        raise ConfigError(f"{setting}: {marker} is damaged ({error}); give another folder") from None
+    if owned[0] != job:
+        raise ConfigError(
+            f"{setting}: {marker.parent} was written by the job {owned[0]}, not {job}; give another folder"
+        )
+    if content and owned[1] and owned[1] != content:
+        raise ConfigError(
+            f"{setting}: {marker.parent} holds {owned[1]}, not {content}; give another folder, or remove that one"
+        )

@@ -1,0 +1,52 @@
+"""A folder is cleaned only by the job that made it."""
+
+from pathlib import Path
+
+import pytest
+
+from kosmosg import ConfigError
+from kosmosg_platform.owned_folder import MARKER, claim_folder, is_ours, refuse_overlap
+
+
+def test_a_new_or_empty_folder_is_claimed_and_found_again(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("new/deep", "empty"):
+        assert claim_folder(tmp_path / name, "generate") == tmp_path / name
+        (tmp_path / name / "result.png").write_bytes(b"1")
+        assert claim_folder(tmp_path / name, "generate") == tmp_path / name
+        assert is_ours(tmp_path / name, "generate")
+        assert not is_ours(tmp_path / name, "evaluate")
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", ".hidden", "manifest.json"])
+def test_a_folder_with_files_of_others_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ConfigError, match=name):
+        claim_folder(tmp_path, "build_dataset")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_of_another_job_or_content_is_refused(tmp_path: Path) -> None:
+    claim_folder(tmp_path, "build_dataset", "photos 'a'")
+    with pytest.raises(ConfigError, match="is a folder of the job build_dataset, not of generate"):
+        claim_folder(tmp_path, "generate")
+    with pytest.raises(ConfigError, match="holds photos 'a', not photos 'b'"):
+        claim_folder(tmp_path, "build_dataset", "photos 'b'")
+    (tmp_path / MARKER).write_text("{")
+    with pytest.raises(ConfigError, match="damaged"):
+        claim_folder(tmp_path, "build_dataset")
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is a file"):
+        claim_folder(tmp_path / "file", "generate")
+
+
+def test_folders_that_overlap_are_refused_through_links(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for source, dest in [("a", "a"), ("a", "a/b"), ("a/b", "a"), ("link", "a/b"), ("a", "link/new"), ("a/../a", "a")]:
+        with pytest.raises(ConfigError):
+            refuse_overlap(tmp_path / source, tmp_path / dest)
+    refuse_overlap(tmp_path / "a", tmp_path / "ab")
