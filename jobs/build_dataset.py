@@ -20,7 +20,7 @@ from kosmosg_platform.datasets.annotation import image_folder_reader, text_lines
 from kosmosg_platform.datasets.build import BuildResult, build
 from kosmosg_platform.datasets.dataset import RecordDataset
 from kosmosg_platform.owned_folder import refuse_overlap
-from kosmosg_platform.storage import RunPaths
+from kosmosg_platform.run_paths import RunPaths
 
 SHEET_RECORDS = 40
 

@@ -27,7 +27,8 @@ from kosmosg_platform.config import digest, plain, to_yaml
 from kosmosg_platform.console import echo
 from kosmosg_platform.inference.client import serving
 from kosmosg_platform.reports.demo import demo_report
-from kosmosg_platform.storage import STAGES, RunPaths, read_json, write_json, write_text
+from kosmosg_platform.run_paths import STAGES, RunPaths
+from kosmosg_platform.storage import read_json, write_json, write_text
 from kosmosg_platform.tracking import Run
 
 

@@ -36,7 +36,8 @@ from kosmosg_platform.inference.generation import GenerationRequest, generate_im
 from kosmosg_platform.reports.benchmark import benchmark_report, protocol_table, summary
 from kosmosg_platform.reports.demo import score_table
 from kosmosg_platform.reports.page import Figure, PageSection, Report
-from kosmosg_platform.storage import RunPaths, write_json, write_text
+from kosmosg_platform.run_paths import RunPaths
+from kosmosg_platform.storage import write_json, write_text
 from kosmosg_platform.tracking import Run
 
 SETS = {"one": 1, "two": 2, "three": 3}

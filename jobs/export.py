@@ -18,7 +18,8 @@ from kosmosg.checkpoint.export import load_export
 from kosmosg.errors import ConfigError
 from kosmosg_platform.config import validate
 from kosmosg_platform.console import echo
-from kosmosg_platform.storage import STAGES, RunPaths, read_json
+from kosmosg_platform.run_paths import STAGES, RunPaths
+from kosmosg_platform.storage import read_json
 from kosmosg_platform.tracking import Run
 from kosmosg_platform.training.export import export
 from kosmosg_platform.training.recipe import TrainRun

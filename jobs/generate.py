@@ -25,7 +25,8 @@ from kosmosg.toyworld.assets import export_folder
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest
 from kosmosg_platform.console import echo, quiet_ray_data
-from kosmosg_platform.storage import RunPaths, write_text
+from kosmosg_platform.run_paths import RunPaths
+from kosmosg_platform.storage import write_text
 
 SHEET_ROWS = 24
 FIELDS = {"id", "text", "images", "seed", "negative"}

@@ -12,7 +12,7 @@ from kosmosg.config import KosmosGConfig
 from kosmosg.errors import KosmosGError
 from kosmosg_platform.planning.flops import decoder_cost, stage_cost
 from kosmosg_platform.planning.plan import StagePlan, plan_stage, render
-from kosmosg_platform.storage import STAGES
+from kosmosg_platform.run_paths import STAGES
 
 
 def plan(arguments: Sequence[str]) -> list[StagePlan]:

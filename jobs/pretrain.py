@@ -19,7 +19,7 @@ from kosmosg.stages import Stage
 from kosmosg.stages.pretrain import PretrainStage
 from kosmosg_platform.config import plain
 from kosmosg_platform.datasets.dataset import RecordDataset
-from kosmosg_platform.storage import RunPaths
+from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.training.initial_model import InitialModel, Mixture, find_mixture
 from kosmosg_platform.training.model_card import model_card
 from kosmosg_platform.training.trainer import FitResult, fit

@@ -20,7 +20,7 @@ from kosmosg.toyworld.build import FITS, INDEPENDENT, assemble, scaled, train_pa
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest
 from kosmosg_platform.console import echo
-from kosmosg_platform.storage import RunPaths
+from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.tracking import Run
 
 _REPORT_SECONDS = 10.0

@@ -13,7 +13,7 @@ from kosmosg.errors import ConfigError
 from kosmosg.toyworld.assets import export_folder
 from kosmosg_platform.cluster.session import ScaleConfig
 from kosmosg_platform.config import Section, resolve
-from kosmosg_platform.storage import RunPaths
+from kosmosg_platform.run_paths import RunPaths
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "toyworld"

@@ -37,7 +37,8 @@ from kosmosg_platform.config import digest, plain, to_yaml
 from kosmosg_platform.console import echo, read_metrics
 from kosmosg_platform.evaluation.runner import sampling_of
 from kosmosg_platform.inference.generation import GenerationRequest, generate_images, model_weights, open_image
-from kosmosg_platform.storage import RunPaths, write_json, write_text
+from kosmosg_platform.run_paths import RunPaths
+from kosmosg_platform.storage import write_json, write_text
 from kosmosg_platform.tracking import Run
 
 VALIDATION_SEED = 1  # of the prompts on which guidance is chosen; their subjects are those of the training set

@@ -1,81 +1,13 @@
-"""Where things lie under `output`, and how a file appears there whole or not at all."""
+"""Files that appear whole or not at all, links that are replaced in one step, and digests of files."""
 
 import hashlib
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kosmosg.errors import ConfigError, DataError
-from kosmosg.toyworld.assets import toyworld_model
-
-STAGES = ("pretrain", "align", "instruct")
-
-
-@dataclass(frozen=True)
-class RunPaths:
-    """The tree under one output folder:
-
-    OUTPUT/mlflow.db                     the default tracking store
-    OUTPUT/build_dataset/<kind>/         dataset folders (manifest.json, data/*.parquet)
-    OUTPUT/<stage>/<key>/                one training run; its key is a digest of everything that shapes the result
-    OUTPUT/<stage>/<key>/experiment.yaml, metrics.jsonl, checkpoints/, samples/, export/, finished.json
-    OUTPUT/<stage>/export                a link to the export of the run that finished last
-    """
-
-    output: Path
-
-    def job(self, name: str) -> Path:
-        """The folder of one job."""
-        return self.output.absolute() / name
-
-    def run(self, stage: str, key: str) -> Path:
-        """The folder of one training run."""
-        return self.job(stage) / key
-
-    def dataset(self, kind: str) -> Path:
-        """Where `build_dataset` puts records of a kind, and training looks for them, when not told otherwise."""
-        return self.job("build_dataset") / {"caption": "captions"}.get(kind, kind)  # as the setting `data.captions`
-
-    @property
-    def tracking(self) -> str:
-        """URI of the default tracking store."""
-        return f"sqlite:///{self.job('mlflow.db')}"
-
-    def export(self, stage: str) -> Path:
-        """The export of the newest finished run of a stage, resolved to its real folder. Raises ConfigError."""
-        link = self.job(stage) / "export"
-        if not link.is_dir():
-            raise ConfigError(
-                f"parent: {link} does not exist; run `kosmosg run {stage}` with the same output, or give parent=FOLDER"
-            )
-        return link.resolve()
-
-    def newest_export(self, decoder: str = "") -> Path:
-        """The export of the furthest stage that has one; else, for the toy world's decoder, the shipped model.
-
-        Raises ConfigError when there is none.
-        """
-        for stage in reversed(STAGES):
-            if (self.job(stage) / "export").is_dir():
-                return self.export(stage)
-        if decoder == "toyworld":
-            return toyworld_model()
-        raise ConfigError(f"output: no finished stage under {self.output}; run `kosmosg run pretrain` first")
-
-
-def require_dataset(folder: Path, kind: str) -> Path:
-    """The folder itself if a finished dataset lies there. Raises ConfigError or DataError with the remedy."""
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
-        state = "is unfinished (no manifest.json)" if folder.is_dir() else "does not exist"
-        raise ConfigError(
-            f"data.{kind}: {folder} {state}; run `kosmosg run build_dataset toyworld` with the same output, "
-            f"or give data.{kind}=FOLDER"
-        )
-    return folder
 
 
 def read_json(path: Path) -> Any:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from kosmosg.errors import ConfigError
 from kosmosg_platform.config import Section, flatten
-from kosmosg_platform.storage import RunPaths
+from kosmosg_platform.run_paths import RunPaths
 
 RUN_TAG = "kosmosg.run"
 PARENT_TAG = "mlflow.parentRunId"

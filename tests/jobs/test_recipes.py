@@ -12,7 +12,8 @@ from jobs.experiment import Experiment, load
 from kosmosg.checkpoint.export import save_export
 from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg_platform.datasets.dataset import write_manifest, write_records
-from kosmosg_platform.storage import RunPaths, point
+from kosmosg_platform.run_paths import RunPaths
+from kosmosg_platform.storage import point
 from kosmosg_platform.tracking import Run
 from kosmosg_platform.training.dataloader import micro_batches
 from kosmosg_platform.training.initial_model import DataConfig, find_mixture

@@ -109,7 +109,7 @@ def newest_export(decoder: str) -> Path:
 
     Raises ConfigError when there is none for this decoder.
     """
-    from kosmosg_platform.storage import RunPaths
+    from kosmosg_platform.run_paths import RunPaths
 
     for output in (Path("runs"), Path("runs/demo")):
         try:

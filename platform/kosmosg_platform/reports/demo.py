@@ -8,7 +8,7 @@ from PIL import Image
 
 from kosmosg_platform.console import read_metrics
 from kosmosg_platform.reports.page import Figure, PageSection, Report, Table, curves
-from kosmosg_platform.storage import STAGES
+from kosmosg_platform.run_paths import STAGES
 
 SAID = {
     "build_dataset": "Ray Data: decode, caption, entities, masks, compose; Parquet shards and a manifest",

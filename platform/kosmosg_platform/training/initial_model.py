@@ -15,7 +15,8 @@ from kosmosg.errors import ConfigError
 from kosmosg.toyworld.assets import export_folder
 from kosmosg_platform.config import Section, plain
 from kosmosg_platform.datasets.dataset import RecordDataset
-from kosmosg_platform.storage import STAGES, RunPaths, read_json, require_dataset, sha256
+from kosmosg_platform.run_paths import STAGES, RunPaths, require_dataset
+from kosmosg_platform.storage import read_json, sha256
 
 TOYWORLD = "toyworld"
 NEW = "new"

@@ -11,7 +11,7 @@ from PIL import Image
 from kosmosg.stages import Batch, Stage
 from kosmosg_platform.cluster.session import ScaleConfig
 from kosmosg_platform.config import Section
-from kosmosg_platform.storage import RunPaths
+from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.tracking import Run, TrackingConfig
 from kosmosg_platform.training.engine import EngineConfig
 from kosmosg_platform.training.lr_schedule import TrainConfig, freeze

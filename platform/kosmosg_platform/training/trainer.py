@@ -22,7 +22,8 @@ from kosmosg.errors import ConfigError, KosmosGError
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest, plain, to_yaml
 from kosmosg_platform.console import echo, progress, quiet_libraries
-from kosmosg_platform.storage import RunPaths, point, read_json, write_json, write_text
+from kosmosg_platform.run_paths import RunPaths
+from kosmosg_platform.storage import point, read_json, write_json, write_text
 from kosmosg_platform.tracking import Run
 from kosmosg_platform.training import checkpoints, engine
 from kosmosg_platform.training.loop import work

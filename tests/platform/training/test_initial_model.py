@@ -6,7 +6,7 @@ import pytest
 
 from kosmosg.errors import ConfigError
 from kosmosg.toyworld.assets import toyworld_model
-from kosmosg_platform.storage import RunPaths
+from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.training.initial_model import InitialModel, ModelConfig, tokenizer_path
 
 
