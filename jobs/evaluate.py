@@ -25,7 +25,8 @@ from kosmosg.errors import ConfigError
 from kosmosg.eval.features.networks import weights_sha256
 from kosmosg.eval.protocol import RECOGNISER, Protocol, find_protocol
 from kosmosg.eval.result_sheet import SheetRow, result_sheet
-from kosmosg.toyworld.assets import export_folder, toyworld_folder
+from kosmosg.hub import resolve_model
+from kosmosg.toyworld.assets import toyworld_folder
 from kosmosg.toyworld.benchmark import Style, ToyworldPrompt, toyworld_prompts
 from kosmosg.toyworld.benchmark import score as toyworld_score
 from kosmosg_platform.cluster.session import connect
@@ -53,7 +54,7 @@ def run(experiment: Experiment) -> Path:
     """Judge every model of `evaluate.models`; gives the folder of the results."""
     settings, layout = experiment.evaluate, RunPaths(experiment.output)
     protocol = settle(settings)
-    models = {name: export_folder(path) for name, path in settings.models.items()}
+    models = {name: resolve_model(path) for name, path in settings.models.items()}
     models = models or {"model": layout.newest_export(experiment.decoder)}
     for model in models.values():
         model_weights(model)  # a wrong folder should be told before a cluster starts

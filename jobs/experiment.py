@@ -72,8 +72,9 @@ class EvaluateConfig(Section):
 
     protocol: str = "toyworld"
     """`toyworld`, `dreambench-kosmosg`, `dreambench`, `coco-kosmosg`, `coco-clean` or `coco-metaquery`."""
-    models: dict[str, Path] = Field(default_factory=dict)
-    """Export folders to judge, by their name in table and sheet; empty takes the furthest stage under `output`."""
+    models: dict[str, str] = Field(default_factory=dict)
+    """Models to judge, by their name in table and sheet: each `toyworld:STAGE`, a folder, a URL or a Hub id; empty
+    takes the furthest stage under `output`."""
     data: Path | None = None
     """Folder of DreamBench's subjects, of COCO, or of captions and images; the toy world needs none."""
     weights: dict[str, str] = Field(default_factory=dict)
@@ -145,8 +146,8 @@ class AblationConfig(Section):
 class GenerateConfig(Section):
     """What `generate` draws: the prompts of a file (`source`), or one prompt."""
 
-    model: Path | None = None
-    """Export or pipeline folder; null takes the furthest stage under `output`."""
+    model: str | None = None
+    """`toyworld:STAGE`, a folder, a URL or a Hub id; null takes the furthest stage under `output`."""
     prompt: str = ""
     """The prompt when there is no `source`; `<i>` marks the place of each image."""
     images: tuple[Path, ...] = ()
@@ -176,8 +177,8 @@ class Experiment(TrainingExperiment):
     limit: int | None = Field(default=None, ge=1)
     """Use at most this many source items; null means all."""
     parent: str | None = None
-    """Export folder (or `toyworld:STAGE`, which ships) that a stage starts from; null takes the newest of the previous
-    stage under `output`, `new` makes a new model as `pretrain` does."""
+    """Model that a stage starts from: `toyworld:STAGE`, a folder, a URL or a Hub id; null takes the newest of the
+    previous stage under `output`, `new` makes a new model as `pretrain` does."""
     decoder: str = "toyworld"
     """The frozen decoder: `toyworld`, or a folder or hub id of a Stable Diffusion pipeline."""
 

@@ -16,8 +16,9 @@ from jobs.experiment import Experiment, main
 from kosmosg import Prompt
 from kosmosg.checkpoint.export import save_export
 from kosmosg.data.collate.base import InstructCollate
-from kosmosg.diffusion.decoder import FrozenDecoder, decoder_source
+from kosmosg.diffusion.decoder import FrozenDecoder
 from kosmosg.errors import CheckpointError
+from kosmosg.hub import decoder_folder
 from kosmosg.stages import Stage
 from kosmosg.stages.instruct import InstructStage
 from kosmosg_platform.config import plain
@@ -105,7 +106,7 @@ def image_size(decoder: str) -> int:
     """Pixels per side that a decoder was trained on, from its configuration alone. Raises CheckpointError."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    place = decoder_source(decoder)
+    place = decoder_folder(decoder)
     try:
         unet = UNet2DConditionModel.load_config(place, subfolder="unet")
         vae = AutoencoderKL.load_config(place, subfolder="vae")

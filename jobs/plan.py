@@ -33,10 +33,10 @@ def _model(experiment: Experiment) -> KosmosGConfig:
         return KosmosGConfig.paper()
     if shape in ("tiny", "toyworld"):
         from kosmosg import KosmosGProcessor
-        from kosmosg.diffusion.decoder import decoder_source
+        from kosmosg.hub import decoder_folder
 
         tokenizer = experiment.model.tokenizer
-        path = f"{decoder_source('toyworld')}/sentencepiece.bpe.model" if tokenizer == "toyworld" else tokenizer
+        path = f"{decoder_folder('toyworld')}/sentencepiece.bpe.model" if tokenizer == "toyworld" else tokenizer
         vocabulary = KosmosGProcessor.from_sentencepiece(path).vocab_size
         return KosmosGConfig.tiny(vocabulary) if shape == "tiny" else KosmosGConfig.toyworld(vocabulary)
     from pathlib import Path

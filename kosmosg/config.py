@@ -12,6 +12,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from kosmosg.errors import CheckpointError, ConfigError
+from kosmosg.hub import local_name
 
 VOCABULARY = 64_007  # sentencepiece 64,000 + <pad> + <mask> </doc> <image> </image> </chunk> </line>
 
@@ -150,6 +151,12 @@ class KosmosGConfig(PreTrainedConfig):
     def max_tokens(self) -> int:
         """The longest sequence, in tokens, that both position tables can number."""
         return int(min(self.text_config.max_position_embeddings, self.aligner_config.max_position_embeddings - 2))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> KosmosGConfig:
+        """As in transformers; a model may also be named as kosmosg/hub.py says, such as `toyworld:instruct`."""
+        config: KosmosGConfig = super().from_pretrained(local_name(pretrained_model_name_or_path), **kwargs)
+        return config
 
     @classmethod
     def paper(cls) -> KosmosGConfig:

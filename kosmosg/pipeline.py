@@ -35,13 +35,14 @@ from kosmosg.diffusion.components import (
     check_fit,
     check_kind,
     decoder_parts,
-    local_folder,
+    model_folder,
 )
-from kosmosg.diffusion.decoder import TOYWORLD, check_channels
+from kosmosg.diffusion.decoder import check_channels
 from kosmosg.diffusion.lora import UnetLora, lora_scale
 from kosmosg.diffusion.schedulers import dpm_solver, make_scheduler
 from kosmosg.diffusion.stock import RunByStockPipeline
 from kosmosg.errors import CheckpointError, ConfigError, PromptError
+from kosmosg.hub import decoder_choices, decoder_of, shipped_decoder
 from kosmosg.model.kosmosg import Condition, KosmosG, check_finite
 from kosmosg.processor import KosmosGProcessor
 from kosmosg.prompt import Prompt
@@ -72,7 +73,7 @@ class KosmosGPipeline(RunByStockPipeline, DiffusionPipeline, StableDiffusionMixi
             `dpm_solver`, the scheduler of the published runs, if none of that kind was saved with it. The safety
             checker of a decoder stays at work; `safety_checker=None` does without.
         default_steps, default_guidance: used when a call names none; saved with the pipeline. 50 and 6.0 are those of
-            the original app; the small decoder `"toyworld"` was made for 20 and 3.0.
+            the original app; a decoder that ships brings its own (`"toyworld"` was made for 20 and 3.0).
 
     Raises:
         CheckpointError: parts are missing or do not fit each other.
@@ -105,8 +106,7 @@ class KosmosGPipeline(RunByStockPipeline, DiffusionPipeline, StableDiffusionMixi
         absent = [name for name in NEEDED if given[name] is None]
         if absent:
             raise CheckpointError(
-                f"the pipeline has no {' and no '.join(absent)}; pass decoder=, a Stable Diffusion 1.x "
-                f"pipeline, folder, Hub id, or {TOYWORLD!r}"
+                f"the pipeline has no {' and no '.join(absent)}; pass decoder=, a pipeline, {decoder_choices()}"
             )
         if given["safety_checker"] is not None and given["feature_extractor"] is None:
             raise CheckpointError(
@@ -115,10 +115,11 @@ class KosmosGPipeline(RunByStockPipeline, DiffusionPipeline, StableDiffusionMixi
         check_channels(given["unet"], given["vae"])
         check_fit(model, processor, given["unet"])
         self.register_modules(model=model.eval(), processor=processor, **given)
-        small = decoder == TOYWORLD
+        made_for = shipped_decoder(decoder)
+        steps, guidance = (made_for.default_steps, made_for.default_guidance) if made_for else (50, 6.0)
         self.register_to_config(
-            default_steps=default_steps or (20 if small else 50),
-            default_guidance=default_guidance if default_guidance is not None else (3.0 if small else 6.0),
+            default_steps=default_steps or steps,
+            default_guidance=guidance if default_guidance is None else default_guidance,
         )
         self._encoder: PromptEncoder | None = None
 
@@ -141,24 +142,27 @@ class KosmosGPipeline(RunByStockPipeline, DiffusionPipeline, StableDiffusionMixi
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, decoder: Decoder | None = None, **kwargs: Any
     ) -> Self:
-        """From a pipeline folder (`model_index.json`), or from an exported model and a `decoder`; folder or Hub id.
+        """From a model by its name (kosmosg/hub.py): `toyworld:instruct`, a folder, a URL or a Hub id.
 
-        Given with a pipeline folder, `decoder` replaces its components. Other options are diffusers': `dtype`,
+        It is a whole pipeline (`model_index.json`) or an export. An export is run by `decoder`; left out, by the one
+        that it was trained for. A pipeline brings its decoder, which `decoder` replaces. Other options: `dtype`,
         `variant`, `device_map`, `scheduler=` and other components (`safety_checker=None` does without the decoder's),
         `revision`, ... With an export, `variant` concerns the decoder alone, and `device_map` names one device.
 
         Raises:
             CheckpointError: it is neither, or a component is missing or damaged. ConfigError: an option does not apply.
         """
-        folder = local_folder(pretrained_model_name_or_path, kwargs)
+        folder = model_folder(pretrained_model_name_or_path, kwargs)
         own = (folder / "model_index.json").is_file()
         if own:
             check_kind(folder / "model_index.json", cls.__name__)
         elif decoder is None:
-            raise CheckpointError(
-                f"{pretrained_model_name_or_path} is not a pipeline folder (it has no model_index.json); if it is an "
-                f"exported model, pass decoder=, a Stable Diffusion 1.x folder, Hub id, pipeline, or {TOYWORLD!r}"
-            )
+            decoder = decoder_of(pretrained_model_name_or_path, folder)
+            if decoder is None:
+                raise CheckpointError(
+                    f"{pretrained_model_name_or_path} is not a pipeline folder (it has no model_index.json) and names "
+                    f"no decoder that it was trained for; pass decoder=, a pipeline, {decoder_choices()}"
+                )
         given = {name: kwargs.pop(name) for name in PARTS if name in kwargs}
         placement = Placement.of(kwargs)
         if decoder is not None:

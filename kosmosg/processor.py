@@ -27,6 +27,7 @@ from transformers.utils.hub import cached_file
 
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import CheckpointError, ConfigError, ImageError, PromptError
+from kosmosg.hub import local_name
 from kosmosg.prompt import Prompt
 
 SENTENCEPIECE_FILE = "sentencepiece.bpe.model"
@@ -114,7 +115,8 @@ class KosmosGProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
-        """Loads what `save_pretrained` wrote, from a folder or Hub id (`subfolder`, `revision`, ... as usual)."""
+        """Loads what `save_pretrained` wrote, by any name of a model (kosmosg/hub.py); `revision`, ... as usual."""
+        pretrained_model_name_or_path = local_name(pretrained_model_name_or_path)
         known = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
         options = {name: kwargs[name] for name in known if kwargs.get(name) is not None}
         paths: dict[str, Path] = {}

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kosmosg.errors import ConfigError
-from kosmosg.toyworld.assets import export_folder
+from kosmosg.hub import resolve_model
 from kosmosg_platform.cluster.session import ScaleConfig
 from kosmosg_platform.config import Section, resolve
 from kosmosg_platform.run_paths import RunPaths
@@ -96,8 +96,9 @@ class DecoderConfig(Section):
 class ServingConfig(Section):
     """The endpoint. Order of precedence: these defaults < preset < key=value."""
 
-    model: Path | None = None
-    """Export folder; null takes the furthest stage under `output`, or else the toy world's that ships."""
+    model: str | None = None
+    """`toyworld:STAGE`, a folder, a URL or a Hub id; null takes the furthest stage under `output`, or else the model
+    that ships with the decoder."""
     output: Path = Path("runs")
     """Where exports are looked for."""
     decoder: str = "toyworld"
@@ -116,8 +117,8 @@ class ServingConfig(Section):
 
     @property
     def folder(self) -> Path:
-        """The export folder that is meant. Raises ConfigError when there is none."""
-        return export_folder(self.model) if self.model else RunPaths(self.output).newest_export(self.decoder)
+        """The model's folder. Raises ConfigError or CheckpointError when there is none."""
+        return resolve_model(self.model) if self.model else RunPaths(self.output).newest_export(self.decoder)
 
 
 def load(preset: str = DEFAULT_PRESET, overrides: Sequence[str] = ()) -> ServingConfig:

@@ -28,7 +28,7 @@ from kosmosg.checkpoint.export import load_export
 from kosmosg.errors import ConfigError
 from kosmosg.eval.result_sheet import SheetRow, result_sheet
 from kosmosg.eval.statistics import measure_shares, measure_trials
-from kosmosg.toyworld.assets import export_folder
+from kosmosg.hub import resolve_model
 from kosmosg.toyworld.benchmark import Correctness, Style, judge, toyworld_prompts
 from kosmosg.toyworld.edits import EditPrompt, edit_prompts, judge_edits
 from kosmosg.toyworld.reading import answer, caption_cases, exact_match, question_cases
@@ -185,7 +185,7 @@ def tune_guidance(ablation: Ablation, model: Path) -> dict[float, float]:
 def check_finished(settings: AblationConfig) -> None:
     """What is to count as a seed must be there, and be of this recipe. Raises ConfigError, CheckpointError."""
     for name in settings.finished:
-        model_weights(export_folder(name))
+        model_weights(resolve_model(name))
     others = ["steps"] if settings.steps else []
     others += ["settings"] if any(not word.startswith(_FREE) for word in settings.settings) else []
     others += ["second_part"] if settings.second_part != load("ablation", settings.preset).ablation.second_part else []
@@ -207,8 +207,8 @@ def run(experiment: Experiment) -> Path:
         parents = ablation.parents()
         first = ablation.train(REFERENCE, parents, settings.seeds, settings.steps)
         trained = ablation.go_on(first)
-        recipe = Trained("stage 3", (*(export_folder(name) for name in settings.finished), *trained.exports))
-        aligned = Trained("stage 2 only", (export_folder(parents["align"]),))
+        recipe = Trained("stage 3", (*(resolve_model(name) for name in settings.finished), *trained.exports))
+        aligned = Trained("stage 2 only", (resolve_model(parents["align"]),))
         compared = [
             ablation.train(variant, parents, settings.ablation_seeds, settings.ablation_steps)
             for variant in ([REFERENCE, *variants] if variants else [])
@@ -257,7 +257,7 @@ def read_out(stage: str, export: str | Path, count: int) -> dict[str, float]:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of reading the weights
-    model, processor = load_export(export_folder(export))
+    model, processor = load_export(resolve_model(export))
     cases = caption_cases(count) + question_cases(count)
     found = exact_match(cases, answer(model.mllm.eval(), processor, cases))
     echo(f"ablation: {stage}: captions {found['caption']:.2f}, answers {found['question']:.2f}")

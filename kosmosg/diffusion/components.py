@@ -10,20 +10,20 @@ from typing import Any, ClassVar, Self, TypeAlias
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import CLIPImageProcessor
 
-from kosmosg.diffusion.decoder import decoder_source, load_part
+from kosmosg.diffusion.decoder import load_part
 from kosmosg.diffusion.schedulers import dpm_solver
 from kosmosg.errors import CheckpointError, ConfigError
+from kosmosg.hub import decoder_folder, resolve_model
 from kosmosg.model.kosmosg import KosmosG
 from kosmosg.processor import KosmosGProcessor
 
 logger = logging.getLogger(__name__)
 
 Decoder: TypeAlias = DiffusionPipeline | str | Path
-"""A Stable Diffusion pipeline, its folder, its Hub id, or `"toyworld"`."""
+"""A Stable Diffusion pipeline, its folder, URL or Hub id, or one that ships, such as `"toyworld"`."""
 
 NEEDED = ("unet", "vae", "scheduler")
 """What a decoder must have."""
@@ -68,7 +68,7 @@ def decoder_parts(decoder: Decoder, wanted: Collection[str] = PARTS, variant: st
 
 def _load_weights(kind: Any, decoder: str | Path, name: str, variant: str | None) -> tuple[Any, bool]:
     """A component in float32, and whether its weights are those of `variant`."""
-    folder = Path(decoder_source(decoder))
+    folder = Path(decoder_folder(decoder))
     is_local = folder.is_dir()
     if variant is None or (is_local and not any((folder / name).glob(f"*.{variant}[.-]*"))):
         return load_part(kind, decoder, name, dtype=torch.float32), False
@@ -82,7 +82,7 @@ def _load_weights(kind: Any, decoder: str | Path, name: str, variant: str | None
 
 def has_optional(decoder: str | Path, name: str) -> bool:
     """Whether a folder or Hub id comes with an optional component."""
-    place = decoder_source(decoder)
+    place = decoder_folder(decoder)
     try:
         named = DiffusionPipeline.load_config(place).get(name, (None, None))[1] is not None
     except (OSError, ValueError):
@@ -118,8 +118,9 @@ class Placement:
                 'device_map="balanced" is for pipeline folders; write one with save_pretrained, or name one device'
             )
         for name, component in components.items():
-            if isinstance(component, nn.Module):
-                component.to(device=self.device, dtype=self._dtype_of(name))
+            dtype = self._dtype_of(name)
+            if isinstance(component, nn.Module) and (self.device is not None or dtype is not None):
+                component.to(device=self.device, dtype=dtype)
 
     def _dtype_of(self, name: str) -> torch.dtype | None:
         if isinstance(self.dtype, Mapping):
@@ -141,22 +142,15 @@ def check_fit(model: KosmosG, processor: KosmosGProcessor, unet: UNet2DCondition
             )
 
 
-def local_folder(source: str | Path, options: dict[str, Any]) -> Path:
-    """The folder itself, or the downloaded snapshot of a Hub id.
+def model_folder(name: str | Path, options: dict[str, Any]) -> Path:
+    """The folder of an export or a pipeline; what `options` holds for the download from the Hub is taken out of it.
 
     diffusers' own download refuses components whose class lives in another package than itself or transformers.
     """
-    names = ("revision", "cache_dir", "token", "local_files_only", "force_download", "proxies")
-    chosen = {name: options.pop(name) for name in names if name in options}
-    if Path(source).is_dir():
-        return Path(source)
-    chosen.pop("proxies", None)
-    try:
-        return Path(snapshot_download(str(source), **chosen))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{source} is neither a folder nor a reachable Hub id; check the path ({str(error).splitlines()[0]})"
-        ) from error
+    names = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+    chosen = {option: options.pop(option) for option in names if option in options}
+    options.pop("proxies", None)
+    return resolve_model(name, **chosen)
 
 
 def check_kind(index: Path, wanted: str) -> None:

@@ -1,8 +1,8 @@
 """`FrozenDecoder`: Stable Diffusion as the fixed ear of training: what it hears in a condition becomes a loss.
 
 The U-Net and the VAE keep their weights and stay in eval mode; the gradient passes *through* the U-Net to the
-condition (stage 3). Any Stable Diffusion of the 1.x family works: a folder in the diffusers layout, a Hub id, or
-`"toyworld"`, the small decoder that ships with this package. To *draw* images use `KosmosGPipeline`.
+condition (stage 3). Any Stable Diffusion of the 1.x family works: a folder in the diffusers layout, a URL, a Hub id, or
+one that ships, such as `"toyworld"` (kosmosg/hub.py). To *generate* images use `KosmosGPipeline`.
 
 Shape legend: B samples, H x W pixels, c x h x w latents, Q x D condition (77 x 768 for Stable Diffusion 1.5).
 """
@@ -18,18 +18,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kosmosg.errors import CheckpointError, ConfigError
-
-TOYWORLD = "toyworld"
-"""Name of the decoder that ships with this package (32 x 32 pixels, trained on the procedural world)."""
-
-
-def decoder_source(source: str | Path) -> str:
-    """The folder or Hub id that diffusers loads: `"toyworld"` becomes the package's own folder."""
-    if source != TOYWORLD:
-        return str(source)
-    from kosmosg.toyworld.assets import toyworld_folder  # here, because the toy world itself trains with this module
-
-    return str(toyworld_folder())
+from kosmosg.hub import decoder_choices, decoder_folder
 
 
 def load_part(kind: Any, source: str | Path, subfolder: str, loader: str = "from_pretrained", **options: Any) -> Any:
@@ -37,15 +26,14 @@ def load_part(kind: Any, source: str | Path, subfolder: str, loader: str = "from
 
     Weights that are not finite are a failure too: images of them are black, without a word.
     """
-    place = decoder_source(source)
+    place = decoder_folder(source)
     try:
         part = getattr(kind, loader)(place, subfolder=subfolder, **options)
     except (OSError, ValueError) as error:
         known = Path(place).is_dir()
         reason = f"has no usable {subfolder}/" if known else "is neither a folder nor a reachable Hub id"
         raise CheckpointError(
-            f"decoder {place} {reason}; pass a Stable Diffusion 1.x folder of the diffusers layout, a Hub id, or "
-            f"{TOYWORLD!r} ({str(error).splitlines()[0]})"
+            f"decoder {place} {reason}; pass {decoder_choices()} ({str(error).splitlines()[0]})"
         ) from error
     for name, weight in part.named_parameters() if isinstance(part, nn.Module) else ():
         if not weight.is_meta and not bool(torch.isfinite(weight).all()):
@@ -109,7 +97,7 @@ class FrozenDecoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str | Path, dtype: torch.dtype | None = None) -> Self:
-        """Loads `unet/`, `vae/` and `scheduler/` of a diffusers folder, a Hub id, or `"toyworld"`.
+        """Loads `unet/`, `vae/` and `scheduler/` of a decoder, named as in kosmosg/hub.py.
 
         `dtype` is the precision of the weights (default: float32); the loss is always computed in float32.
         """

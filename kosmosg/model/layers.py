@@ -10,7 +10,7 @@ Source: Wang et al. 2022, and reference implementation (torchscale) as recorded 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from einops import rearrange
@@ -24,6 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import ConfigError
+from kosmosg.hub import local_name
 
 
 class KosmosGPreTrainedModel(PreTrainedModel):
@@ -44,6 +45,12 @@ class KosmosGPreTrainedModel(PreTrainedModel):
     def __init__(self, config: KosmosGConfig) -> None:
         super().__init__(config)
         _share_attention(config)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """As in transformers; a model may also be named as kosmosg/hub.py says, such as `toyworld:instruct`."""
+        model: Self = super().from_pretrained(local_name(pretrained_model_name_or_path), *args, **kwargs)
+        return model
 
     def set_attn_implementation(
         self, attn_implementation: str | dict[str, str], allow_all_kernels: bool = False

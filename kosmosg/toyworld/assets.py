@@ -8,8 +8,6 @@ ships in `kosmosg/assets/toyworld`.
 from dataclasses import dataclass
 from pathlib import Path
 
-from kosmosg.errors import ConfigError
-
 TRAINED = ("pretrain", "align", "instruct")
 
 
@@ -30,19 +28,3 @@ def toyworld_folder() -> Path:
     them, `vision_model/` (CLIP's vision tower), `recogniser/` and `sentencepiece.bpe.model`.
     """
     return Path(__file__).parents[1] / "assets" / "toyworld"
-
-
-def toyworld_model(stage: str = "instruct") -> Path:
-    """Where the toy world's trained model lies, as each of the three stages left it: an export folder.
-
-    Raises `ConfigError` for a stage that there is not.
-    """
-    if stage not in TRAINED:
-        raise ConfigError(f"toyworld:{stage}: the toy world ships with {', '.join(TRAINED)}")
-    return toyworld_folder() / stage
-
-
-def export_folder(name: str | Path) -> Path:
-    """The export folder that a setting means: a path, or `toyworld:STAGE` for what ships with the package."""
-    start, sign, stage = str(name).partition(":")
-    return toyworld_model(stage) if (start, sign) == ("toyworld", ":") else Path(name).absolute()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kosmosg.errors import ConfigError
-from kosmosg.toyworld.assets import toyworld_model
+from kosmosg.hub import model_for, resolve_model
 
 STAGES = ("pretrain", "align", "instruct")
 
@@ -49,15 +49,16 @@ class RunPaths:
         return link.resolve()
 
     def newest_export(self, decoder: str = "") -> Path:
-        """The export of the furthest stage that has one; else, for the toy world's decoder, the shipped model.
+        """The export of the furthest stage that has one; else the model that ships with the decoder.
 
         Raises ConfigError when there is none.
         """
         for stage in reversed(STAGES):
             if (self.job(stage) / "export").is_dir():
                 return self.export(stage)
-        if decoder == "toyworld":
-            return toyworld_model()
+        shipped = model_for(decoder)
+        if shipped is not None:
+            return resolve_model(shipped)
         raise ConfigError(f"output: no finished stage under {self.output}; run `kosmosg run pretrain` first")
 
 

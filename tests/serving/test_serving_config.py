@@ -8,7 +8,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from kosmosg.errors import ConfigError
-from kosmosg.toyworld.assets import toyworld_model
+from kosmosg.hub import resolve_model
 from kosmosg_platform.config import validate
 from serving.config import PRESETS, ServingConfig, load
 
@@ -43,8 +43,8 @@ def test_without_a_model_it_says_where_it_looked(tmp_path: Path) -> None:
 
 
 def test_the_small_world_is_served_from_what_ships(tmp_path: Path) -> None:
-    assert load("toyworld", [f"output={tmp_path}"]).folder == toyworld_model()
-    assert load("toyworld", ["model=toyworld:align"]).folder == toyworld_model("align")
+    assert load("toyworld", [f"output={tmp_path}"]).folder == resolve_model("toyworld:instruct")
+    assert load("toyworld", ["model=toyworld:align"]).folder == resolve_model("toyworld:align")
 
 
 def test_the_cluster_file_of_the_documentation_is_one() -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from kosmosg.errors import ConfigError
+from kosmosg.hub import model_for, resolve_model
 from kosmosg.prompt import Prompt
-from kosmosg.toyworld.assets import export_folder, toyworld_model
 
 FORMATS = {".png", ".jpg", ".jpeg", ".webp"}
 
@@ -68,11 +68,11 @@ def generate_remote(wish: GenerateOptions, url: str) -> Drawn:
     return Drawn(generated.pictures, generated.seeds[0], time.perf_counter() - began)
 
 
-def generate_local(wish: GenerateOptions, model: Path | None, decoder: str) -> Drawn:
+def generate_local(wish: GenerateOptions, model: str | None, decoder: str) -> Drawn:
     """With the library, in this process; the same seed gives the same images as through an endpoint."""
     prompt = wish.prompt  # a wrong prompt should not wait for the model to load
     width, height = _size(wish.size)
-    folder = export_folder(model) if model else newest_export(decoder)
+    folder = resolve_model(model) if model else newest_export(decoder)
 
     from kosmosg_platform.console import quiet_libraries
 
@@ -105,7 +105,7 @@ def generate_local(wish: GenerateOptions, model: Path | None, decoder: str) -> D
 
 
 def newest_export(decoder: str) -> Path:
-    """The furthest trained stage of this folder's runs, or else of its demo, or else the toy world's that ships.
+    """The furthest trained stage of this folder's runs, or else of its demo, or else the one that ships.
 
     Raises ConfigError when there is none for this decoder.
     """
@@ -116,10 +116,13 @@ def newest_export(decoder: str) -> Path:
             return RunPaths(output).newest_export()
         except ConfigError:
             continue
-    if decoder == "toyworld":
-        print("kosmosg: no model under runs/ or runs/demo, so with the toy world's own", file=sys.stderr)
-        return toyworld_model()
-    raise ConfigError("--model: no trained model under runs/ or runs/demo; give an export folder, or run `make demo`")
+    shipped = model_for(decoder)
+    if shipped is not None:
+        print(f"kosmosg: no model under runs/ or runs/demo, so with {shipped}, which ships", file=sys.stderr)
+        return resolve_model(shipped)
+    raise ConfigError(
+        "--model: no trained model under runs/ or runs/demo; give a folder, a URL or a Hub id, or run `make demo`"
+    )
 
 
 def write(pictures: Sequence[Image.Image], output: Path) -> list[Path]:

@@ -190,8 +190,11 @@ def generate(
     ),
     url: Annotated[str | None, typer.Option(help="Ask this endpoint instead of loading the model here.")] = None,
     model: Annotated[
-        Path | None,
-        typer.Option(help="Export folder; without it, what ran under ./runs or ./runs/demo, or what ships."),
+        str | None,
+        typer.Option(
+            help="`toyworld:STAGE`, a folder, a URL or a Hub id; without it, what ran under ./runs or ./runs/demo, or "
+            "what ships."
+        ),
     ] = None,
     decoder: Annotated[
         str, typer.Option(help="`toyworld`, or a folder or hub id of a Stable Diffusion pipeline.")

@@ -188,9 +188,9 @@ def _aligner_kept(config: KosmosGConfig, tokens: int, queries: int) -> float:
 
 def decoder_cost(source: str) -> DecoderCost:
     """A decoder's cost: that of Stable Diffusion 1.5 for a hub id, counted from its configuration for a folder."""
-    from kosmosg.diffusion.decoder import decoder_source
+    from kosmosg.hub import decoder_folder
 
-    folder = Path(decoder_source(source))
+    folder = Path(decoder_folder(source))
     return _counted(folder) if folder.is_dir() else STABLE_DIFFUSION
 
 

@@ -11,14 +11,13 @@ from kosmosg import KosmosG, KosmosGConfig, KosmosGProcessor
 from kosmosg.checkpoint.export import ALIGNER_DECODER_FOLDER, load_aligner_decoder, load_export
 from kosmosg.conditioners.alignernet import AlignerDecoder
 from kosmosg.conditioners.base import ConditionerKind, make_conditioner, with_conditioner
-from kosmosg.errors import ConfigError
-from kosmosg.toyworld.assets import export_folder
+from kosmosg.errors import CheckpointError, ConfigError
+from kosmosg.hub import decoder_folder, resolve_model, shipped_decoder
 from kosmosg_platform.config import Section, plain
 from kosmosg_platform.datasets.dataset import RecordDataset
 from kosmosg_platform.run_paths import STAGES, RunPaths, require_dataset
 from kosmosg_platform.storage import read_json, sha256
 
-TOYWORLD = "toyworld"
 NEW = "new"
 IMAGE_SIZES = {"tiny": 32, "toyworld": 32, "paper": 224}
 """Models that can be made from scratch, and the pixels per side that each reads."""
@@ -48,9 +47,9 @@ class ModelConfig(Section):
     """Where the model comes from. Only the first stage builds one; later stages take their parent's."""
 
     init: str = "tiny"
-    """A new model of a known shape (`tiny`, `toyworld`, `paper`), or an export to go on from: its folder, or what ships
-    with the package (`toyworld:pretrain`, `toyworld:align`, `toyworld:instruct`)."""
-    tokenizer: str = TOYWORLD
+    """A new model of a known shape (`tiny`, `toyworld`, `paper`), or a model to continue from: `toyworld:STAGE`, a
+    folder, a URL or a Hub id."""
+    tokenizer: str = "toyworld"
     """`toyworld` (ships with the package), a sentencepiece model, or the folder with `sentencepiece.bpe.model`."""
     vision: str | None = None
     """Weights for the vision tower: `toyworld`, or the folder or file of a CLIP vision model; null is random."""
@@ -171,15 +170,15 @@ class InitialModel:
         """The origin that the settings mean. Raises ConfigError when the previous stage has left nothing."""
         if parent not in (None, NEW):
             # The newest export is a link, which moves when this run ends.
-            return cls(model, decoder, export_folder(str(parent)).resolve())
+            return cls(model, decoder, resolve_model(parent).resolve())
         if parent is None and stage != STAGES[0]:
             return cls(model, decoder, layout.export(STAGES[STAGES.index(stage) - 1]))
         if model.init in IMAGE_SIZES:
             return cls(model, decoder, None)
-        folder = export_folder(model.init)
-        if not folder.is_dir():
-            raise ConfigError(f"model.init: {model.init!r} is none of {', '.join(IMAGE_SIZES)}, and no export folder")
-        return cls(model, decoder, folder)
+        try:
+            return cls(model, decoder, resolve_model(model.init))
+        except CheckpointError as error:
+            raise ConfigError(f"model.init: {model.init!r} is none of {', '.join(IMAGE_SIZES)}, and {error}") from error
 
     def facts(self) -> dict[str, Any]:
         """What identifies the origin: a digest of the parent's weights, or the settings of the new model."""
@@ -267,9 +266,8 @@ def absolute(name: str) -> str:
 
 def tokenizer_path(tokenizer: str) -> Path:
     """The sentencepiece file that a setting names. Raises ConfigError when there is none."""
-    from kosmosg.toyworld.assets import toyworld_folder
-
-    named = toyworld_folder() if tokenizer == TOYWORLD else Path(tokenizer)
+    shipped = shipped_decoder(tokenizer)
+    named = shipped.folder if shipped else Path(tokenizer)
     path = named / "sentencepiece.bpe.model" if named.is_dir() else named
     if not path.is_file():
         raise ConfigError(
@@ -280,9 +278,7 @@ def tokenizer_path(tokenizer: str) -> Path:
 
 def decoder_facts(decoder: str) -> str:
     """What identifies a decoder: a digest of its weights if they lie in a folder, else its name."""
-    from kosmosg.diffusion.decoder import decoder_source
-
-    folder = Path(decoder_source(decoder))  # the toy world's holds trained models too, which are no part of the decoder
+    folder = Path(decoder_folder(decoder))  # the toy world's holds trained models too, which are no part of the decoder
     files = [path for part in ("text_encoder", "unet", "vae") for path in sorted((folder / part).glob("*.safetensors"))]
     return sha256(files) if files else decoder
 
@@ -306,6 +302,6 @@ def _fit_to_decoder(config: KosmosGConfig, decoder: str) -> None:
 
 def _load_vision(model: KosmosG, vision: str) -> None:
     from kosmosg.convert import load_vision
-    from kosmosg.toyworld.assets import toyworld_folder
 
-    load_vision(model.mllm.vision_model, toyworld_folder() / "vision_model" if vision == TOYWORLD else vision)
+    shipped = shipped_decoder(vision)
+    load_vision(model.mllm.vision_model, shipped.folder / "vision_model" if shipped else vision)

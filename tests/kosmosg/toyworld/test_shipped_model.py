@@ -9,8 +9,8 @@ from PIL import Image
 
 from kosmosg import KosmosGPipeline, Prompt
 from kosmosg.checkpoint.export import load_aligner_decoder, load_export
-from kosmosg.errors import ConfigError
-from kosmosg.toyworld.assets import TRAINED, export_folder, toyworld_folder, toyworld_model
+from kosmosg.hub import resolve_model
+from kosmosg.toyworld.assets import TRAINED, toyworld_folder
 from kosmosg.toyworld.benchmark import score, toyworld_prompts
 from kosmosg.toyworld.edits import edit_prompts, judge_edits
 from kosmosg.toyworld.reading import answer, caption_cases, exact_match
@@ -26,36 +26,31 @@ def test_everything_together_is_small_and_holds_no_code() -> None:
 
 @pytest.mark.parametrize("stage", TRAINED)
 def test_every_stage_loads_and_computes_in_fp32(stage: str) -> None:
-    model, processor = load_export(toyworld_model(stage))
+    model, processor = load_export(resolve_model(f"toyworld:{stage}"))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert processor.vocab_size == model.config.text_config.vocab_size
-    card = (toyworld_model(stage) / "README.md").read_text()
+    card = (resolve_model(f"toyworld:{stage}") / "README.md").read_text()
     assert f"| stage | {stage} |" in card
-    assert json.loads((toyworld_model(stage) / "config.json").read_text())["model_type"] == "kosmosg"
+    assert json.loads((resolve_model(f"toyworld:{stage}") / "config.json").read_text())["model_type"] == "kosmosg"
 
 
 def test_stage_two_left_the_language_model_alone_and_ships_its_decoder() -> None:
-    first, second = (load_export(toyworld_model(stage))[0].mllm.state_dict() for stage in ("pretrain", "align"))
+    first, second = (
+        load_export(resolve_model(f"toyworld:{stage}"))[0].mllm.state_dict() for stage in ("pretrain", "align")
+    )
     assert all(first[name].equal(second[name]) for name in first)
-    assert load_aligner_decoder(toyworld_model("align")) is not None
-
-
-def test_names_lead_to_folders() -> None:
-    assert export_folder("toyworld:align") == toyworld_model("align")
-    assert export_folder("runs/align/export").is_absolute()
-    with pytest.raises(ConfigError, match="toyworld:tuned: the toy world ships with pretrain, align, instruct"):
-        export_folder("toyworld:tuned")
+    assert load_aligner_decoder(resolve_model("toyworld:align")) is not None
 
 
 def test_it_calls_unseen_subjects_by_their_names() -> None:
-    model, processor = load_export(toyworld_model("pretrain"))
+    model, processor = load_export(resolve_model("toyworld:pretrain"))
     cases = caption_cases(64, seed=5)
     assert exact_match(cases, answer(model.mllm, processor, cases))["caption"] > 0.8
 
 
 @pytest.fixture(scope="module")
 def draw() -> Callable[[Sequence[Prompt]], list[Image.Image]]:
-    model, processor = load_export(toyworld_model())
+    model, processor = load_export(resolve_model("toyworld:instruct"))
     pipe = KosmosGPipeline(model=model, processor=processor, decoder="toyworld")
     pipe.set_progress_bar_config(disable=True)
 

@@ -135,13 +135,13 @@ def test_plan_counts_the_papers_model() -> None:
 
 def test_exports_are_found_where_runs_leave_them(export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from kosmosg.errors import ConfigError
-    from kosmosg.toyworld.assets import toyworld_model
+    from kosmosg.hub import resolve_model
     from kosmosg_platform.cli.generate import newest_export
 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="no trained model under runs"):
         newest_export("some/stable-diffusion")
-    assert newest_export("toyworld") == toyworld_model()
+    assert newest_export("toyworld") == resolve_model("toyworld:instruct")
     for stage in ("align", "instruct"):
         (tmp_path / "runs" / "demo" / stage).mkdir(parents=True)
         (tmp_path / "runs" / "demo" / stage / "export").symlink_to(export)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from kosmosg.errors import ConfigError
-from kosmosg.toyworld.assets import toyworld_model
+from kosmosg.errors import CheckpointError, ConfigError
+from kosmosg.hub import resolve_model
 from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.training.initial_model import InitialModel, ModelConfig, tokenizer_path
 
@@ -33,6 +33,6 @@ def test_a_missing_tokenizer_is_told_before_anything_starts() -> None:
 def test_what_ships_has_names(tmp_path: Path) -> None:
     given = InitialModel.of("instruct", ModelConfig(), "toyworld", "toyworld:align", RunPaths(tmp_path))
     begun = InitialModel.of("pretrain", ModelConfig(init="toyworld:align"), "toyworld", None, RunPaths(tmp_path))
-    assert given.parent == begun.parent == toyworld_model("align")
-    with pytest.raises(ConfigError, match="toyworld:decoder: the toy world ships with pretrain, align, instruct"):
+    assert given.parent == begun.parent == resolve_model("toyworld:align")
+    with pytest.raises(CheckpointError, match=r"no model 'toyworld:decoder'; .*toyworld:pretrain, toyworld:align"):
         InitialModel.of("instruct", ModelConfig(), "toyworld", "toyworld:decoder", RunPaths(tmp_path))

@@ -1,0 +1,56 @@
+"""The identity of a model: a digest of what is in its folder, wherever the folder lies and whatever it is called."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from kosmosg.errors import CheckpointError
+
+_CONTENT = {".safetensors", ".bin", ".json", ".model", ".txt"}
+"""Weights, configurations, tokenizers. Cards and settings of the run say how a model came about, not what it is."""
+
+_NOT_THE_MODEL = {"aligner_decoder"}
+"""Subfolders that take no part in generating: the aligner's decoder N serves another stage 2 alone."""
+
+_FILES: dict[tuple[str, int, int], str] = {}
+
+
+def model_digest(folder: str | Path, parts: Sequence[str] | None = None) -> str:
+    """sha256 of the weights and configuration files of a model, as 64 hexadecimal digits.
+
+    Equal for copies, another for any change of a byte or of a file's name; files that are not part of the model
+    (README.md, experiment.yaml, the aligner's decoder) do not count. Within a process a file is read once, until its
+    size or its time of modification changes.
+
+    Args:
+        folder: an export, a pipeline, or a decoder.
+        parts: subfolders that count alone, such as `("unet", "vae", "scheduler")` of a decoder.
+
+    Raises:
+        CheckpointError: there are no weights.
+    """
+    root = Path(folder)
+    files = [path for path in sorted(root.rglob("*")) if _counts(path.relative_to(root), parts) and path.is_file()]
+    if not any(path.suffix in (".safetensors", ".bin") for path in files):
+        raise CheckpointError(f"there are no weights in {root}; give an export, a pipeline or a decoder folder")
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(root).as_posix()}\0{file_digest(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file's content, remembered for as long as the file keeps its size and time of modification."""
+    path = path.resolve()
+    status = path.stat()
+    key = (str(path), status.st_size, status.st_mtime_ns)
+    if key not in _FILES:
+        with path.open("rb") as file:
+            _FILES[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _FILES[key]
+
+
+def _counts(path: Path, parts: Sequence[str] | None) -> bool:
+    if path.suffix not in _CONTENT or any(part in _NOT_THE_MODEL or part.startswith(".") for part in path.parts):
+        return False
+    return parts is None or path.parts[0] in parts

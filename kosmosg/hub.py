@@ -1,0 +1,258 @@
+"""Names of models: the only place that turns one into a folder.
+
+A model is named in one of four ways, everywhere: in Python, in settings, on the command line and for an endpoint.
+
+    toyworld:instruct                  what a plug-in ships (`MODELS`)
+    runs/instruct/export               a folder
+    s3://bucket/models/mine            a URL: s3, gs, hdfs, file; hf://OWNER/NAME and https://huggingface.co/OWNER/NAME
+    OWNER/NAME                         an id of the Hugging Face Hub
+
+What lies elsewhere is downloaded once: from the Hub into its own cache, from a URL into `$KOSMOSG_CACHE` (default
+`~/.cache/kosmosg`). The same names, without a model after the colon, mean decoders: `decoder_folder("toyworld")`.
+"""
+
+import difflib
+import hashlib
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kosmosg.errors import CheckpointError, ConfigError
+from kosmosg.plugins import load_plugins
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ShippedModels:
+    """The trained models of a plug-in and the decoder that they were trained for."""
+
+    folder: Path
+    """The decoder, in the layout of diffusers, with one export a model in subfolders."""
+    models: tuple[str, ...]
+    """Names of the exports, the finished one last."""
+    default_steps: int
+    """Denoising steps that the decoder was made for."""
+    default_guidance: float
+    """Guidance scale that it was made for."""
+
+
+MODELS: dict[str, ShippedModels] = {}
+"""What comes before the colon -> what a plug-in ships under that name."""
+
+RENAMED = {"world": "toyworld"}
+"""Names of earlier releases, still understood."""
+
+
+def resolve_model(name: str | Path, **download: Any) -> Path:
+    """The folder of a model: an export, or a whole pipeline.
+
+    Args:
+        name: a name of any kind that this module's docstring lists.
+        download: options for the Hub: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`.
+
+    Raises:
+        CheckpointError: nothing is there. The message says what is, and the nearest name.
+    """
+    known = shipped_model(name)
+    if known is not None:
+        return known
+    text = _text(name)
+    if "://" in text:
+        return _from_url(text, download)
+    if Path(name).is_dir():
+        return Path(name).absolute()
+    # A name in an existing folder is a slip of the pen, no question for the Hub.
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or Path(name).parts[0] in (".", "..") or Path(name).parent.is_dir():
+        raise CheckpointError(f"there is no model {text!r}; {_advice(text)}")
+    return _from_hub(text, download)
+
+
+def shipped_model(name: str | Path) -> Path | None:
+    """The folder of a model that a plug-in ships; None where the name is none of theirs.
+
+    Raises:
+        CheckpointError: the plug-in ships no such model.
+    """
+    scheme, colon, model = str(name).partition(":")
+    if not colon or model.startswith("//"):
+        return None
+    shipped = _shipped(scheme, lambda new: f"{new}:{model}")
+    if shipped is None:
+        return None
+    if model not in shipped.models:
+        raise CheckpointError(f"there is no model {str(name)!r}; {_advice(str(name))}")
+    return shipped.folder / model
+
+
+def local_name(name: Any) -> Any:
+    """A name for `from_pretrained` of transformers: folders for what only this module knows, the rest as it is."""
+    if not isinstance(name, str | Path):
+        return name
+    # No folder and no Hub id has a colon by chance: those names are ours, or a slip of the pen.
+    return resolve_model(name) if ":" in str(name) and not Path(name).is_dir() else name
+
+
+def shipped_decoder(name: Any) -> ShippedModels | None:
+    """What a plug-in ships under the name of a decoder; None for folders, Hub ids and pipelines."""
+    return _shipped(name, str) if isinstance(name, str) and not Path(name).is_dir() else None
+
+
+def decoder_folder(name: str | Path) -> str:
+    """What diffusers loads a decoder from: a folder for shipped ones and URLs, the Hub id or folder otherwise."""
+    shipped = shipped_decoder(name)
+    if shipped is not None:
+        return str(shipped.folder)
+    return str(_from_url(_text(name), {})) if "://" in _text(name) else str(name)
+
+
+def decoder_of(name: str | Path, folder: Path) -> str | None:
+    """The decoder that an export was trained for: that of its plug-in, or the one its settings name; else None."""
+    scheme = str(name).partition(":")[0]
+    if shipped_model(name) is not None:
+        return RENAMED.get(scheme, scheme)
+    settings = folder / "experiment.yaml"
+    if not settings.is_file():
+        return None
+    import yaml
+
+    content = yaml.safe_load(settings.read_text(encoding="utf-8"))
+    named = content.get("decoder") if isinstance(content, dict) else None
+    return RENAMED.get(named, named) if isinstance(named, str) else None
+
+
+def model_for(decoder: str | Path) -> str | None:
+    """The finished model that ships with a decoder, such as `toyworld:instruct`; None where none does."""
+    shipped = shipped_decoder(str(decoder))
+    if shipped is None:
+        return None
+    return f"{RENAMED.get(str(decoder), decoder)}:{shipped.models[-1]}"
+
+
+def model_names() -> list[str]:
+    """The models that ship, such as `toyworld:instruct`."""
+    load_plugins()
+    return [f"{scheme}:{model}" for scheme, shipped in MODELS.items() for model in shipped.models]
+
+
+def decoder_choices() -> str:
+    """What may be given as a decoder, for messages."""
+    load_plugins()
+    return f"a Stable Diffusion 1.x folder of the diffusers layout, a URL, a Hub id, or what ships: {', '.join(MODELS)}"
+
+
+def _text(name: str | Path) -> str:
+    """A name as it was written: a `Path` makes one slash of the two in a URL."""
+    return re.sub(r"^([a-z][a-z0-9]+):/(?!/)", r"\1://", str(name)) if isinstance(name, Path) else name
+
+
+def _shipped(scheme: str, new_name: Callable[[str], str]) -> ShippedModels | None:
+    load_plugins()
+    if scheme in RENAMED and scheme not in MODELS:
+        _say_new_name(new_name(scheme), new_name(RENAMED[scheme]))
+        scheme = RENAMED[scheme]
+    return MODELS.get(scheme)
+
+
+@cache
+def _say_new_name(old: str, new: str) -> None:
+    """Once in a process."""
+    logger.warning("%r is now called %r; please write that", old, new)
+
+
+def _advice(name: str) -> str:
+    """The nearest name, and what there is."""
+    names = model_names()
+    path = Path(name)
+    parent = next((parent for parent in path.parents if parent.is_dir()), Path())
+    # The first part of the path that is wrong, so that `runs/instrct/export` finds `runs/instruct`.
+    wrong = path.parts[len(parent.parts)] if path.parts else name
+    beside = [child.name for child in sorted(parent.iterdir()) if child.is_dir()]
+    close = difflib.get_close_matches(name, names, n=1)
+    close += [str(parent / found) for found in difflib.get_close_matches(wrong, beside, n=1)]
+    hint = f"did you mean {close[0]}? " if close else ""
+    return f"{hint}give one that ships ({', '.join(names)}), a folder, a URL, or a Hub id (OWNER/NAME)"
+
+
+def _from_hub(name: str, download: dict[str, Any]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, **download))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{name} is neither a folder nor a reachable Hub id; {_advice(name)} ({str(error).splitlines()[0]})"
+        ) from error
+
+
+def _from_url(url: str, download: dict[str, Any]) -> Path:
+    scheme, _, rest = url.partition("://")
+    if scheme == "hf" or (scheme in ("https", "http") and rest.startswith("huggingface.co/")):
+        owner, name, *path = (*rest.removeprefix("huggingface.co/").strip("/").split("/"), "", "")[:4]
+        if path[:1] == ["tree"] and path[1]:
+            download = {"revision": path[1], **download}
+        return _from_hub(f"{owner}/{name}".strip("/"), download)
+    from pyarrow import ArrowInvalid
+    from pyarrow.fs import FileSystem, LocalFileSystem
+
+    try:
+        filesystem, root = FileSystem.from_uri(url)
+    except (ArrowInvalid, OSError) as error:
+        raise ConfigError(
+            f"{url} is no URL of a model folder ({str(error).splitlines()[0]}); s3://, gs://, hdfs://, file:// and "
+            "hf:// are"
+        ) from error
+    if isinstance(filesystem, LocalFileSystem):
+        return resolve_model(Path(root))
+    cache = Path(os.environ.get("KOSMOSG_CACHE", Path.home() / ".cache" / "kosmosg"))
+    return fetch_folder(filesystem, root, url, cache / "models")
+
+
+def fetch_folder(filesystem: Any, root: str, url: str, cache: Path) -> Path:
+    """A copy of a remote folder under `cache`, made again only when the listing of the original has changed.
+
+    Args:
+        filesystem: one of pyarrow.
+        root: the folder there.
+        url: what it is called in messages and in the cache.
+        cache: where copies lie, each whole or not at all.
+
+    Raises:
+        CheckpointError: there is no such folder, or it is empty, or it cannot be reached.
+    """
+    from pyarrow.fs import FileSelector, FileType
+
+    try:
+        files = [
+            file for file in filesystem.get_file_info(FileSelector(root, recursive=True)) if file.type == FileType.File
+        ]
+    except OSError as error:
+        raise CheckpointError(f"{url} cannot be read ({str(error).splitlines()[0]}); check URL and access") from error
+    if not files:
+        raise CheckpointError(f"there is nothing at {url}; give the URL of an export or pipeline folder")
+    listing = "\n".join([url, *sorted(f"{file.path} {file.size} {file.mtime_ns}" for file in files)])
+    name = root.rstrip("/").rpartition("/")[2]
+    folder = cache / f"{name}-{hashlib.sha256(listing.encode()).hexdigest()[:16]}"
+    if folder.is_dir():
+        return folder
+    logger.info("downloading %s to %s", url, folder)
+    cache.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=cache))
+    try:
+        for file in files:
+            target = draft / os.path.relpath(file.path, root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with filesystem.open_input_stream(file.path) as stream, target.open("wb") as copy:
+                shutil.copyfileobj(stream, copy, 2**24)
+        if not folder.is_dir():  # another process may have been faster
+            os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
