@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import nn
 
 from kosmosg.stages import Batch
-from kosmosg_platform.console import quiet_libraries
+from kosmosg_platform.console import echo, quiet_libraries
 from kosmosg_platform.training import checkpoints
 from kosmosg_platform.training.dataloader import micro_batches
 from kosmosg_platform.training.ema import WeightEma
@@ -178,8 +178,11 @@ class Worker:
             ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=name)
 
     def _newest_state(self) -> checkpoints.State | None:
-        """The newest complete checkpoint; the first worker chooses for all."""
-        found = self._agree(checkpoints.newest(self.job.checkpoints, self.job.key) if self.rank == 0 else None)
+        """The newest readable checkpoint; the first worker chooses for all."""
+        found = None
+        if self.rank == 0:
+            found = checkpoints.newest(self.job.checkpoints, self.job.key, echo).newest
+        found = self._agree(found)
         return None if found is None else checkpoints.State(found)
 
     def _agree(self, value: Any) -> Any:

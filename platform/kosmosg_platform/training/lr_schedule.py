@@ -50,7 +50,8 @@ class TrainConfig(Section):
     sample_every: int = Field(default=0, ge=0)
     """Optimizer steps between sample images; 0 draws them once, at the end."""
     restart: bool = False
-    """Start over even if a run of the same settings is unfinished or finished under `output`."""
+    """Start over even if a run of the same settings is unfinished or finished under `output`; its checkpoints, metrics
+    and export are removed first."""
 
     @field_validator("rates")
     @classmethod

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from kosmosg.errors import ConfigError, KosmosGError
+from kosmosg.errors import CheckpointError, ConfigError, KosmosGError
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest, plain, to_yaml
 from kosmosg_platform.console import echo, progress, quiet_libraries
@@ -99,10 +99,10 @@ def _train(job: TrainRun) -> float:
 
     experiment, stage = job.experiment, job.recipe.stage
     scale = experiment.scale
-    newest = checkpoints.newest(job.checkpoints, job.key)
-    checkpoints.clean(job.checkpoints, keep=newest)
-    if newest is not None:
-        echo(f"{stage}: resuming from step {checkpoints.read_progress(newest).step} of {experiment.train.steps}")
+    found = checkpoints.newest(job.checkpoints, job.key, lambda text: echo(f"{stage}: {text}"))
+    if found.newest is not None:
+        checkpoints.clean(job.checkpoints, found)
+        echo(f"{stage}: resuming from step {found.step} of {experiment.train.steps}")
     if scale.workers <= _SMALL:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     else:
@@ -135,11 +135,13 @@ def _train(job: TrainRun) -> float:
                 if mistake is None:
                     raise
                 raise mistake from None
-    final = checkpoints.newest(job.checkpoints, job.key)
-    if final is None:
-        raise RuntimeError(f"training ended without a checkpoint in {job.checkpoints}")
-    checkpoints.clean(job.checkpoints, keep=final)
-    return checkpoints.read_progress(final).seconds
+    final = checkpoints.survey(job.checkpoints, job.key)
+    if final.newest is None or final.step < experiment.train.steps:
+        raise CheckpointError(
+            f"training ended, but its last checkpoint cannot be read: {'; '.join(final.unreadable) or 'there is none'}"
+        )
+    checkpoints.clean(job.checkpoints, final)
+    return checkpoints.read_progress(final.newest).seconds
 
 
 def _interruptible(call: Callable[[], object]) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from ray import cloudpickle
 from torch import Tensor, nn
 
-from kosmosg.errors import ConfigError, DataError
+from kosmosg.errors import CheckpointError, ConfigError, DataError
 from kosmosg.stages import StageOutput
 from kosmosg_platform.config import merge, validate
 from kosmosg_platform.console import read_metrics
@@ -200,6 +200,41 @@ def test_zero_3_stopped_by_a_mistake_goes_on_with_one_worker_and_zero_0(
     history = client.get_metric_history(run.id, "loss")
     assert sorted(point.step for point in history) == list(range(STEPS)), "a step was logged twice"
     assert len(client.search_runs([client.get_run(run.id).info.experiment_id])) == 1
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_run_whose_checkpoints_cannot_be_read_starts_over_only_when_told(
+    plain_run: launch.FitResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = ToyRecipe(tmp_path / "mark", fuse=40, how="raise")
+    one = {"scale": {"workers": 1}}
+    with pytest.raises(DataError, match="is broken"):
+        launch.fit(recipe, experiment(tmp_path, **one))
+    folder = next((tmp_path / "toy").iterdir())
+    third, sixth = sorted(folder.glob("checkpoints/*/step-*"))
+    flip(sixth / "state-00000.safetensors")
+    result = launch.fit(recipe, experiment(tmp_path, **one))
+    assert losses(result) == pytest.approx(losses(plain_run), abs=1e-5)
+    said = capsys.readouterr().err
+    assert f"{sixth} is damaged" in said
+    assert "resuming from step 3 of 8" in said
+    assert sixth.is_dir(), "what cannot be read was deleted"
+    assert not third.exists()
+
+    (folder / "finished.json").unlink()
+    (last,) = (path for path in folder.glob("checkpoints/*/step-*") if path != sixth)
+    (last / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no checkpoint of this run can be read.*train\.restart=true"):
+        launch.fit(recipe, experiment(tmp_path, **one))
+    assert sixth.is_dir()
+    assert last.is_dir()
+    again = launch.fit(recipe, experiment(tmp_path, **one, train={"restart": True}))
+    assert losses(again) == pytest.approx(losses(plain_run), abs=1e-5)
 
 
 def test_what_does_not_divide_is_refused_before_anything_starts(tmp_path: Path) -> None:
