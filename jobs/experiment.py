@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from kosmosg.data.templates.instruct import InstructTemplates
 from kosmosg.data.templates.pretrain import PretrainTemplates
@@ -27,8 +27,7 @@ from kosmosg.toyworld.scene import EDIT_KINDS, EditKind
 from kosmosg_platform.config import Section, describe, resolve
 from kosmosg_platform.console import quiet_libraries
 from kosmosg_platform.datasets.annotation import BuildConfig
-from kosmosg_platform.training.initial_model import DataConfig, ModelConfig, absolute
-from kosmosg_platform.training.recipe import TrainingExperiment
+from kosmosg_platform.training.stage_recipe import StageExperiment
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "tiny"
@@ -166,7 +165,7 @@ class GenerateConfig(Section):
     """Prompts that are drawn together."""
 
 
-class Experiment(TrainingExperiment):
+class Experiment(StageExperiment):
     """One run. Order of precedence: these defaults < preset < the preset's `jobs.<job>` < key=value."""
 
     source: str | None = None
@@ -176,19 +175,6 @@ class Experiment(TrainingExperiment):
     """Where `build_dataset`, `generate` and `export` write; null means under `output`."""
     limit: int | None = Field(default=None, ge=1)
     """Use at most this many source items; null means all."""
-    parent: str | None = None
-    """Model that a stage starts from: `toyworld:STAGE`, a folder, a URL or a Hub id; null takes the newest of the
-    previous stage under `output`, `new` makes a new model as `pretrain` does."""
-    decoder: str = "toyworld"
-    """The frozen decoder: `toyworld`, or a folder or hub id of a Stable Diffusion pipeline."""
-
-    @field_validator("decoder")
-    @classmethod
-    def _absolute(cls, value: str) -> str:
-        return absolute(value)
-
-    model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
     templates: TemplatesConfig = TemplatesConfig()
     pretrain: PretrainObjective = PretrainObjective()
     align: AlignObjective = AlignObjective()

@@ -45,7 +45,7 @@ def export_run(folder: Path, dest: Path) -> Path:
     settings = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
     experiment = validate(Experiment, settings | {"output": str(folder.parents[1])})
     recipe = import_module(f"jobs.{stage}").recipe(experiment)
-    if run_key(stage, experiment, recipe.facts()) != key:
+    if run_key(stage, experiment, recipe.fingerprint()) != key:
         raise ConfigError(
             f"source: the data, the parent or the decoder of {folder} have changed since it was trained, so its frozen "
             "parts cannot be rebuilt; put them back, or train again"

@@ -41,10 +41,12 @@ ABLATIONS = (
         "end to end",
         "neither stage 1 nor 2: starts from scratch, so all of it learns at the full rate",
         "new",
-        ("model.init=toyworld", "model.vision=toyworld", "train.rates={model.mllm: 1.0}"),
+        ("model.init=toyworld", "model.vision=toyworld", "train.lr_multipliers={model.mllm: 1.0}"),
     ),
     Variant(
-        "frozen", "language model and eyes frozen, only AlignerNet learns", settings=("train.rates={model.mllm: 0.0}",)
+        "frozen",
+        "language model and vision tower frozen, only AlignerNet learns",
+        settings=("train.lr_multipliers={model.mllm: 0.0}",),
     ),
     Variant("words stay", "entity words are never dropped", settings=("templates.instruct.drop_entity_text=0.0",)),
     Variant("no cut-outs", "crops always keep their background", settings=("templates.instruct.mask_background=0.0",)),

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from kosmosg.data.image_bytes import decode_image
-from kosmosg.data.templates.instruct import entity_picture
+from kosmosg.data.templates.instruct import entity_image
 from kosmosg.errors import DataError
 
 CELL = 144  # pixels of one image on the sheet
@@ -59,7 +59,7 @@ def _composition(record: Mapping[str, Any]) -> Image.Image:
         draw.rectangle((box[0], box[1], max(box[2] - 1, box[0]), max(box[3] - 1, box[1])), outline=colour, width=2)
     cells = [shown]
     for entity in entities[:SHOWN]:
-        cells += [_cell(entity_picture(entity, masked=False)), _cell(entity_picture(entity, masked=True))]
+        cells += [_cell(entity_image(entity, masked=False)), _cell(entity_image(entity, masked=True))]
     cells += [Image.new("RGB", (CELL, CELL), "#f6f8fa")] * (1 + 2 * min(SHOWN, 1) - len(cells))
     strip = _strip(cells)
     words = [(entity["start"], entity["end"], COLOURS[i % len(COLOURS)]) for i, entity in enumerate(entities)]

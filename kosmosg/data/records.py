@@ -1,16 +1,21 @@
-"""What a dataset is made of: five kinds of records as versioned Arrow schemas, and the rows that were refused.
+"""What a dataset is made of: the kinds of records as versioned Arrow schemas, and the rows that were refused.
 
 A kind is a word (`composition`, `edit`, `caption`, `text`, `interleaved`); a record is a plain dict whose keys are the
 fields of that kind's schema. Images are encoded bytes (see `kosmosg.data.image_bytes`). Background removal happens at
 load time from crop and mask, so one crop is stored, not two.
+
+`RECORD_KINDS` is all that the rest of the code knows of a kind: the mixture, the planner, the collates and the contact
+sheet read it. A new kind is an entry here, or one that a plug-in adds (`kosmosg.plugins`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 import pyarrow as pa
 
 from kosmosg.errors import DataError
+from kosmosg.plugins import load_plugins
 
 SCHEMA_VERSION = 1
 
@@ -114,62 +119,151 @@ ENTITY = pa.struct(
     ]
 )
 
-SCHEMAS: Mapping[str, pa.Schema] = {
-    "composition": pa.schema(
-        [
-            _required("id", pa.string()),
-            _required("caption", pa.string()),
-            _required("image", pa.binary()),
-            _required("width", pa.int32()),
-            _required("height", pa.int32()),
-            _required("entities", pa.list_(ENTITY)),
-            _required("source", pa.string()),
-            _required("sha256", pa.string()),
-            _required("captioner", pa.string()),
-            _required("entity_finder", pa.string()),
-            _required("segmenter", pa.string()),
-        ]
+
+@dataclass(frozen=True)
+class SampleKind:
+    """How one stage reads the records of a kind."""
+
+    share: float
+    """Usual share of the stage's mixture, in samples."""
+    words: int
+    """Tokens of words that a typical sample has."""
+    images: int
+    """Images in the prompt of a typical sample."""
+    name: str = ""
+    """Its word in `data.weights`, where that is not the kind's own."""
+    needs_image: bool = False
+    """A dataset whose records have no image does not serve."""
+    template: str = ""
+    """What the stage makes of a record, where that is what it makes of another sample kind's."""
+
+
+@dataclass(frozen=True)
+class RecordKind:
+    """One kind of record."""
+
+    schema: pa.Schema
+    images: tuple[str, ...] = ()
+    """Fields that hold a whole image, first to last as a person would look at them; empty for text."""
+    samples: Mapping[str, SampleKind] = field(default_factory=dict)
+    """By the stage that learns from it: `pretrain`, `align`, `instruct`."""
+    folder: str = ""
+    """Name of its dataset's folder and of the setting `data.<folder>`, where that is not the kind's own."""
+    stored_as: str = ""
+    """Kind that its manifest names, where a dataset of that kind serves."""
+    served_by: tuple[str, ...] = ()
+    """Other kinds whose records can be read the same way where this one has no dataset, best first."""
+
+
+# Tokens that a typical caption has.
+_CAPTION_WORDS = 20
+
+RECORD_KINDS: dict[str, RecordKind] = {
+    "composition": RecordKind(
+        pa.schema(
+            [
+                _required("id", pa.string()),
+                _required("caption", pa.string()),
+                _required("image", pa.binary()),
+                _required("width", pa.int32()),
+                _required("height", pa.int32()),
+                _required("entities", pa.list_(ENTITY)),
+                _required("source", pa.string()),
+                _required("sha256", pa.string()),
+                _required("captioner", pa.string()),
+                _required("entity_finder", pa.string()),
+                _required("segmenter", pa.string()),
+            ]
+        ),
+        images=("image",),
+        # Paper: composition, editing and captioned images 2:2:1. Typical: two entities with their images.
+        samples={"instruct": SampleKind(share=2, words=36, images=2)},
     ),
-    "edit": pa.schema(
-        [
-            _required("id", pa.string()),
-            _required("caption", pa.string()),
-            _required("instruction", pa.string()),
-            _required("before", pa.binary()),
-            _required("after", pa.binary()),
-            _required("source", pa.string()),
-        ]
+    "edit": RecordKind(
+        pa.schema(
+            [
+                _required("id", pa.string()),
+                _required("caption", pa.string()),
+                _required("instruction", pa.string()),
+                _required("before", pa.binary()),
+                _required("after", pa.binary()),
+                _required("source", pa.string()),
+            ]
+        ),
+        images=("before", "after"),
+        samples={"instruct": SampleKind(share=2, words=28, images=1)},
     ),
-    "caption": pa.schema(
-        [
-            _required("id", pa.string()),
-            _required("text", pa.string()),
-            pa.field("image", pa.binary()),
-            pa.field("width", pa.int32()),
-            pa.field("height", pa.int32()),
-            _required("source", pa.string()),
-        ]
+    "text": RecordKind(
+        pa.schema(
+            [_required("id", pa.string()), _required("text", pa.string()), _required("source", pa.string())],
+        ),
+        # Paper: batches of 0.5M tokens of text, 0.5M of captioned images, 0.2M of interleaved documents.
+        samples={"pretrain": SampleKind(share=5, words=700, images=0)},
+        served_by=("caption", "composition"),
     ),
-    "text": pa.schema([_required("id", pa.string()), _required("text", pa.string()), _required("source", pa.string())]),
-    "interleaved": pa.schema(
-        [
-            _required("id", pa.string()),
-            _required("parts", pa.list_(pa.struct([pa.field("text", pa.string()), pa.field("image", pa.binary())]))),
-            _required("source", pa.string()),
-        ]
+    "caption": RecordKind(
+        pa.schema(
+            [
+                _required("id", pa.string()),
+                _required("text", pa.string()),
+                pa.field("image", pa.binary()),
+                pa.field("width", pa.int32()),
+                pa.field("height", pa.int32()),
+                _required("source", pa.string()),
+            ]
+        ),
+        images=("image",),
+        samples={
+            "pretrain": SampleKind(share=5, words=24, images=1, needs_image=True),
+            "align": SampleKind(share=1, words=_CAPTION_WORDS, images=0),
+            "instruct": SampleKind(share=1, words=_CAPTION_WORDS, images=0, name="t2i", needs_image=True),
+        },
+        folder="captions",
+        served_by=("composition",),
+    ),
+    "interleaved": RecordKind(
+        pa.schema(
+            [
+                _required("id", pa.string()),
+                _required(
+                    "parts", pa.list_(pa.struct([pa.field("text", pa.string()), pa.field("image", pa.binary())]))
+                ),
+                _required("source", pa.string()),
+            ]
+        ),
+        samples={"pretrain": SampleKind(share=2, words=300, images=3)},
+        served_by=("composition",),
     ),
 }
 
-KINDS = tuple(SCHEMAS)
+
+def stage_samples(stage: str) -> dict[str, tuple[str, SampleKind]]:
+    """What a stage can learn from: (record kind, how it is read) by the word of `data.weights`."""
+    load_plugins()
+    found = ((kind, record.samples[stage]) for kind, record in RECORD_KINDS.items() if stage in record.samples)
+    return {sample.name or kind: (kind, sample) for kind, sample in found}
+
+
+def dataset_folder(kind: str) -> str:
+    """The folder name of a kind's dataset. Raises DataError for an unknown kind."""
+    return record_kind(kind).folder or kind
+
+
+def record_kind(kind: str) -> RecordKind:
+    """The entry of a kind, those of plug-ins included. Raises DataError for an unknown kind."""
+    load_plugins()
+    if kind not in RECORD_KINDS:
+        raise DataError(f"unknown kind of record {kind!r}; there are {', '.join(RECORD_KINDS)}")
+    return RECORD_KINDS[kind]
+
 
 QUARANTINE = pa.schema([_required(name, pa.string()) for name in ("id", "source", "stage", "reason", "message")])
 
 
 def schema(kind: str) -> pa.Schema:
     """The Arrow schema of a kind, with its name and version in the metadata. Raises DataError for an unknown kind."""
-    if kind not in SCHEMAS:
-        raise DataError(f"unknown kind of record {kind!r}; there are {', '.join(KINDS)}")
-    return SCHEMAS[kind].with_metadata({"kosmosg.kind": kind, "kosmosg.schema_version": str(SCHEMA_VERSION)})
+    form: pa.Schema = record_kind(kind).schema
+    return form.with_metadata({"kosmosg.kind": kind, "kosmosg.schema_version": str(SCHEMA_VERSION)})
 
 
 def table(kind: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:

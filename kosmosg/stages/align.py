@@ -43,7 +43,7 @@ class AlignObjective:
 class AlignStage(nn.Module):
     """The aligner M, its decoder N, and the two frozen models it stands between.
 
-    Batches: `kosmosg.data.collate.base.AlignCollate`.
+    Batches: `kosmosg.data.collate.align.AlignCollate`.
 
     Args:
         model: whose aligner is trained; everything else of it is frozen.

@@ -75,7 +75,7 @@ class Noise:
 
 
 class InstructStage(nn.Module):
-    """The whole model in front of a frozen decoder. Batches: `kosmosg.data.collate.base.InstructCollate`.
+    """The whole model in front of a frozen decoder. Batches: `kosmosg.data.collate.instruct.InstructCollate`.
 
     Args:
         model: what is trained: all but the vision tower, of which only the last block and final LayerNorm are.

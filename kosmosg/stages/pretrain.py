@@ -34,7 +34,7 @@ class PretrainObjective:
 
 
 class PretrainStage(nn.Module):
-    """The language model under its next-token loss. Batches: `kosmosg.data.collate.base.PretrainCollate`."""
+    """The language model under its next-token loss. Batches: `kosmosg.data.collate.pretrain.PretrainCollate`."""
 
     def __init__(self, model: KosmosG, objective: PretrainObjective | None = None) -> None:
         super().__init__()

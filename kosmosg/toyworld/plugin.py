@@ -3,7 +3,16 @@
 Kept light: entries name what they load, and load it when they are used.
 """
 
+from kosmosg.data.records import RECORD_KINDS, RecordKind, SampleKind
 from kosmosg.hub import MODELS, ShippedModels
 from kosmosg.toyworld.assets import TRAINED, toyworld_folder
 
 MODELS["toyworld"] = ShippedModels(toyworld_folder(), TRAINED, default_steps=20, default_guidance=3.0)
+
+# An image with a question and its answer for a text, read as any words about an image are.
+RECORD_KINDS["questions"] = RecordKind(
+    RECORD_KINDS["caption"].schema,
+    images=("image",),
+    samples={"pretrain": SampleKind(share=1, words=24, images=1, needs_image=True, template="caption")},
+    stored_as="caption",
+)

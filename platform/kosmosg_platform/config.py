@@ -21,6 +21,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kosmosg.errors import ConfigError
 
+RENAMED: dict[str, str] = {
+    "world": "toyworld",
+    "data.length": "data.max_seq_len",
+    "data.questions": "data.datasets.questions",
+    "scale.loaders": "scale.dataloader_workers",
+    "templates.instruct.rule": "",
+    "templates.pretrain.whole_picture": "templates.pretrain.whole_image",
+    "train.clip": "train.max_grad_norm",
+    "train.decay": "train.decay_fraction",
+    "train.rates": "train.lr_multipliers",
+}
+"""Settings of earlier releases and their new names; an empty one says that the setting is gone."""
+
 
 class Section(BaseModel):
     """Base of every part of a configuration: frozen, unknown keys refused, attribute docstrings are the help texts."""
@@ -149,7 +162,11 @@ def _refuse_unknown(kind: Any, values: Mapping[str, Any], path: tuple[str, ...])
     for key, value in values.items():
         here = (*path, str(key))
         if key not in known:
-            raise ConfigError(f"{'.'.join(here)}: no such setting{_nearest(str(key), path, known)}")
+            dotted = ".".join(here)
+            if dotted in RENAMED:
+                now = RENAMED[dotted]
+                raise ConfigError(f"{dotted}: this setting is {f'now called {now}' if now else 'gone; leave it out'}")
+            raise ConfigError(f"{dotted}: no such setting{_nearest(str(key), path, known)}")
         inner = _structured(known[key])
         if inner is not None and isinstance(value, Mapping):
             _refuse_unknown(inner, value, here)

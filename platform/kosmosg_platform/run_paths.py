@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from kosmosg.data.records import dataset_folder
 from kosmosg.errors import ConfigError
 from kosmosg.hub import model_for, resolve_model
 
@@ -32,7 +33,7 @@ class RunPaths:
 
     def dataset(self, kind: str) -> Path:
         """Where `build_dataset` puts records of a kind, and training looks for them, when not told otherwise."""
-        return self.job("build_dataset") / {"caption": "captions"}.get(kind, kind)  # as the setting `data.captions`
+        return self.job("build_dataset") / dataset_folder(kind)
 
     @property
     def tracking(self) -> str:

@@ -117,9 +117,9 @@ class Run:
             return -1
         return max((int(point.step) for point in history), default=-1)
 
-    def log_picture(self, picture: Image.Image, name: str, step: int) -> None:
+    def log_image(self, image: Image.Image, name: str, step: int) -> None:
         """A sample image; MLflow's page shows images of one name as a series over steps."""
-        _client(self.uri).log_image(self.id, picture, key=name, step=step, synchronous=True)
+        _client(self.uri).log_image(self.id, image, key=name, step=step, synchronous=True)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """A file, or a folder with everything in it, as an artifact."""

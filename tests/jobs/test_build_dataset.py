@@ -18,7 +18,7 @@ from kosmosg import ConfigError
 from kosmosg.data.image_bytes import decode_image, decode_mask
 from kosmosg_platform.datasets.dataset import RecordDataset, read_manifest
 from kosmosg_platform.run_paths import RunPaths
-from kosmosg_platform.training.initial_model import find_mixture
+from kosmosg_platform.training.mixture import find_mixture
 
 ROOT = Path(__file__).resolve().parents[2]
 

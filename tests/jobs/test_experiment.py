@@ -41,7 +41,7 @@ def test_the_paper_preset_holds_the_papers_numbers() -> None:
     for experiment in stages.values():
         train = experiment.train
         assert (train.betas, train.eps, train.weight_decay) == ((0.9, 0.98), 1e-6, 0.01)
-        assert (train.warmup, train.clip, train.schedule) == (375, 2.0, "linear")
+        assert (train.warmup, train.max_grad_norm, train.schedule) == (375, 2.0, "linear")
         assert experiment.scale.workers == 256
     assert stages["instruct"].data.weights == {"composition": 2, "edit": 2, "t2i": 1}
     assert stages["instruct"].instruct.null_drop == 0.1
@@ -88,7 +88,13 @@ def test_words_on_the_command_line() -> None:
 
 def test_help_names_every_section() -> None:
     text = usage("align", "What it does.")
-    for key in ("train.steps", "engine.zero_stage", "scale.workers", "instruct.null_drop", "templates.instruct.rule"):
+    for key in (
+        "train.steps",
+        "engine.zero_stage",
+        "scale.workers",
+        "instruct.null_drop",
+        "templates.instruct.drop_scope",
+    ):
         assert f"  {key} = " in text
     assert "What it does." in text
     assert "example: kosmosg run align tiny" in text

@@ -1,23 +1,31 @@
 """What the three training jobs hand to the loop: right data, right origin, a stage that learns from both."""
 
+import gc
 import json
+from collections.abc import Callable
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from jobs import align, build_dataset, export, instruct, pretrain
 from jobs.experiment import Experiment, load
 from kosmosg.checkpoint.export import save_export
-from kosmosg.errors import CheckpointError, ConfigError
+from kosmosg.errors import CheckpointError, ConfigError, DataError
 from kosmosg_platform.datasets.dataset import write_manifest, write_records
 from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.storage import point
 from kosmosg_platform.tracking import Run
 from kosmosg_platform.training.dataloader import micro_batches
-from kosmosg_platform.training.initial_model import DataConfig, find_mixture
+from kosmosg_platform.training.mixture import DataConfig, find_mixture
 from kosmosg_platform.training.recipe import TrainRun
+from kosmosg_platform.training.sample_images import sample_sheet
 from kosmosg_platform.training.trainer import run_key
 
 JOBS = {"pretrain": pretrain, "align": align, "instruct": instruct}
@@ -77,6 +85,93 @@ def test_workers_share_the_batch_without_overlap(output: Path) -> None:
     assert len(set(whole)) == 8
 
 
+def write_documents(folder: Path) -> Path:
+    """Documents from no line at all to far more than a row, one of them a single line."""
+    texts = [
+        "\n".join(f"a cat and a dog number {line} in the snow." for line in range(count))
+        for count in (0, 1, 2, 5, 40, 3000, 7, 1, 300, 3)
+    ]
+    texts.append(" ".join(["a ball at sea"] * 5000))
+    records = [{"id": str(number), "text": text, "source": "test"} for number, text in enumerate(texts)]
+    shard = write_records(folder, "data/part-00000.parquet", "text", records)
+    write_manifest(folder, "text", [shard])
+    return folder
+
+
+GLOBAL = 8
+SPREADS = [(workers, micro) for workers in (1, 2, 4, 8) for micro in (1, 2, 4, 8) if workers * micro <= GLOBAL]
+
+
+@pytest.fixture(scope="module")
+def reading(output: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], tuple[TrainRun, Any]]:
+    """Stage 1 on documents of all lengths, by documents of a row: its run, and its stage without dropout."""
+    text = write_documents(tmp_path_factory.mktemp("text"))
+
+    @cache
+    def build(together: int) -> tuple[TrainRun, Any]:
+        settings = [f"train.global_batch={GLOBAL}", "train.steps=50", f"data.text={text}", "data.max_seq_len=64"]
+        experiment = tiny("pretrain", output, *settings, f"templates.pretrain.documents_per_row={together}")
+        job = TrainRun(pretrain.recipe(experiment), experiment, "key", Run("", ""))
+        stage: Any = job.build_stage()
+        return job, stage.eval()
+
+    return build
+
+
+@settings(max_examples=12, deadline=None)
+@given(spread=st.sampled_from(SPREADS), step=st.integers(0, 40), together=st.sampled_from([1, 3]))
+def test_rows_and_loss_of_a_batch_do_not_depend_on_workers_and_micro_batches(
+    spread: tuple[int, int], step: int, together: int, reading: Callable[[int], tuple[TrainRun, Any]]
+) -> None:
+    job, stage = reading(together)
+
+    def rows_and_loss(workers: int, micro: int) -> tuple[list[list[tuple[int, int]]], float]:
+        rows: list[list[tuple[int, int]]] = []
+        losses, weights = [], []
+        for rank in range(workers):
+            batches = micro_batches(job, step, micro, rank, workers)
+            for _ in range(GLOBAL // workers // micro):
+                batch = next(batches)
+                assert len(batch["input_ids"]) == micro
+                assert batch["input_ids"].shape[1] <= 64
+                for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
+                    pads = job.recipe.initial.processor().pad_id
+                    rows.append([pair for pair in zip(ids, labels, strict=True) if pair != (pads, -100)])
+                weights.append(float(batch["weight"]))
+                with torch.no_grad():
+                    losses.append(float(stage(batch).loss))
+        total = sum(loss * weight for loss, weight in zip(losses, weights, strict=True))
+        return rows, total / sum(weights)
+
+    whole, loss = rows_and_loss(1, GLOBAL)
+    assert len(whole) == GLOBAL
+    rows, same = rows_and_loss(*spread)
+    assert rows == whole
+    assert same == pytest.approx(loss, abs=1e-5)
+
+
+def test_kinds_without_records_are_left_out_and_said(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = RunPaths(output)
+    wanted = {"text": 1.0, "interleaved": 2.0, "questions": 3.0}
+    data = DataConfig(folder=tmp_path, text=write_documents(tmp_path / "documents"), weights=wanted)
+    found = find_mixture("pretrain", data, layout)
+    assert (dict(found.weights), set(found.folders)) == ({"text": 1.0}, {"text"})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "left out for want of records" in line
+    assert "interleaved, questions (data.interleaved=FOLDER, data.datasets.questions=FOLDER)" in line
+    assert "learning from text" in line
+    find_mixture("pretrain", DataConfig(weights=wanted), layout)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ConfigError, match=r"data.datasets.questions: .* does not exist"):
+        find_mixture("pretrain", DataConfig(datasets={"questions": tmp_path / "nothing"}), layout)
+    with pytest.raises(ConfigError, match=r"data.weights: all shares are 0"):
+        find_mixture("pretrain", DataConfig(weights={"text": 0.0}), layout)
+    with pytest.raises(DataError, match=r"unknown kind of record 'sculpture'"):
+        find_mixture("pretrain", DataConfig(datasets={"sculpture": tmp_path}), layout)
+
+
 def test_the_papers_mixture_of_what_is_there(output: Path, tmp_path: Path) -> None:
     layout = RunPaths(output)
     assert find_mixture("instruct", DataConfig(), layout).weights == {"composition": 2, "edit": 2, "t2i": 1}
@@ -99,13 +194,13 @@ def test_the_papers_mixture_of_what_is_there(output: Path, tmp_path: Path) -> No
         ("instruct", ["parent=new", "data.folder=/nowhere"], r"^data.composition: /nowhere/composition does not exist"),
         ("align", ["parent=new", "data.captions=/nowhere"], r"^data.captions: /nowhere does not exist"),
         ("align", ["parent=new", "data.weights.edit=1"], r"^data.weights.edit: align has no such kind"),
-        ("pretrain", ["model.init=huge"], r"^model.init: 'huge' is none of tiny, world, paper, and no"),
+        ("pretrain", ["model.init=huge"], r"^model.init: 'huge' is none of tiny, toyworld, paper, and no"),
         ("instruct", ["parent=new", "decoder=/nowhere"], r"neither a Stable Diffusion folder nor a reachable Hub id"),
     ],
 )
 def test_a_mistake_is_told_before_anything_starts(stage: str, settings: list[str], message: str, output: Path) -> None:
     with pytest.raises((ConfigError, CheckpointError), match=message):
-        JOBS[stage].recipe(tiny(stage, output, *settings)).facts()
+        JOBS[stage].recipe(tiny(stage, output, *settings)).fingerprint()
 
 
 def test_an_unfinished_dataset_is_no_dataset(output: Path, tmp_path: Path) -> None:
@@ -117,9 +212,9 @@ def test_an_unfinished_dataset_is_no_dataset(output: Path, tmp_path: Path) -> No
 def test_what_makes_two_runs_the_same(output: Path, tmp_path: Path) -> None:
     def key(*settings: str) -> str:
         experiment = tiny("align", output, "parent=new", *settings)
-        facts = align.recipe(experiment).facts()
-        json.dumps(facts)
-        return run_key("align", experiment, facts)
+        fingerprint = align.recipe(experiment).fingerprint()
+        json.dumps(fingerprint)
+        return run_key("align", experiment, fingerprint)
 
     same = key()
     for how in (
@@ -149,20 +244,20 @@ def test_what_makes_two_runs_the_same(output: Path, tmp_path: Path) -> None:
 def test_a_stage_starts_from_its_parents_weights_and_knows_them(output: Path, tmp_path: Path) -> None:
     first = pretrain.recipe(tiny("pretrain", output))
     torch.manual_seed(3)
-    model, processor = first.origin.load()
+    model, processor = first.initial.load()
     folder = save_export(model, processor, tmp_path / "pretrain" / "run" / "export")
     point(tmp_path / "pretrain" / "export", folder)
     child = align.recipe(tiny("align", tmp_path, f"data.folder={output}/build_dataset"))
-    assert child.origin.parent == folder
-    started, _ = child.origin.load()
+    assert child.initial.parent == folder
+    started, _ = child.initial.load()
     assert started.training
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, started.state_dict()[name]), name
-    before = child.facts()["parent"]
+    before = child.fingerprint()["parent"]
     with torch.no_grad():
         next(model.parameters()).add_(1)
     save_export(model, processor, folder)
-    assert child.facts()["parent"] != before
+    assert child.fingerprint()["parent"] != before
 
 
 def test_stage_2_goes_on_with_its_parents_decoder(output: Path, tmp_path: Path) -> None:
@@ -174,9 +269,11 @@ def test_stage_2_goes_on_with_its_parents_decoder(output: Path, tmp_path: Path) 
     first.save(stage, tmp_path / "first", facts)
     settings = (f"data.folder={output}/build_dataset", f"parent={tmp_path / 'first'}")
     child = align.recipe(tiny("align", tmp_path, *settings))
-    before = child.facts()["aligner_decoder"]
-    assert "aligner_decoder" not in first.facts()
-    assert "aligner_decoder" not in instruct.recipe(tiny("instruct", output, f"parent={tmp_path / 'first'}")).facts()
+    before = child.fingerprint()["aligner_decoder"]
+    assert "aligner_decoder" not in first.fingerprint()
+    assert (
+        "aligner_decoder" not in instruct.recipe(tiny("instruct", output, f"parent={tmp_path / 'first'}")).fingerprint()
+    )
     torch.manual_seed(4)
     started = child.build_stage()
     for (name, one), (_, other) in zip(stage.trainable(), started.trainable(), strict=True):
@@ -184,17 +281,45 @@ def test_stage_2_goes_on_with_its_parents_decoder(output: Path, tmp_path: Path) 
 
     stage.half()
     first.save(stage, tmp_path / "first", facts)
-    assert child.facts()["aligner_decoder"] != before
+    assert child.fingerprint()["aligner_decoder"] != before
     from_half = child.build_stage()
     assert {parameter.dtype for parameter in from_half.parameters()} == {torch.float32}
     assert from_half.decoder.training
+
+
+@pytest.mark.parametrize("stage", ["align", "instruct"])
+def test_sample_images_take_the_stages_own_decoder(stage: str, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One U-Net is in memory at any time, and the sheet is the one that a decoder of its own gives."""
+    alive: WeakSet[UNet2DConditionModel] = WeakSet()
+    most = [0]
+    make = UNet2DConditionModel.__init__
+
+    @wraps(make)
+    def counted(self: UNet2DConditionModel, *arguments: Any, **options: Any) -> None:
+        make(self, *arguments, **options)
+        gc.collect()
+        alive.add(self)
+        most[0] = max(most[0], len(alive))
+
+    monkeypatch.setattr(UNet2DConditionModel, "__init__", counted)
+    recipe = JOBS[stage].recipe(tiny(stage, output, "parent=new", "data.weights={}"))
+    module: Any = recipe.build_stage()
+    ((_, sheet),) = recipe.sample_images(module)
+    assert most[0] == 1
+    if stage == "instruct":
+        own = next(iter(alive))
+        monkeypatch.setattr(instruct, "sample_sheet", lambda *given: sample_sheet(*given[:-1]))
+        ((_, other),) = recipe.sample_images(module)
+        assert module.decoder.unet is own
+        assert sheet.tobytes() == other.tobytes()
+        assert not module.decoder.unet.training
 
 
 def test_a_new_models_aligner_fits_its_decoder(output: Path) -> None:
     recipe = pretrain.recipe(tiny("pretrain", output))
     config = recipe.build_stage().model.config
     assert (config.aligner_config.d_model, config.aligner_config.num_queries) == (128, 24)
-    assert config.text_config.vocab_size == recipe.origin.processor().vocab_size
+    assert config.text_config.vocab_size == recipe.initial.processor().vocab_size
 
 
 def test_export_refuses_what_is_no_run(output: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class ScaleConfig(Section):
     """Give every worker one GPU."""
     cpus_per_worker: int = Field(default=1, ge=1)
     """CPU cores, and threads, of each worker."""
-    loaders: int = Field(default=0, ge=0)
+    dataloader_workers: int = Field(default=0, ge=0)
     """Processes per worker that read and decode records; 0 does it in the training process."""
     address: str | None = None
     """Ray cluster to join (`auto`, `ray://host:port`); null starts one here, or uses RAY_ADDRESS when it is set."""

@@ -10,22 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kosmosg.config import KosmosGConfig
-from kosmosg.errors import CheckpointError
-
-TEXT = 20
-"""Tokens of a caption or a short prompt."""
-
-# Tokens of words in a sample, and its images; two entities with their images, an edit of one image, a caption.
-SAMPLES: Mapping[str, Mapping[str, tuple[int, int]]] = {
-    "pretrain": {"text": (700, 0), "caption": (24, 1), "interleaved": (300, 3)},
-    "align": {"caption": (TEXT, 0)},
-    "instruct": {"composition": (36, 2), "edit": (28, 1), "t2i": (TEXT, 0)},
-}
-USUAL: Mapping[str, Mapping[str, float]] = {
-    "pretrain": {"text": 5, "caption": 5, "interleaved": 2},
-    "align": {"caption": 1},
-    "instruct": {"composition": 2, "edit": 2, "t2i": 1},
-}
+from kosmosg.data.records import stage_samples
+from kosmosg.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -58,10 +44,17 @@ class StageCost:
 
 
 def stage_cost(stage: str, config: KosmosGConfig, decoder: DecoderCost, weights: Mapping[str, float]) -> StageCost:
-    """The mean sample of a stage's mixture. `weights` are the shares of its kinds; empty takes the paper's."""
-    shares = weights or USUAL[stage]
+    """The mean sample of a stage's mixture. `weights` are the shares of its kinds; empty takes the usual ones.
+
+    Raises ConfigError for a kind that the stage does not read.
+    """
+    samples = {name: sample for name, (_, sample) in stage_samples(stage).items()}
+    unknown = set(weights) - set(samples)
+    if unknown:
+        raise ConfigError(f"data.weights.{min(unknown)}: {stage} has no such kind; it knows {', '.join(samples)}")
+    shares = weights or {name: sample.share for name, sample in samples.items()}
     total = sum(shares.values())
-    kinds = [(share / total, *SAMPLES[stage][kind]) for kind, share in shares.items()]
+    kinds = [(share / total, samples[name].words, samples[name].images) for name, share in shares.items()]
     flops = recomputed = kept = kept_checkpointed = 0.0
     for share, words, images in kinds:
         one = _sample(stage, config, decoder, words, images)

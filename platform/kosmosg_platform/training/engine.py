@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg.stages import StageOutput
 from kosmosg_platform.config import Section
-from kosmosg_platform.training.lr_schedule import TrainConfig, rate_share
+from kosmosg_platform.training.lr_schedule import TrainConfig, lr_multiplier
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,7 +40,7 @@ class EngineConfig(Section):
     offload_optimizer: bool = False
     """Keep the optimizer's state in CPU memory (zero_stage 1 to 3)."""
     checkpoint_activations: bool = False
-    """Recompute activations on the way back instead of keeping them: less memory, about a third more time."""
+    """Recompute activations in the backward pass instead of keeping them: less memory, about a third more time."""
     loss_scale: int = Field(default=16, ge=1, le=32)
     """Power of two of the first loss scale (fp16 only; the original starts at 4 = 2^2)."""
     loss_scale_window: int = Field(default=256, ge=1)
@@ -70,13 +70,13 @@ class Engine:
         self.dtype = _DTYPES[config.precision]
         deepspeed = _deepspeed(on_gpu)
         # DeepSpeed finds tensors in tuples and dictionaries only. Left as it is, the stage's output would keep ZeRO-3
-        # from gathering the stage's own parameters again on the way back.
+        # from gathering the stage's own parameters again in the backward pass.
         stage.register_forward_hook(lambda _module, _inputs, out: (out.loss, out.metrics))
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in parameters:
-            groups.setdefault(rate_share(train, name), []).append(parameter)
+            groups.setdefault(lr_multiplier(train, name), []).append(parameter)
         optimizer = torch.optim.AdamW(
-            [{"params": members, "share": share} for share, members in groups.items()],
+            [{"params": members, "multiplier": multiplier} for multiplier, members in groups.items()],
             lr=0.0,
             betas=train.betas,
             eps=train.eps,
@@ -123,7 +123,7 @@ class Engine:
     def step(self, rate: float) -> None:
         """To be called after every micro-batch; the weights move once all of a batch are in."""
         for group in self._wrapper.param_groups:
-            group["lr"] = rate * group["share"]
+            group["lr"] = rate * group["multiplier"]
         self._engine.step()
 
     def gradient_norm(self) -> float | None:
@@ -292,7 +292,7 @@ def deepspeed_config(
         "train_batch_size": micro_batch * passes * world_size,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": passes,
-        "gradient_clipping": train.clip,
+        "gradient_clipping": train.max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         # DeepSpeed's own CPU Adam would be compiled on first use; torch's does the same arithmetic.

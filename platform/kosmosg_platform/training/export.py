@@ -25,7 +25,7 @@ def export(job: TrainRun, folder: Path) -> tuple[Stage, int]:
     averaged = any(name.startswith("ema.") for name in state)
     checkpoints.load_weights(stage.trainable(), state, "ema" if averaged else "param")
     progress = state.progress
-    facts: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "stage": job.recipe.stage,
         "steps": progress.step,
         "samples": progress.step * job.experiment.train.global_batch,
@@ -33,6 +33,6 @@ def export(job: TrainRun, folder: Path) -> tuple[Stage, int]:
         "averaged_weights": averaged,
         "mlflow_run": job.run.id,
     }
-    facts |= {name: value for name, value in last_metrics(job).items() if name == "loss"}
-    job.recipe.save(stage, folder, facts)
+    figures |= {name: value for name, value in last_metrics(job).items() if name == "loss"}
+    job.recipe.save(stage, folder, figures)
     return stage, progress.step

@@ -1,11 +1,10 @@
-"""Where a stage's model and data come from: the sections `model` and `data`, and what they stand for."""
+"""Where a stage's model comes from: the section `model`, and what it stands for."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import field_validator
 
 from kosmosg import KosmosG, KosmosGConfig, KosmosGProcessor
 from kosmosg.checkpoint.export import ALIGNER_DECODER_FOLDER, load_aligner_decoder, load_export
@@ -14,33 +13,12 @@ from kosmosg.conditioners.base import ConditionerKind, make_conditioner, with_co
 from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg.hub import decoder_folder, resolve_model, shipped_decoder
 from kosmosg_platform.config import Section, plain
-from kosmosg_platform.datasets.dataset import RecordDataset
-from kosmosg_platform.run_paths import STAGES, RunPaths, require_dataset
+from kosmosg_platform.run_paths import STAGES, RunPaths
 from kosmosg_platform.storage import read_json, sha256
 
 NEW = "new"
 IMAGE_SIZES = {"tiny": 32, "toyworld": 32, "paper": 224}
 """Models that can be made from scratch, and the pixels per side that each reads."""
-
-# For each stage, its kinds of samples, their usual share, and the record folders that can serve each kind, best first.
-MIXTURES: Mapping[str, Mapping[str, tuple[float, tuple[str, ...]]]] = {
-    # Paper: batches of 0.5M tokens of text, 0.5M of captioned images, 0.2M of interleaved documents.
-    "pretrain": {
-        "text": (5, ("text", "captions", "composition")),
-        "caption": (5, ("captions", "composition")),
-        "interleaved": (2, ("interleaved", "composition")),
-        "questions": (1, ("questions",)),
-    },
-    "align": {"caption": (1, ("captions", "composition"))},
-    # Paper: composition, editing and captioned images 2:2:1.
-    "instruct": {
-        "composition": (2, ("composition",)),
-        "edit": (2, ("edit",)),
-        "t2i": (1, ("captions", "composition")),
-    },
-}
-_NEEDS_PICTURES = {("pretrain", "caption"), ("pretrain", "questions"), ("instruct", "t2i")}
-_RECORD_KIND = {"captions": "caption", "questions": "caption"}  # where the setting's name is not the name of the kind
 
 
 class ModelConfig(Section):
@@ -55,105 +33,12 @@ class ModelConfig(Section):
     """Weights for the vision tower: `toyworld`, or the folder or file of a CLIP vision model; null is random."""
     aligner: ConditionerKind | None = None
     """Put a new connector of this kind in the place of the parent's AlignerNet: `alignernet`, or for comparison
-    `linear` or `mlp` (kosmosg/conditioners/base.py). Null goes on with the parent's."""
+    `linear` or `mlp` (kosmosg/conditioners/base.py). Null keeps the parent's."""
 
     @field_validator("init", "tokenizer", "vision")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
         return value if value is None else absolute(value)
-
-
-class DataConfig(Section):
-    """The dataset folders of a run: what `build_dataset` leaves. A null folder is looked for in `folder`."""
-
-    folder: Path | None = None
-    """Parent of the dataset folders: its `composition`, `edit`, ... are used; null means <output>/build_dataset."""
-    composition: Path | None = None
-    """Records of kind composition."""
-    edit: Path | None = None
-    """Records of kind edit."""
-    captions: Path | None = None
-    """Records of kind caption, with or without images."""
-    text: Path | None = None
-    """Records of kind text."""
-    interleaved: Path | None = None
-    """Records of kind interleaved."""
-    questions: Path | None = None
-    """Records of kind caption whose text is a question and its answer."""
-    weights: dict[str, float] = Field(default_factory=dict)
-    """Share of each kind of sample: text, caption, interleaved, questions (pretrain), caption (align), composition,
-    edit, t2i (instruct). Empty takes the paper's mixture of those kinds that there are records for."""
-    length: int | None = Field(default=None, ge=8)
-    """Longest row in tokens, what is beyond it is cut; null means 86 for align, else what the model can read."""
-    empty_captions: float = Field(default=0.0, ge=0, le=1)
-    """Chance that `align` reads the empty caption instead, so that the null condition is aligned too."""
-    pad_captions: bool = False
-    """Let `align` pad every batch to `length`: its loss counts pads, and only so is it the same on any workers."""
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """The sources of a stage: dataset folder and share of each kind of sample."""
-
-    folders: Mapping[str, Path]
-    weights: Mapping[str, float]
-
-    def open(self) -> dict[str, RecordDataset]:
-        """The datasets by kind of sample."""
-        return {kind: RecordDataset(folder) for kind, folder in self.folders.items()}
-
-    def facts(self) -> dict[str, Any]:
-        """Digest and share of each source, for the run's identity."""
-        return {
-            kind: {"sha256": RecordDataset(folder).manifest["sha256"], "weight": float(self.weights[kind])}
-            for kind, folder in sorted(self.folders.items())
-        }
-
-
-def find_mixture(stage: str, data: DataConfig, layout: RunPaths) -> Mixture:
-    """Which records a stage reads, in which shares. Raises ConfigError when some are missing."""
-    kinds = MIXTURES[stage]
-    unknown = set(data.weights) - set(kinds)
-    if unknown:
-        raise ConfigError(f"data.weights.{min(unknown)}: {stage} has no such kind; it knows {', '.join(kinds)}")
-    folders = {kind: _serving(stage, kind, data, layout) for kind in kinds}
-    if data.weights:
-        weights = {kind: weight for kind, weight in data.weights.items() if weight > 0}
-    else:
-        weights = {kind: float(share) for kind, (share, _) in kinds.items() if folders[kind] is not None}
-    chosen: dict[str, Path] = {}
-    for kind in weights or kinds:
-        folder = folders[kind]
-        if folder is None:
-            setting = kinds[kind][1][-1]
-            folder = require_dataset(_folder(setting, data, layout), setting)
-        chosen[kind] = folder
-    if not weights:
-        raise ConfigError("data.weights: all shares are 0; give at least one kind a share")
-    return Mixture(chosen, weights)
-
-
-def _serving(stage: str, kind: str, data: DataConfig, layout: RunPaths) -> Path | None:
-    """The first finished dataset that can serve a kind of sample. A folder named in the settings must be there."""
-    for setting in MIXTURES[stage][kind][1]:
-        folder = _folder(setting, data, layout)
-        if getattr(data, setting) is not None:
-            require_dataset(folder, setting)
-        if not (folder / "manifest.json").is_file():
-            continue
-        dataset = RecordDataset(folder, _RECORD_KIND.get(setting, setting))
-        without_pictures = len(dataset) == 0 or dataset[0].get("image") is None
-        if (stage, kind) in _NEEDS_PICTURES and without_pictures:
-            continue
-        return folder
-    return None
-
-
-def _folder(setting: str, data: DataConfig, layout: RunPaths) -> Path:
-    given: Path | None = getattr(data, setting)
-    if given is not None:
-        return given.absolute()
-    return (data.folder.absolute() / setting) if data.folder else layout.dataset(setting)
 
 
 @dataclass(frozen=True)
@@ -167,7 +52,7 @@ class InitialModel:
 
     @classmethod
     def of(cls, stage: str, model: ModelConfig, decoder: str, parent: str | None, layout: RunPaths) -> "InitialModel":
-        """The origin that the settings mean. Raises ConfigError when the previous stage has left nothing."""
+        """What the settings mean. Raises ConfigError when the previous stage has left nothing."""
         if parent not in (None, NEW):
             # The newest export is a link, which moves when this run ends.
             return cls(model, decoder, resolve_model(parent).resolve())
@@ -180,18 +65,22 @@ class InitialModel:
         except CheckpointError as error:
             raise ConfigError(f"model.init: {model.init!r} is none of {', '.join(IMAGE_SIZES)}, and {error}") from error
 
-    def facts(self) -> dict[str, Any]:
-        """What identifies the origin: a digest of the parent's weights, or the settings of the new model."""
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies it: a digest of the parent's weights, or the settings of the new model.
+
+        Raises ConfigError when the parent is no export folder, or the new model's tokenizer is missing.
+        """
+        decoder = decoder_fingerprint(self.decoder)
         if self.parent is None:
             tokenizer_path(self.model.tokenizer)
-            return {"parent": NEW, "model": plain(self.model), "decoder": decoder_facts(self.decoder)}
+            return {"parent": NEW, "model": plain(self.model), "decoder": decoder}
         files = [*self.parent.glob("*.safetensors"), *self.parent.glob("config.json")]
         if not files:
             raise ConfigError(f"parent: {self.parent} is no export folder; give one with config.json and weights")
         other = {} if self.model.aligner is None else {"aligner": self.model.aligner}
-        return {"parent": sha256(files), "decoder": decoder_facts(self.decoder), **other}
+        return {"parent": sha256(files), "decoder": decoder, **other}
 
-    def decoder_facts(self) -> dict[str, Any]:
+    def aligner_decoder_fingerprint(self) -> dict[str, Any]:
         """A digest of the aligner's decoder N that the parent brings; nothing where it brings none."""
         files = [] if self.parent is None else list((self.parent / ALIGNER_DECODER_FOLDER).glob("*.safetensors"))
         return {"aligner_decoder": sha256(files)} if files else {}
@@ -276,7 +165,7 @@ def tokenizer_path(tokenizer: str) -> Path:
     return path
 
 
-def decoder_facts(decoder: str) -> str:
+def decoder_fingerprint(decoder: str) -> str:
     """What identifies a decoder: a digest of its weights if they lie in a folder, else its name."""
     folder = Path(decoder_folder(decoder))  # the toy world's holds trained models too, which are no part of the decoder
     files = [path for part in ("text_encoder", "unet", "vae") for path in sorted((folder / part).glob("*.safetensors"))]

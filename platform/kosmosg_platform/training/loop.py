@@ -5,10 +5,11 @@
     engine.step(rate)
 
 The rest serves two promises. The result does not depend on how a run was spread or interrupted: samples come from
-`SampleOrder`, randomness from (seed, step, worker), and losses are weighted so that micro-batches and workers add up
+`MixtureSampler`, randomness from (seed, step, worker), and losses are weighted so that micro-batches and workers add up
 to the mean over the whole batch. And nothing is lost: state, metrics and images are written as it goes.
 """
 
+import gc
 import math
 import tempfile
 import time
@@ -29,7 +30,7 @@ from kosmosg_platform.training.ema import WeightEma
 from kosmosg_platform.training.engine import Engine
 from kosmosg_platform.training.export import export
 from kosmosg_platform.training.lr_schedule import batch_plan, learning_rate
-from kosmosg_platform.training.metrics import Meter, Recorder, peak_memory_gb, write_pictures
+from kosmosg_platform.training.metrics import Meter, Recorder, peak_memory_gb, write_sample_images
 from kosmosg_platform.training.recipe import TrainRun
 from kosmosg_platform.training.sampler import mix
 
@@ -45,11 +46,12 @@ def work(config: Mapping[str, Any]) -> None:
     device: torch.device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    Worker(job).train()  # dropped when it is done: what it held of the GPU is free for the images
+    Worker(job).train()
+    gc.collect()  # DeepSpeed's engine is part of a cycle: only now the GPU has room for the stage that is exported
     if dist.get_rank() == 0:
         stage, step = export(job, job.export)
         cast(nn.Module, stage).to(device)
-        write_pictures(job, job.recipe.pictures(stage), step)
+        write_sample_images(job, job.recipe.sample_images(stage), step)
     ray.train.report({"step": job.experiment.train.steps})  # nobody leaves before the export is there
 
 
@@ -107,7 +109,7 @@ class Worker:
             if done % train.checkpoint_every == 0 or done == train.steps:
                 self._save(done, self.seconds + time.monotonic() - begun)
             if train.sample_every and done % train.sample_every == 0 and done < train.steps:
-                self._draw(done)
+                self._sample_images(done)
         if self.recorder is not None:
             self.recorder.close()
 
@@ -191,13 +193,13 @@ class Worker:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def _draw(self, step: int) -> None:
-        """Sample images. Sharded weights need every worker for it, though only the first keeps what was drawn."""
+    def _sample_images(self, step: int) -> None:
+        """Sample images. Sharded weights need every worker for it, though only the first keeps them."""
         if self.rank == 0 or self.engine.parameters_are_sharded:
             stage: Any = self.engine.module
             stage.eval()
-            pictures = self.job.recipe.pictures(stage)
+            images = self.job.recipe.sample_images(stage)
             stage.train()
             if self.rank == 0:
-                write_pictures(self.job, pictures, step)
+                write_sample_images(self.job, images, step)
         dist.barrier()

@@ -24,23 +24,23 @@ class TrainConfig(Section):
     """Seed of weights, sample order, noise and dropout."""
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""
-    rates: dict[str, float] = Field(default_factory=dict)
-    """Shares of the learning rate for parts of a stage, by the beginning of their parameters' names:
-    {model.mllm: 0.1} lets the language model follow slowly, 0 freezes it. Everything else has a share of 1."""
+    lr_multipliers: dict[str, float] = Field(default_factory=dict)
+    """Multipliers of the learning rate for parts of a stage, by the beginning of their parameters' names:
+    {model.mllm: 0.1} lets the language model follow slowly, 0 freezes it. Everything else has 1."""
     warmup: int = Field(default=0, ge=0)
     """Optimizer steps over which the rate rises linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """How the rate falls after the warm-up."""
-    decay: float = Field(default=1.0, gt=0, le=1)
-    """Share of `steps` at the end over which it falls; 1 starts right after the warm-up."""
+    """How the learning rate falls after the warm-up."""
+    decay_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Fraction of `steps` at the end over which it falls; 1 starts right after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.98)
     """AdamW's averages of gradient and squared gradient."""
     eps: float = Field(default=1e-6, gt=0)
     """AdamW's epsilon."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay, on all parameters as upstream does."""
-    clip: float = Field(default=2.0, ge=0)
-    """Largest norm of the whole gradient; 0 switches clipping off."""
+    max_grad_norm: float = Field(default=2.0, ge=0)
+    """Largest norm of the whole gradient, which is scaled down to it; 0 switches clipping off."""
     ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay per step of an average of the weights, which is then what gets exported; null keeps none."""
     checkpoint_every: int = Field(default=100, ge=1)
@@ -48,50 +48,52 @@ class TrainConfig(Section):
     log_every: int = Field(default=1, ge=1)
     """Optimizer steps between logged metrics."""
     sample_every: int = Field(default=0, ge=0)
-    """Optimizer steps between sample images; 0 draws them once, at the end."""
+    """Optimizer steps between sample images; 0 generates them once, at the end."""
     restart: bool = False
     """Start over even if a run of the same settings is unfinished or finished under `output`; its checkpoints, metrics
     and export are removed first."""
 
-    @field_validator("rates")
+    @field_validator("lr_multipliers")
     @classmethod
-    def _shares(cls, value: dict[str, float]) -> dict[str, float]:
-        for part, share in value.items():
-            if not 0 <= share < math.inf:
-                raise ValueError(f"the share of {part!r} is {share}; it is 0 or above")
+    def _multipliers(cls, value: dict[str, float]) -> dict[str, float]:
+        for part, multiplier in value.items():
+            if not 0 <= multiplier < math.inf:
+                raise ValueError(f"the multiplier of {part!r} is {multiplier}; it is 0 or above")
         return {part: float(value[part]) for part in sorted(value)}
 
 
-def rate_share(train: TrainConfig, name: str) -> float:
-    """The share of the learning rate that a parameter has: that of the longest beginning of its name in `rates`."""
-    parts = [part for part in train.rates if name == part or name.startswith(f"{part}.")]
-    return train.rates[max(parts, key=len)] if parts else 1.0
+def lr_multiplier(train: TrainConfig, name: str) -> float:
+    """A parameter's multiplier of the learning rate: that of the longest beginning of its name in `lr_multipliers`."""
+    parts = [part for part in train.lr_multipliers if name == part or name.startswith(f"{part}.")]
+    return train.lr_multipliers[max(parts, key=len)] if parts else 1.0
 
 
 def freeze(train: TrainConfig, parameters: Iterable[tuple[str, Parameter]]) -> None:
-    """Switch off the gradient of everything that has a share of 0.
+    """Switch off the gradient of everything whose multiplier is 0.
 
     Raises ConfigError for a part that no parameter belongs to, which would change nothing without a word.
     """
     named = dict(parameters)
-    for part in train.rates:
+    for part in train.lr_multipliers:
         if not any(name == part or name.startswith(f"{part}.") for name in named):
             tops = sorted({".".join(name.split(".")[:2]) for name in named})
-            raise ConfigError(f"train.rates: nothing that is trained begins with {part!r}; there are {', '.join(tops)}")
-    frozen = [parameter for name, parameter in named.items() if rate_share(train, name) == 0]
+            raise ConfigError(
+                f"train.lr_multipliers: nothing that is trained begins with {part!r}; there are {', '.join(tops)}"
+            )
+    frozen = [parameter for name, parameter in named.items() if lr_multiplier(train, name) == 0]
     if len(frozen) == len(named):
-        raise ConfigError("train.rates: every part has a share of 0, so nothing would be trained")
+        raise ConfigError("train.lr_multipliers: every multiplier is 0, so nothing would be trained")
     for parameter in frozen:
         parameter.requires_grad_(False)
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:
-    """The rate of optimizer step `step` (0-based): warm-up, plateau, then the fall to 0 at `train.steps`."""
+    """The learning rate of optimizer step `step` (0-based): warm-up, plateau, then the fall to 0 at `train.steps`."""
     if step < train.warmup:
         return train.lr * (step + 1) / train.warmup
     if train.schedule == "constant":
         return train.lr
-    start = max(train.warmup, round(train.steps * (1 - train.decay)))
+    start = max(train.warmup, round(train.steps * (1 - train.decay_fraction)))
     if step < start:
         return train.lr
     # The last step still learns a little: progress reaches 1 only at `steps`, which is never taken.

@@ -88,12 +88,12 @@ class Recorder:
             echo(f"tracking at {self._job.run.uri} does not answer, metrics wait in {self._job.metrics}: {error}")
 
 
-def write_pictures(job: TrainRun, pictures: Sequence[tuple[str, Image.Image]], step: int) -> None:
+def write_sample_images(job: TrainRun, images: Sequence[tuple[str, Image.Image]], step: int) -> None:
     """Sample images after `step` steps: into the run's folder and into MLflow."""
-    for name, picture in pictures:
+    for name, image in images:
         job.samples.mkdir(parents=True, exist_ok=True)
-        picture.save(job.samples / f"{name}-{step:08d}.png")
-        job.run.log_picture(picture, name, step)
+        image.save(job.samples / f"{name}-{step:08d}.png")
+        job.run.log_image(image, name, step)
 
 
 def peak_memory_gb() -> float:

@@ -8,30 +8,30 @@ from kosmosg_platform.config import digest
 PURPOSE = {
     "pretrain": "stage 1, multimodal language modelling: it reads text with images in it. Its aligner is untrained.",
     "align": "stage 2, aligner: what it reads in words becomes the condition that the decoder listens to.",
-    "instruct": "stage 3, instruction tuning by composition: with the decoder it draws what text and images ask.",
+    "instruct": "stage 3, instruction tuning by composition: with the decoder it generates what text and images ask.",
 }
 
 
-def model_card(facts: Mapping[str, Any], experiment: Mapping[str, Any], shaping: Mapping[str, Any]) -> str:
+def model_card(figures: Mapping[str, Any], experiment: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str:
     """README.md of an export.
 
-    facts: figures of the run (stage, steps, samples, seconds, ...). experiment: the resolved settings. shaping: what
-    the recipe names as shaping the result (data, parent, decoder).
+    figures: of the run (stage, steps, samples, seconds, ...). experiment: the resolved settings. fingerprint: what
+    identifies the run (data, parent, decoder).
     """
-    stage = str(facts["stage"])
+    stage = str(figures["stage"])
     train = experiment["train"]
     rows = {
         "stage": stage,
-        "steps x samples per step": f"{facts['steps']} x {train['global_batch']} = {facts['samples']} samples",
-        "training time": f"{facts['seconds']} s",
-        "last logged loss": f"{facts['loss']:.4f}" if "loss" in facts else "none",
-        "exported weights": "running average" if facts["averaged_weights"] else "last step",
+        "steps x samples per step": f"{figures['steps']} x {train['global_batch']} = {figures['samples']} samples",
+        "training time": f"{figures['seconds']} s",
+        "last logged loss": f"{figures['loss']:.4f}" if "loss" in figures else "none",
+        "exported weights": "running average" if figures["averaged_weights"] else "last step",
         "precision": experiment["engine"]["precision"],
-        "parent": _short(shaping.get("parent", "")),
-        "decoder": f"{experiment['decoder']} {_short(shaping.get('decoder', ''))}",
-        "data": ", ".join(f"{kind} {_short(one['sha256'])}" for kind, one in shaping.get("data", {}).items()),
+        "parent": _short(fingerprint.get("parent", "")),
+        "decoder": f"{experiment['decoder']} {_short(fingerprint.get('decoder', ''))}",
+        "data": ", ".join(f"{kind} {_short(one['sha256'])}" for kind, one in fingerprint.get("data", {}).items()),
         "settings (sha256)": _short(digest(experiment)),
-        "MLflow run": str(facts["mlflow_run"]),
+        "MLflow run": str(figures["mlflow_run"]),
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return f"""---

@@ -48,10 +48,11 @@ class Recipe(Protocol):
         """`pretrain`, `align` or `instruct`: folder, MLflow experiment, model name."""
         ...
 
-    def facts(self) -> Mapping[str, Any]:
-        """What shapes the result beside the section `train`: objective, model, digests of parent and data.
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What identifies the run beside the section `train`: objective, and digests of parent, decoder and data.
 
-        JSON-like. Called on the driver, where it raises the user's mistakes before anything is started.
+        JSON-like; digests are of contents, never of names or paths. Called on the driver, where it raises the user's
+        mistakes before anything is started.
         """
         ...
 
@@ -72,17 +73,17 @@ class Recipe(Protocol):
         ...
 
     def build_collate(self) -> Collate:
-        """Records to a micro-batch, all randomness from the draws' seeds. `weight` () in the batch says over how many
+        """Records to a micro-batch, all randomness from the samples' seeds. `weight` () in the batch says over how many
         samples or tokens the stage's loss is a mean."""
         ...
 
-    def pictures(self, stage: Stage) -> Sequence[tuple[str, Image.Image]]:
+    def sample_images(self, stage: Stage) -> Sequence[tuple[str, Image.Image]]:
         """Named sample images of the current weights; may be none."""
         ...
 
-    def save(self, stage: Stage, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Write the export folder of a trained stage, whole or not at all; `facts` (figures of the run) are for its
-        model card."""
+    def save(self, stage: Stage, folder: Path, figures: Mapping[str, Any]) -> None:
+        """Write the export folder of a trained stage, whole or not at all; `figures` of the run are for its model
+        card."""
         ...
 
 

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from kosmosg import KosmosG, KosmosGProcessor, Prompt
+from kosmosg.diffusion.decoder import FrozenDecoder
 from kosmosg.eval.result_sheet import SheetRow, result_sheet
 
 SEED = 1234
@@ -17,21 +18,27 @@ def sample_sheet(
     decoder: str,
     prompts: Sequence[Prompt],
     targets: Sequence[Image.Image | None],
+    frozen: FrozenDecoder | None = None,
 ) -> Image.Image:
     """References, prompt, image, and the image that the record has, one prompt a row.
 
-    The noise of a row is the same every time, so that sheets of different steps can be compared.
+    The noise of a row is the same every time, so that sheets of different steps can be compared. A stage that trains
+    through its decoder gives it as `frozen`: the training device has no room for a second U-Net. Of `decoder` only the
+    scheduler is loaded then.
     """
-    from kosmosg import KosmosGPipeline  # seconds of imports, needed only where images are drawn
+    from kosmosg import KosmosGPipeline  # seconds of imports, needed only where images are generated
 
-    pipe = KosmosGPipeline(model=model, processor=processor, decoder=decoder, safety_checker=None)
+    parts = {} if frozen is None else {"unet": frozen.unet, "vae": frozen.vae}
+    pipe = KosmosGPipeline(
+        model=model, processor=processor, decoder=decoder, safety_checker=None, feature_extractor=None, **parts
+    )
     pipe.set_progress_bar_config(disable=True)
-    pipe.to(model.device, model.dtype)
+    pipe.to(model.device, model.dtype)  # the stage's own parts are there already
     generators = [torch.Generator().manual_seed(SEED + row) for row in range(len(prompts))]
-    drawn: Sequence[Image.Image] = pipe(list(prompts), generator=generators).images  # type: ignore[union-attr]
+    generated: Sequence[Image.Image] = pipe(list(prompts), generator=generators).images  # type: ignore[union-attr]
     with_targets = all(target is not None for target in targets)
     rows = [
-        SheetRow(prompt, [picture, target] if with_targets and target is not None else [picture])
-        for prompt, picture, target in zip(prompts, drawn, targets, strict=True)
+        SheetRow(prompt, [image, target] if with_targets and target is not None else [image])
+        for prompt, image, target in zip(prompts, generated, targets, strict=True)
     ]
-    return result_sheet(rows, ["drawn", "of the record"] if with_targets else ["drawn"])
+    return result_sheet(rows, ["generated", "of the record"] if with_targets else ["generated"])

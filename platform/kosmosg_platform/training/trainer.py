@@ -1,8 +1,8 @@
-"""Start a training run and see it to its end: the driver's side of `kosmosg_platform.training.loop`.
+"""Start a training run and follow it to its end: the driver's side of `kosmosg_platform.training.loop`.
 
 A run is known by its key, a digest of everything that shapes its result. The same settings under the same output are
-therefore the same run: a stopped one goes on, a finished one is not trained again. How it is spread (workers, ZeRO
-stage, micro-batches) and how often it saves is not part of the key, so a run may go on with more workers than before.
+therefore the same run: a stopped one resumes, a finished one is not trained again. How it is spread (workers, ZeRO
+stage, micro-batches) and how often it saves is not part of the key, so a run may resume with more workers than before.
 """
 
 import fcntl
@@ -56,7 +56,7 @@ class FitResult:
 
 
 def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
-    """Train a stage to its end, or go on with it, or find that it is finished.
+    """Train a stage to its end, resume it, or find that it is finished.
 
     Raises ConfigError and its kin for mistakes of the user; what fails otherwise raises as it is.
     """
@@ -64,8 +64,8 @@ def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
     experiment = experiment.model_copy(update={"output": experiment.output.absolute()})
     batch_plan(experiment.train, experiment.scale.workers)
     engine.check(experiment.engine, experiment.scale.use_gpu)
-    facts = recipe.facts()
-    key = run_key(recipe.stage, experiment, facts)
+    fingerprint = recipe.fingerprint()
+    key = run_key(recipe.stage, experiment, fingerprint)
     layout = RunPaths(experiment.output)
     folder = layout.run(recipe.stage, key)
     with _alone(folder):
@@ -75,19 +75,19 @@ def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
             echo(f"{recipe.stage}: finished before with these settings, see {folder}")
             point(layout.job(recipe.stage) / "export", folder / "export")
             return _result(folder, skipped=True)
-        run = _open_run(recipe, experiment, facts, key, fresh=not (folder / "run.json").is_file())
+        run = _open_run(recipe, experiment, fingerprint, key, fresh=not (folder / "run.json").is_file())
         write_json(folder / "run.json", {"uri": run.uri, "id": run.id})
         job = TrainRun(recipe, experiment, key, run)
         with _closing(run):
             seconds = _train(job)
-            _finish(job, facts, seconds)
+            _finish(job, fingerprint, seconds)
         return _result(folder)
 
 
-def run_key(stage: str, experiment: TrainingExperiment, facts: Mapping[str, Any]) -> str:
+def run_key(stage: str, experiment: TrainingExperiment, fingerprint: Mapping[str, Any]) -> str:
     """The identity of a run: twelve characters of a digest of all that shapes its result."""
     train = {name: value for name, value in plain(experiment.train).items() if name not in _FREE}
-    shaping = {"stage": stage, "train": train, "precision": experiment.engine.precision, "facts": facts}
+    shaping = {"stage": stage, "train": train, "precision": experiment.engine.precision, "fingerprint": fingerprint}
     return digest(shaping)[:12]
 
 
@@ -172,14 +172,16 @@ def _interruptible(call: Callable[[], object]) -> None:
         raise failures[0]
 
 
-def _open_run(recipe: Recipe, experiment: TrainingExperiment, facts: Mapping[str, Any], key: str, fresh: bool) -> Run:
+def _open_run(
+    recipe: Recipe, experiment: TrainingExperiment, fingerprint: Mapping[str, Any], key: str, fresh: bool
+) -> Run:
     """The run's MLflow run, and its settings in a file beside its checkpoints."""
     tags = {
         "config.sha256": digest(experiment),
         "world_size": str(experiment.scale.workers),
         "zero_stage": str(experiment.engine.zero_stage),
-        "data.manifest.sha256": digest(facts.get("data", {})),
-        "parent.sha256": str(facts.get("parent", "")),
+        "data.manifest.sha256": digest(fingerprint.get("data", {})),
+        "parent.sha256": str(fingerprint.get("parent", "")),
         **recipe.lineage(),
     }
     layout = RunPaths(experiment.output)
@@ -190,7 +192,7 @@ def _open_run(recipe: Recipe, experiment: TrainingExperiment, facts: Mapping[str
     return run
 
 
-def _finish(job: TrainRun, facts: Mapping[str, Any], seconds: float) -> None:
+def _finish(job: TrainRun, fingerprint: Mapping[str, Any], seconds: float) -> None:
     stage = job.recipe.stage
     version = job.run.register(f"kosmosg-{stage}", job.export, {"run.key": job.key})
     metrics = {name: value for name, value in last_metrics(job).items() if name != "step"}
@@ -199,7 +201,7 @@ def _finish(job: TrainRun, facts: Mapping[str, Any], seconds: float) -> None:
         "metrics": metrics,
         "seconds": seconds,
         "model_version": version,
-        "facts": facts,
+        "fingerprint": fingerprint,
     }
     write_json(job.folder / FINISHED, finished)
     point(RunPaths(job.experiment.output).job(stage) / "export", job.export)
@@ -222,7 +224,7 @@ def _users_mistake(error: BaseException) -> KosmosGError | None:
 
 @contextmanager
 def _closing(run: Run) -> Iterator[None]:
-    """MLflow's run ends as what it was."""
+    """Close the MLflow run with the status that fits how the block ended."""
     try:
         yield
     except KeyboardInterrupt:

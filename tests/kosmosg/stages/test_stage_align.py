@@ -10,7 +10,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from kosmosg.conditioners.alignernet import AlignerDecoder, AlignerNet
 from kosmosg.config import KosmosGConfig
-from kosmosg.data.collate.base import AlignCollate
+from kosmosg.data.collate.align import AlignCollate
 from kosmosg.errors import ConfigError
 from kosmosg.processor import KosmosGProcessor
 from kosmosg.stages import Stage

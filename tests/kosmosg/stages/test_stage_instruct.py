@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from kosmosg.data.collate.base import InstructCollate
+from kosmosg.data.collate.instruct import InstructCollate
 from kosmosg.diffusion.decoder import FrozenDecoder
 from kosmosg.errors import ConfigError
 from kosmosg.processor import KosmosGProcessor

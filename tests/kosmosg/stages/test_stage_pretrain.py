@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from kosmosg.data.collate.base import PretrainCollate
+from kosmosg.data.collate.pretrain import PretrainCollate
 from kosmosg.data.templates.pretrain import IGNORED
 from kosmosg.errors import ConfigError
 from kosmosg.processor import KosmosGProcessor

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from kosmosg.data.image_bytes import decode_image, decode_mask, encode_image, encode_mask
-from kosmosg.data.records import KINDS, schema, table
+from kosmosg.data.records import RECORD_KINDS, schema, table
 from kosmosg.errors import DataError
 from kosmosg_platform.datasets import dataset as dataset_module
 from kosmosg_platform.datasets.dataset import RecordDataset, write_manifest, write_records
@@ -114,7 +114,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
         _ = RecordDataset(tmp_path)[0]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RECORD_KINDS)
 def test_every_kind_has_an_id_and_a_version(kind: str) -> None:
     form = schema(kind)
     assert form.names[0] == "id"

@@ -15,7 +15,7 @@ from kosmosg_platform.training.engine import Engine, EngineConfig
 from kosmosg_platform.training.lr_schedule import TrainConfig, learning_rate
 
 STEPS, CUT = 7, 3
-TRAIN = TrainConfig(steps=STEPS, global_batch=8, lr=0.02, warmup=2, weight_decay=0.1, rates={"words": 0.3})
+TRAIN = TrainConfig(steps=STEPS, global_batch=8, lr=0.02, warmup=2, weight_decay=0.1, lr_multipliers={"words": 0.3})
 # bf16 engines are compared with bf16 engines; they agree to its rounding, not to fp32's.
 TOLERANCE = {"fp32": 1e-5, "bf16": 3e-3}
 
@@ -98,7 +98,7 @@ def reference() -> tuple[list[float], dict[str, Tensor]]:
         loss = stage({"ids": ids, "target": target}).loss
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_([p for _, p in parameters], TRAIN.clip)
+        nn.utils.clip_grad_norm_([p for _, p in parameters], TRAIN.max_grad_norm)
         for (name, _), group in zip(parameters, optimizer.param_groups, strict=True):
             group["lr"] = learning_rate(TRAIN, step) * (0.3 if name.startswith("words") else 1.0)
         optimizer.step()

@@ -27,7 +27,7 @@ def test_names_that_are_no_paths_stay_as_they_are() -> None:
 def test_a_missing_tokenizer_is_told_before_anything_starts() -> None:
     origin = InitialModel(ModelConfig(tokenizer="nowhere/sentencepiece.bpe.model"), "toyworld", None)
     with pytest.raises(ConfigError, match="there is no nowhere/sentencepiece"):
-        origin.facts()
+        origin.fingerprint()
 
 
 def test_what_ships_has_names(tmp_path: Path) -> None:

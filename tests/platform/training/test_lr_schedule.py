@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from kosmosg.errors import ConfigError
-from kosmosg_platform.training.lr_schedule import TrainConfig, batch_plan, freeze, learning_rate, rate_share
+from kosmosg_platform.training.lr_schedule import TrainConfig, batch_plan, freeze, learning_rate, lr_multiplier
 
 
 def rates(**settings: object) -> list[float]:
@@ -19,8 +19,8 @@ def test_warm_up_reaches_the_peak_and_linear_decay_would_end_at_zero() -> None:
     assert values[4:] == pytest.approx([1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
 
 
-def test_decay_over_the_last_share_leaves_a_plateau() -> None:
-    values = rates(steps=100, warmup=10, schedule="linear", decay=0.3)
+def test_decay_over_the_last_fraction_leaves_a_plateau() -> None:
+    values = rates(steps=100, warmup=10, schedule="linear", decay_fraction=0.3)
     assert values[10:71] == [1.0] * 61
     assert values[85] == pytest.approx(0.5)
 
@@ -56,15 +56,15 @@ def test_what_does_not_divide_is_refused_with_both_numbers() -> None:
         batch_plan(TrainConfig(global_batch=8, micro_batch=16), 1)
 
 
-def test_the_longest_name_decides_the_share() -> None:
-    train = TrainConfig(rates={"model": 0.5, "model.mllm": 0.1, "model.mllm.vision_model": 0})
-    shares = {name: rate_share(train, name) for name in ("model.aligner.w", "model.mllm.w", "model.mllms.w", "other")}
-    assert shares == {"model.aligner.w": 0.5, "model.mllm.w": 0.1, "model.mllms.w": 0.5, "other": 1.0}
+def test_the_longest_name_decides_the_multiplier() -> None:
+    train = TrainConfig(lr_multipliers={"model": 0.5, "model.mllm": 0.1, "model.mllm.vision_model": 0})
+    found = {name: lr_multiplier(train, name) for name in ("model.aligner.w", "model.mllm.w", "model.mllms.w", "other")}
+    assert found == {"model.aligner.w": 0.5, "model.mllm.w": 0.1, "model.mllms.w": 0.5, "other": 1.0}
 
 
-def test_a_share_of_zero_freezes() -> None:
+def test_a_multiplier_of_zero_freezes() -> None:
     stage = nn.ModuleDict({"eye": nn.Linear(2, 2), "mouth": nn.Linear(2, 2)})
-    freeze(TrainConfig(rates={"eye": 0, "mouth": 0.5}), stage.named_parameters())
+    freeze(TrainConfig(lr_multipliers={"eye": 0, "mouth": 0.5}), stage.named_parameters())
     assert [name for name, parameter in stage.named_parameters() if parameter.requires_grad] == [
         "mouth.weight",
         "mouth.bias",
@@ -78,12 +78,12 @@ def test_a_share_of_zero_freezes() -> None:
         ({"eye": 0}, "nothing would be trained"),
     ],
 )
-def test_rates_that_mean_nothing_are_refused(given: dict[str, float], told: str) -> None:
+def test_multipliers_that_mean_nothing_are_refused(given: dict[str, float], told: str) -> None:
     stage = nn.ModuleDict({"eye": nn.Linear(2, 2)})
     with pytest.raises(ConfigError, match=told):
-        freeze(TrainConfig(rates=given), stage.named_parameters())
+        freeze(TrainConfig(lr_multipliers=given), stage.named_parameters())
 
 
-def test_a_share_below_zero_is_refused() -> None:
-    with pytest.raises(ValueError, match="the share of 'model' is -1"):
-        TrainConfig(rates={"model": -1})
+def test_a_multiplier_below_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="the multiplier of 'model' is -1"):
+        TrainConfig(lr_multipliers={"model": -1})

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from kosmosg_platform.training.sampler import SampleIndex
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 STEPS = 8
+ALIVE: WeakSet[nn.Module] = WeakSet()  # the stages that this process holds
 
 
 class ToyStage(nn.Module):
@@ -38,6 +40,7 @@ class ToyStage(nn.Module):
         self.frozen = nn.Linear(10, 10).requires_grad_(False)
         self.net = nn.Sequential(nn.Linear(10, 17), nn.GELU(), nn.Linear(17, 3))
         self.scale = nn.Parameter(torch.ones(3))
+        ALIVE.add(self)
 
     def forward(self, batch: Mapping[str, Tensor]) -> StageOutput:
         ids, kept = batch["input_ids"], batch["input_ids"] > 0
@@ -83,7 +86,7 @@ class ToyRecipe:
     how: str = "kill"
     stage: str = "toy"
 
-    def facts(self) -> Mapping[str, Any]:
+    def fingerprint(self) -> Mapping[str, Any]:
         return {"data": "words", "parent": "none"}
 
     def lineage(self) -> Mapping[str, str]:
@@ -101,13 +104,15 @@ class ToyRecipe:
     def build_collate(self) -> Any:
         return collate
 
-    def pictures(self, stage: ToyStage) -> Sequence[tuple[str, Image.Image]]:
+    def sample_images(self, stage: ToyStage) -> Sequence[tuple[str, Image.Image]]:
+        with (self.mark.parent / "alive.txt").open("a") as file:
+            file.write(f"{len(ALIVE)}\n")
         return [("scale", Image.new("L", (4, 4), int(stage.scale[0].detach() * 100)))]
 
-    def save(self, stage: ToyStage, folder: Path, facts: Mapping[str, Any]) -> None:
+    def save(self, stage: ToyStage, folder: Path, figures: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(stage.state_dict(), folder / "weights.pt")
-        (folder / "facts.txt").write_text(str(dict(facts)))
+        (folder / "figures.txt").write_text(str(dict(figures)))
 
 
 def collate(samples: Sequence[tuple[SampleIndex, Mapping[str, Any]]]) -> dict[str, Tensor]:
@@ -156,8 +161,10 @@ def test_a_run_leaves_everything(plain_run: launch.FitResult) -> None:
         "scale-00000004.png",
         "scale-00000008.png",
     ]
+    alive = (plain_run.folder.parents[1] / "alive.txt").read_text().split()
+    assert alive == ["1", "1"], "the trained stage was still in memory when the exported one was shown"
     assert (plain_run.folder.parent / "export").resolve() == plain_run.export.resolve()
-    assert "'steps': 8" in (plain_run.export / "facts.txt").read_text()
+    assert "'steps': 8" in (plain_run.export / "figures.txt").read_text()
     assert losses(plain_run)[-1] < losses(plain_run)[0]
 
 

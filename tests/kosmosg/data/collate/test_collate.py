@@ -6,10 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from kosmosg.data.collate.base import AlignCollate, InstructCollate, PretrainCollate, fit, target_pixels
+from kosmosg.data.collate.align import AlignCollate
+from kosmosg.data.collate.base import fit
+from kosmosg.data.collate.instruct import InstructCollate, target_pixels
+from kosmosg.data.collate.pretrain import PretrainCollate
 from kosmosg.data.image_bytes import encode_image
 from kosmosg.data.templates.pretrain import IGNORED, PretrainTemplates
 from kosmosg.errors import ConfigError, DataError
@@ -26,7 +31,7 @@ def captions(words: list[str]) -> Records:
 def test_pretrain_rows_predict_the_next_token(
     processor: KosmosGProcessor, compositions: Records, place: MakeDraw
 ) -> None:
-    collate = PretrainCollate(processor, length=60, templates=PretrainTemplates(whole_picture=0.0))
+    collate = PretrainCollate(processor, length=60, templates=PretrainTemplates(whole_image=0.0))
     text = {"id": "t", "text": "a cat.\na dog in the snow."}
     samples = [
         (place("caption", 1), compositions[0]),
@@ -37,7 +42,7 @@ def test_pretrain_rows_predict_the_next_token(
     batch = collate(samples)
     ids, labels, slots = batch["input_ids"], batch["labels"], batch["image_embeds_position_mask"]
     assert ids.shape == labels.shape == slots.shape
-    assert len(ids) == 3  # the two documents share a pack
+    assert len(ids) == 4  # one row for each sample
     assert batch["pixel_values"].shape == (3, 3, 32, 32)
     assert slots.sum() == 3 * processor.num_image_tokens
     assert batch["weight"] == (labels != IGNORED).sum()
@@ -47,14 +52,39 @@ def test_pretrain_rows_predict_the_next_token(
     assert (labels[:, :-1][inner] == ids[:, 1:][inner]).all()
     assert not learnt[slots].any()
     assert not learnt[ids == processor.pad_id].any()
-    caption, _, pack = ids.tolist()
+    caption, document, _, again = ids.tolist()
+    assert document == again
     before = caption.index(processor.image_end_id)
     assert not learnt[0, :before].any()
     assert learnt[0, before]
     assert labels[0][learnt[0]].tolist()[-1] == processor.eos_id
-    assert pack.count(processor.line_end_id) == 2
-    assert pack.count(processor.eos_id) == 1  # the second document's end is only predicted
-    assert learnt[2, : len(labels[2][learnt[2]])].all()
+    assert document.count(processor.line_end_id) == 1
+    assert document.count(processor.eos_id) == 0  # the document's end is only predicted
+    assert labels[1][learnt[1]].tolist()[-1] == processor.eos_id
+    assert learnt[1, : len(labels[1][learnt[1]])].all()
+
+
+def test_documents_of_a_group_share_a_row(processor: KosmosGProcessor, place: MakeDraw) -> None:
+    group = {"documents": [{"id": "t", "text": "a cat."}, {"id": "u", "text": "a dog in the snow."}]}
+    batch = PretrainCollate(processor, length=60)([(place("text", 1), group)])
+    assert len(batch["input_ids"]) == 1
+    assert (batch["labels"] == processor.eos_id).sum() == 2
+
+
+@settings(deadline=None, max_examples=25)
+@given(seeds=st.lists(st.integers(0, 2**63), min_size=1, max_size=4), lines=st.integers(1, 4000))
+def test_a_batch_has_as_many_rows_as_samples_however_long_its_documents_are(
+    seeds: list[int], lines: int, processor: KosmosGProcessor, place: MakeDraw
+) -> None:
+    text = "\n".join(f"a cat and a dog number {line} in the snow." for line in range(lines))
+    collate = PretrainCollate(processor, length=64)
+    batch = collate([(place("text", seed), {"id": "t", "text": text}) for seed in seeds])
+    assert len(batch["input_ids"]) == len(seeds)
+    assert batch["input_ids"].shape[1] < 64
+    for row, seed in enumerate(seeds):
+        alone = collate([(place("text", seed), {"id": "t", "text": text})])
+        length = alone["input_ids"].shape[1]
+        assert torch.equal(batch["input_ids"][row, :length], alone["input_ids"][0])
 
 
 def test_instruct_batches_end_without_a_stop_and_carry_the_target(
@@ -163,16 +193,13 @@ def test_targets_are_scaled_and_cropped_around_the_centre() -> None:
 
 
 def test_mistakes_are_named(processor: KosmosGProcessor, compositions: Records, place: MakeDraw) -> None:
-    with pytest.raises(ConfigError, match=r"'scenes'.*'sculpture'.*composition, edit, t2i"):
-        InstructCollate(processor, kinds={"scenes": "sculpture"})
-    with pytest.raises(ConfigError, match=r"source 'scenes' has no kind"):
-        InstructCollate(processor)([(place("scenes", 0), compositions[0])])
+    for collate in (InstructCollate(processor), PretrainCollate(processor)):
+        with pytest.raises(ConfigError, match=r"cannot read samples of 'scenes'; it knows .*, "):
+            collate([(place("scenes", 0), compositions[0])])
     with pytest.raises(ConfigError, match="rows of 7 tokens"):
         PretrainCollate(processor, length=7)
     with pytest.raises(DataError, match="neither a caption nor a text"):
         PretrainCollate(processor)([(place("text", 0), {"id": "x", "parts": []})])
-    named = InstructCollate(processor, image_size=16, kinds={"scenes": "t2i"})
-    assert "pixel_values" not in named([(place("scenes", 0), compositions[0])])
 
 
 def test_seeds_of_64_bits_fit(processor: KosmosGProcessor, place: MakeDraw) -> None:

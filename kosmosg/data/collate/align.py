@@ -1,0 +1,61 @@
+"""Batches of stage 2: captions alone, for the language model and for CLIP's text encoder."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from kosmosg.data.collate.base import Batch, BatchRow, KeyedRecord, fit, numbers, pad_rows
+from kosmosg.data.templates.instruct import caption_of
+from kosmosg.errors import ConfigError
+from kosmosg.processor import KosmosGProcessor
+
+
+class AlignCollate:
+    """Gives `input_ids` (B, T), `image_embeds_position_mask` (B, T) all False, `clip_input_ids` (B, Q), `seed` (B,) and
+    `weight` () the number of rows.
+
+    Args:
+        processor: the MLLM's tokens.
+        clip_tokenizer: the tokenizer of the decoder's text encoder (transformers).
+        clip_length: Q, tokens that the text encoder reads and the aligner gives; 77 for Stable Diffusion.
+        length: longest row in tokens. The original leaves out captions over 85; here they are cut.
+        empty: chance that the caption is replaced by the empty one, so that the null condition is aligned too.
+        pad_to_length: pad every batch to `length` and not to its longest caption. The reconstruction loss counts pads,
+            as the original's does, so only then does it not depend on how samples are spread over workers.
+    """
+
+    def __init__(
+        self,
+        processor: KosmosGProcessor,
+        clip_tokenizer: Callable[..., Mapping[str, Any]],
+        clip_length: int = 77,
+        length: int = 86,
+        empty: float = 0.0,
+        pad_to_length: bool = False,
+    ) -> None:
+        if not 0.0 <= empty <= 1.0:
+            raise ConfigError(f"data.empty_captions is {empty}; a probability lies between 0 and 1")
+        if length < 2:
+            raise ConfigError(f"data.max_seq_len is {length} tokens; captions need at least 2, <s> among them")
+        self.processor = processor
+        self.clip_tokenizer = clip_tokenizer
+        self.clip_length = clip_length
+        self.length = length
+        self.empty = empty
+        self.pad_to_length = pad_to_length
+
+    def __call__(self, samples: Sequence[KeyedRecord]) -> Batch:
+        rows, captions = [], []
+        for key, record in samples:
+            caption = "" if numbers(key.seed)() < self.empty else caption_of(record)
+            ids, slots, _ = fit(*self.processor.sequence([caption]), self.length, self.processor)
+            rows.append(BatchRow(ids, slots, key.seed))
+            captions.append(caption)
+        batch = pad_rows(rows, self.processor, self.length if self.pad_to_length else 0)
+        clip = self.clip_tokenizer(
+            captions, padding="max_length", max_length=self.clip_length, truncation=True, return_tensors="pt"
+        )
+        batch["clip_input_ids"] = clip["input_ids"]
+        batch["weight"] = torch.tensor(float(len(rows)))
+        return batch

@@ -1,0 +1,134 @@
+"""Which records a stage learns from, in which shares: the section `data`, and the mixture that it means."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from kosmosg.data.records import RecordKind, SampleKind, dataset_folder, record_kind, stage_samples
+from kosmosg.errors import ConfigError
+from kosmosg_platform.config import Section
+from kosmosg_platform.console import echo
+from kosmosg_platform.datasets.dataset import RecordDataset
+from kosmosg_platform.run_paths import RunPaths, require_dataset
+
+
+class DataConfig(Section):
+    """The dataset folders of a run: what `build_dataset` leaves. A null folder is looked for in `folder`."""
+
+    folder: Path | None = None
+    """Parent of the dataset folders: its `composition`, `edit`, ... are used; null means <output>/build_dataset."""
+    composition: Path | None = None
+    """Records of kind composition."""
+    edit: Path | None = None
+    """Records of kind edit."""
+    captions: Path | None = None
+    """Records of kind caption, with or without images."""
+    text: Path | None = None
+    """Records of kind text."""
+    interleaved: Path | None = None
+    """Records of kind interleaved."""
+    datasets: dict[str, Path] = Field(default_factory=dict)
+    """Records of the kinds that plug-ins add, by kind, such as the toy world's {questions: FOLDER}."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """Share of each kind of sample: text, caption, interleaved (pretrain), caption (align), composition, edit, t2i
+    (instruct), and those of plug-ins. Kinds without records are left out. Empty takes the paper's mixture."""
+    max_seq_len: int | None = Field(default=None, ge=8)
+    """Longest row in tokens, what is beyond it is cut; null means 86 for align, else what the model can read."""
+    empty_captions: float = Field(default=0.0, ge=0, le=1)
+    """Chance that `align` reads the empty caption instead, so that the null condition is aligned too."""
+    pad_captions: bool = False
+    """Let `align` pad every batch to `max_seq_len`: its loss counts pads, and only so is it the same on any workers."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The sources of a stage: dataset folder and share of each kind of sample."""
+
+    folders: Mapping[str, Path]
+    weights: Mapping[str, float]
+
+    def open(self) -> dict[str, RecordDataset]:
+        """The datasets by kind of sample."""
+        return {name: RecordDataset(folder) for name, folder in self.folders.items()}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Digest of contents and share of each source, for the run's identity."""
+        return {
+            name: {"sha256": RecordDataset(folder).manifest["sha256"], "weight": float(self.weights[name])}
+            for name, folder in sorted(self.folders.items())
+        }
+
+
+def find_mixture(stage: str, data: DataConfig, layout: RunPaths) -> Mixture:
+    """Which records a stage reads, in which shares. Kinds that there are no records for are left out, in one line.
+
+    Raises ConfigError for an unknown kind, for a folder of the settings that is not a finished dataset, and where
+    nothing is left.
+    """
+    samples = stage_samples(stage)
+    _refuse_unknown(stage, data, samples)
+    given = dict(data.weights) or {name: sample.share for name, (_, sample) in samples.items()}
+    weights = {name: float(weight) for name, weight in given.items() if weight > 0}
+    if not weights:
+        raise ConfigError("data.weights: all shares are 0; give at least one kind a share")
+    folders = {name: _serving(kind, sample, data, layout) for name, (kind, sample) in samples.items()}
+    found = {name: folder for name in weights if (folder := folders[name]) is not None}
+    missing = [name for name in weights if name not in found]
+    if not found:
+        kind = samples[missing[0]][0]
+        last = (kind, *record_kind(kind).served_by)[-1]
+        require_dataset(_folder(last, data, layout), _setting(last))
+        raise ConfigError(f"data: no records under {_parent(data, layout)} serve {stage}, which reads images of them")
+    if missing:
+        settings = ", ".join(f"data.{_setting(samples[name][0])}=FOLDER" for name in missing)
+        echo(
+            f"{stage}: left out for want of records under {_parent(data, layout)}: {', '.join(missing)} ({settings}); "
+            f"learning from {', '.join(found)}"
+        )
+    return Mixture(found, {name: weights[name] for name in found})
+
+
+def _refuse_unknown(stage: str, data: DataConfig, samples: Mapping[str, object]) -> None:
+    unknown = set(data.weights) - set(samples)
+    if unknown:
+        raise ConfigError(f"data.weights.{min(unknown)}: {stage} has no such kind; it knows {', '.join(samples)}")
+    for kind in data.datasets:
+        record_kind(kind)
+
+
+def _serving(kind: str, sample: SampleKind, data: DataConfig, layout: RunPaths) -> Path | None:
+    """The first finished dataset that can serve a kind of sample. A folder named in the settings must be there."""
+    for candidate in (kind, *record_kind(kind).served_by):
+        folder = _folder(candidate, data, layout)
+        if _given(candidate, data) is not None:
+            require_dataset(folder, _setting(candidate))
+        if not (folder / "manifest.json").is_file():
+            continue
+        record: RecordKind = record_kind(candidate)
+        dataset = RecordDataset(folder, record.stored_as or candidate)
+        without_image = len(dataset) == 0 or dataset[0].get("image") is None
+        if not (sample.needs_image and without_image):
+            return folder
+    return None
+
+
+def _setting(kind: str) -> str:
+    """Where `data` names the folder of a kind."""
+    name = dataset_folder(kind)
+    return name if name in DataConfig.model_fields else f"datasets.{kind}"
+
+
+def _given(kind: str, data: DataConfig) -> Path | None:
+    return data.datasets.get(kind) or getattr(data, dataset_folder(kind), None)
+
+
+def _folder(kind: str, data: DataConfig, layout: RunPaths) -> Path:
+    given = _given(kind, data)
+    return given.absolute() if given is not None else _parent(data, layout) / dataset_folder(kind)
+
+
+def _parent(data: DataConfig, layout: RunPaths) -> Path:
+    return data.folder.absolute() if data.folder else layout.job("build_dataset")
