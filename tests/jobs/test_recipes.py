@@ -190,11 +190,15 @@ def test_the_papers_mixture_of_what_is_there(output: Path, tmp_path: Path) -> No
     ("stage", "settings", "message"),
     [
         ("align", [], r"^parent: .*/pretrain/export does not exist; run `kosmosg run pretrain`"),
-        ("align", ["parent=/nowhere"], r"^parent: /nowhere is no export folder"),
+        ("align", ["parent=/nowhere"], r"^parent: there is no model '/nowhere'"),
         ("instruct", ["parent=new", "data.folder=/nowhere"], r"^data.composition: /nowhere/composition does not exist"),
         ("align", ["parent=new", "data.captions=/nowhere"], r"^data.captions: /nowhere does not exist"),
         ("align", ["parent=new", "data.weights.edit=1"], r"^data.weights.edit: align has no such kind"),
-        ("pretrain", ["model.init=huge"], r"^model.init: 'huge' is none of tiny, toyworld, paper, and no"),
+        (
+            "pretrain",
+            ["model.init=huge"],
+            r"^model.init: 'huge' is none of tiny, toyworld, paper, and there is no model",
+        ),
         ("instruct", ["parent=new", "decoder=/nowhere"], r"neither a Stable Diffusion folder nor a reachable Hub id"),
     ],
 )

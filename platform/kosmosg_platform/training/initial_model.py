@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import field_validator
 
 from kosmosg import KosmosG, KosmosGConfig, KosmosGProcessor
+from kosmosg.checkpoint.digest import model_digest
 from kosmosg.checkpoint.export import ALIGNER_DECODER_FOLDER, load_aligner_decoder, load_export
 from kosmosg.conditioners.alignernet import AlignerDecoder
 from kosmosg.conditioners.base import ConditionerKind, make_conditioner, with_conditioner
@@ -19,6 +20,10 @@ from kosmosg_platform.storage import read_json, sha256
 NEW = "new"
 IMAGE_SIZES = {"tiny": 32, "toyworld": 32, "paper": 224}
 """Models that can be made from scratch, and the pixels per side that each reads."""
+
+
+DECODER_PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+"""What training uses of a decoder; the toy world's folder holds trained models too, which are no part of it."""
 
 
 class ModelConfig(Section):
@@ -55,15 +60,14 @@ class InitialModel:
         """What the settings mean. Raises ConfigError when the previous stage has left nothing."""
         if parent not in (None, NEW):
             # The newest export is a link, which moves when this run ends.
-            return cls(model, decoder, resolve_model(parent).resolve())
+            return cls(model, decoder, _resolve("parent:", str(parent)).resolve())
         if parent is None and stage != STAGES[0]:
             return cls(model, decoder, layout.export(STAGES[STAGES.index(stage) - 1]))
         if model.init in IMAGE_SIZES:
             return cls(model, decoder, None)
-        try:
-            return cls(model, decoder, resolve_model(model.init))
-        except CheckpointError as error:
-            raise ConfigError(f"model.init: {model.init!r} is none of {', '.join(IMAGE_SIZES)}, and {error}") from error
+        return cls(
+            model, decoder, _resolve(f"model.init: {model.init!r} is none of {', '.join(IMAGE_SIZES)}, and", model.init)
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies it: a digest of the parent's weights, or the settings of the new model.
@@ -74,11 +78,11 @@ class InitialModel:
         if self.parent is None:
             tokenizer_path(self.model.tokenizer)
             return {"parent": NEW, "model": plain(self.model), "decoder": decoder}
-        files = [*self.parent.glob("*.safetensors"), *self.parent.glob("config.json")]
-        if not files:
-            raise ConfigError(f"parent: {self.parent} is no export folder; give one with config.json and weights")
         other = {} if self.model.aligner is None else {"aligner": self.model.aligner}
-        return {"parent": sha256(files), "decoder": decoder, **other}
+        try:
+            return {"parent": model_digest(self.parent), "decoder": decoder, **other}
+        except CheckpointError as error:
+            raise ConfigError(f"parent: {error}") from None
 
     def aligner_decoder_fingerprint(self) -> dict[str, Any]:
         """A digest of the aligner's decoder N that the parent brings; nothing where it brings none."""
@@ -166,10 +170,16 @@ def tokenizer_path(tokenizer: str) -> Path:
 
 
 def decoder_fingerprint(decoder: str) -> str:
-    """What identifies a decoder: a digest of its weights if they lie in a folder, else its name."""
-    folder = Path(decoder_folder(decoder))  # the toy world's holds trained models too, which are no part of the decoder
-    files = [path for part in ("text_encoder", "unet", "vae") for path in sorted((folder / part).glob("*.safetensors"))]
-    return sha256(files) if files else decoder
+    """What identifies a decoder: a digest of its content if it lies in a folder, else its name."""
+    folder = Path(decoder_folder(decoder))
+    return model_digest(folder, DECODER_PARTS) if folder.is_dir() else decoder
+
+
+def _resolve(setting: str, name: str) -> Path:
+    try:
+        return resolve_model(name)
+    except CheckpointError as error:
+        raise ConfigError(f"{setting} {error}") from None
 
 
 def _shape(init: str, vocab_size: int) -> KosmosGConfig:
