@@ -1,11 +1,11 @@
 """The whole pipeline end to end on this machine: dataset, three stages, evaluation, endpoint, one page that shows it.
 
 Builds a composition dataset of the toy world with Ray Data, trains `pretrain`, `align` and `instruct` with Ray Train
-and DeepSpeed, tracks them in MLflow, judges the model before and after the last stage on subjects that no training ever
-saw, deploys the endpoint with Ray Serve and asks it over HTTP with an interleaved prompt. Leaves report.html and
-sheet.png in <output>/demo.
+and DeepSpeed, tracks them in MLflow, evaluates the model before and after the last stage, and the one that ships, on
+subjects that no training ever saw, deploys the endpoint with Ray Serve and calls it over HTTP with an interleaved
+prompt. Leaves report.html and sheet.png in <output>/demo.
 
-Stop it whenever you like: started again, it goes on where it was.
+Interrupt it at any time: started again, it resumes.
 """
 
 import shutil
@@ -33,7 +33,7 @@ from kosmosg_platform.tracking import Run
 
 
 @dataclass
-class Road:
+class DemoRun:
     """What the steps of one demo share: its settings, where it writes, and what each step found."""
 
     experiment: Experiment
@@ -53,29 +53,36 @@ class Road:
         return load(name, self.experiment.demo.preset, [*shared, *self.experiment.demo.settings, *settings])
 
 
-Step = Callable[[Road], dict[str, Any]]
+Step = Callable[[DemoRun], dict[str, Any]]
+
+SHIPPED = "toyworld:instruct"
+"""What a longer training of the same recipe gives: shown beside the demo's model."""
 
 
 def run(experiment: Experiment) -> Path:
-    """Walk the road; gives the path of the report."""
+    """Run every step; gives the path of the report."""
     layout = RunPaths(experiment.output)
     folder = layout.job("demo")
     echo(f"demo: everything lands in {folder}")
     key = digest({"demo": str(folder)})
     mlflow_run = Run.open(experiment.tracking, layout, "demo", key=key, tags={"job": "demo"})
-    road = Road(experiment, folder, experiment.tracking.uri or layout.tracking, mlflow_run)
+    demo = DemoRun(experiment, folder, experiment.tracking.uri or layout.tracking, mlflow_run)
     write_text(folder / "experiment.yaml", to_yaml(experiment))
     began = time.perf_counter()
     try:
-        with connect(road.job("pretrain")):
+        with connect(demo.job("pretrain")):
             for name, step in STEPS.items():
-                walk(road, name, step)
+                run_step(demo, name, step)
         # The endpoint brings a cluster of its own, as a deployment would; two at once would crowd a laptop.
-        walk(road, "endpoint", ask_endpoint)
-    except BaseException:
+        run_step(demo, "endpoint", ask_endpoint)
+    except KeyboardInterrupt:
         mlflow_run.close("KILLED")
         raise
-    report = demo_report(folder, road.found, road.tracking).write(folder / "report.html")
+    except BaseException as error:
+        mlflow_run.set_tags({"failure": f"{type(error).__name__}: {error}"})
+        mlflow_run.close("FAILED")
+        raise
+    report = demo_report(folder, demo.found, demo.tracking).write(folder / "report.html")
     sheet = Path(shutil.copyfile(folder / "evaluate" / "sheet.png", folder / "sheet.png"))
     for file in (report, sheet):
         mlflow_run.log_file(file)
@@ -85,58 +92,65 @@ def run(experiment: Experiment) -> Path:
     return report
 
 
-def walk(road: Road, name: str, step: Step) -> None:
-    """Do one step, or take what it found before; other settings of the demo or of its jobs do it again."""
-    note = road.folder / "steps" / f"{name}.json"
-    demo = road.experiment.demo
-    jobs = [plain(load(job, demo.preset, demo.settings)) for job in ("build_dataset", *STAGES, "evaluate")]
-    key = digest({"endpoint": demo.endpoint, "jobs": jobs})
+def run_step(demo: DemoRun, name: str, step: Step) -> None:
+    """Run one step, or take what it found before; other settings of the demo or of its jobs run it again."""
+    note = demo.folder / "steps" / f"{name}.json"
+    settings = demo.experiment.demo
+    jobs = [plain(load(job, settings.preset, settings.settings)) for job in ("build_dataset", *STAGES, "evaluate")]
+    key = digest({"endpoint": settings.endpoint, "jobs": jobs, "shipped": SHIPPED})
     known = read_json(note) if note.is_file() else {}
     if known.get("key") == key:
-        road.found[name] = known["found"]
+        demo.found[name] = known["found"]
         echo(f"demo: {name} is done already ({known['found']['seconds']:.0f} s then)")
         return
     echo(f"demo: {name}")
     began = time.perf_counter()
-    found = step(road)
+    found = step(demo)
     found.setdefault("seconds", round(time.perf_counter() - began, 1))
     write_json(note, {"key": key, "found": found})
-    road.found[name] = found
+    demo.found[name] = found
     echo(f"demo: {name} took {found['seconds']:.0f} s")
 
 
-def build(road: Road) -> dict[str, Any]:
+def build(demo: DemoRun) -> dict[str, Any]:
     """The datasets; a stopped build goes on by itself."""
-    results = build_dataset.run(road.job("build_dataset"))
+    results = build_dataset.run(demo.job("build_dataset"))
     return {"rows": {result.kind: result.rows for result in results}}
 
 
 def train(job: ModuleType, name: str) -> Step:
     """A step that trains one stage from its parent's export; a stopped one resumes from its last checkpoint."""
 
-    def step(road: Road) -> dict[str, Any]:
-        result = job.run(road.job(name))
-        found = {"export": str(result.export), "run_id": result.run_id, "metrics": dict(result.metrics)}
+    def step(demo: DemoRun) -> dict[str, Any]:
+        result = job.run(demo.job(name))
+        trained = demo.job(name).train
+        samples = trained.steps * trained.global_batch
+        found = {"export": str(result.export), "run_id": result.run_id, "samples": samples}
+        found["metrics"] = dict(result.metrics)
         # What was trained before took as long as it took then.
         return found | ({"seconds": round(result.seconds, 1)} if result.skipped else {})
 
     return step
 
 
-def judge(road: Road) -> dict[str, Any]:
-    """The same prompts before and after the last stage."""
-    models = {"before instruct": road.found["align"]["export"], "after instruct": road.found["instruct"]["export"]}
+def judge(demo: DemoRun) -> dict[str, Any]:
+    """The same prompts before and after the last stage, and for the model that ships."""
+    models = {
+        "shipped model": SHIPPED,
+        "before instruct": demo.found["align"]["export"],
+        "after instruct": demo.found["instruct"]["export"],  # last: this one is also asked in words alone
+    }
     named = yaml.safe_dump(models, default_flow_style=True, sort_keys=False)
-    folder = evaluate.run(road.job("evaluate", f"evaluate.models={named}"))
+    folder = evaluate.run(demo.job("evaluate", f"evaluate.models={named}"))
     return {"scores": read_json(folder / "scores.json")}
 
 
-def ask_endpoint(road: Road) -> dict[str, Any]:
-    """Deploy, ask over HTTP with images between the words, take down."""
-    folder = road.folder / "endpoint"
+def ask_endpoint(demo: DemoRun) -> dict[str, Any]:
+    """Deploy, call over HTTP with images between the words, shut down."""
+    folder = demo.folder / "endpoint"
     prompt = toyworld_prompts(1, entities=2, seed=1, style="image", layout="beside")[0].prompt
-    settings = (f"model={road.found['instruct']['export']}", f"decoder={road.job('instruct').decoder}")
-    with serving([road.experiment.demo.endpoint, *settings], folder / "server.log") as client:
+    settings = (f"model={demo.found['instruct']['export']}", f"decoder={demo.job('instruct').decoder}")
+    with serving([demo.experiment.demo.endpoint, *settings], folder / "server.log") as client:
         began = time.perf_counter()
         answer = client.generate(prompt, seed=7)
         seconds = time.perf_counter() - began

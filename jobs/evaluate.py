@@ -138,7 +138,7 @@ def run_toyworld(experiment: Experiment, protocol: Protocol, models: Mapping[str
     publish(experiment, folder, protocol, models, scores)
     for row in scores:
         echo(
-            f"evaluate: {row['variant']}, {row['set']}: class {row['kind']:.2f}  pattern {row['pattern']:.2f}  "
+            f"evaluate: {row['variant']}, {row['set']}: shape {row['shape']:.2f}  pattern {row['pattern']:.2f}  "
             f"hue error {row['hue']:.0f}°  background {row['background']:.2f}  whole subject {row['whole']:.2f}"
         )
     return folder

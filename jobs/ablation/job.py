@@ -27,11 +27,12 @@ from kosmosg import Prompt
 from kosmosg.checkpoint.export import load_export
 from kosmosg.errors import ConfigError
 from kosmosg.eval.result_sheet import SheetRow, result_sheet
-from kosmosg.eval.statistics import measure_shares, measure_trials
+from kosmosg.eval.statistics import measure_shares
 from kosmosg.hub import resolve_model
 from kosmosg.toyworld.benchmark import Correctness, Style, judge, toyworld_prompts
 from kosmosg.toyworld.edits import EditPrompt, edit_prompts, judge_edits
 from kosmosg.toyworld.reading import answer, caption_cases, exact_match, question_cases
+from kosmosg.toyworld.trials import measure_trials
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest, plain, to_yaml
 from kosmosg_platform.console import echo, read_metrics

@@ -1,7 +1,7 @@
 """The page of the ablation study: thresholds, tables with intervals, sheets, curves. Nothing is selected.
 
-A bar that was not reached stays, with its value. Sentences about the results are derived from them, so that the page
-never says what a run did not show.
+A threshold that was not reached stays, with its value. Sentences about the results are derived from them, so that
+the page never says what a run did not show.
 """
 
 import json
@@ -85,24 +85,24 @@ class Threshold:
 
 
 def thresholds(found: AblationResults) -> list[Threshold]:
-    """Every bar with its worst measured value over the sets that it speaks of."""
+    """Every threshold with its worst measured value over the sets that it speaks of."""
 
     def worst(name: str, figure: str, sets: Sequence[str] = SETS, pick: Callable[..., float] = min) -> float:
         return pick(found.mean(name, of, figure) for of in sets)
 
-    names = ("kind", "pattern", "whole")
+    names = ("shape", "pattern", "whole")
     two, three = ([found.mean("stage 3", of, name) for name in names] for of in ("two", "three"))
     third = [more / fewer if fewer else 0.0 for more, fewer in zip(three, two, strict=True)]
     words = ("perfect words, stage 3", "perfect words, stage 2")
     change = [
         found.mean(words[0], of, name) - found.mean(words[1], of, name)
         for of in SETS
-        for name in ("kind", "pattern", "background")
+        for name in ("shape", "pattern", "background")
     ]
     return [
         Threshold("stage 3: median hue error, degrees", 11.0, worst("stage 3", "hue", pick=max), at_least=False),
         Threshold("stage 3: pattern", 0.85, worst("stage 3", "pattern")),
-        Threshold("stage 3: shape, two entities", 0.9, worst("stage 3", "kind", ("two",))),
+        Threshold("stage 3: shape, two entities", 0.9, worst("stage 3", "shape", ("two",))),
         Threshold("stage 3: background", 0.97, worst("stage 3", "background")),
         Threshold("stage 3: whole subjects, share of the autoencoder's", 0.5, worst("stage 3", "whole") / CEILING),
         Threshold("stage 3: three entities, share of the figures for two", 0.7, min(third)),
@@ -110,7 +110,7 @@ def thresholds(found: AblationResults) -> list[Threshold]:
         Threshold("stage 2 only: pattern", 0.35, worst("stage 2 only", "pattern", pick=max), at_least=False),
         Threshold("text only: median hue error, degrees", 70.0, worst("text only", "hue")),
         Threshold("text only: pattern", 0.35, worst("text only", "pattern", pick=max), at_least=False),
-        Threshold("edits: shape is as it should be", 0.8, found.edits[0].figures["kind"].mean),
+        Threshold("edits: shape is as it should be", 0.8, found.edits[0].figures["shape"].mean),
         Threshold("edits: what was asked is done", 0.95, found.edits[0].figures["changed"].mean),
         Threshold("text to image: worst change of shape, pattern or background by stage 3", -0.03, min(change)),
     ]
@@ -118,10 +118,10 @@ def thresholds(found: AblationResults) -> list[Threshold]:
 
 def ablation_page(found: AblationResults) -> Report:
     """The whole page."""
-    reached = [bar.reached for bar in thresholds(found)]
+    reached = [threshold.reached for threshold in thresholds(found)]
     seeds = len(found.rows[0].figures["hue"].seeds)
     facts = {
-        "bars reached": f"{sum(reached)} of {len(reached)}",
+        "thresholds reached": f"{sum(reached)} of {len(reached)}",
         "whole subjects, two entities, stage 3": result_text(found, "stage 3"),
         "the same after stage 2 only": result_text(found, "stage 2 only"),
         "seeds of stage 3": str(seeds),
@@ -130,7 +130,7 @@ def ablation_page(found: AblationResults) -> Report:
         PageSection(
             "Subjects it has never seen", _SHEET, [Figure.of(found.sheets["main"], "references, prompt, results")]
         ),
-        PageSection("Bars", _BARS, table=_bar_table(found)),
+        PageSection("Thresholds", _THRESHOLDS, table=_threshold_table(found)),
         PageSection("Main rows", _rows_text(found, seeds), table=_table(found.rows)),
         PageSection(
             "Editing",
@@ -143,7 +143,7 @@ def ablation_page(found: AblationResults) -> Report:
         sections += [
             PageSection("Variants", _ablation_text(found), table=_table(found.ablations)),
             PageSection(
-                "What the variants draw", "", [Figure.of(found.sheets["ablations"], "references, prompt, results")]
+                "What the variants generate", "", [Figure.of(found.sheets["ablations"], "references, prompt, results")]
             ),
         ]
     sections.append(PageSection("What the language model reads", _READING, table=_reading_table(found.reading)))
@@ -155,7 +155,7 @@ def ablation_page(found: AblationResults) -> Report:
         PageSection("How it was made", _method(found)),
     ]
     lead = (
-        "Does aligning before instructing give images of subjects that no training ever saw? Measured in the small "
+        "Does aligning before instructing give images of subjects that no training ever saw? Measured in the toy "
         "world, by a recogniser. Written by `kosmosg run ablation`; what does not confirm the paper is told as well."
     )
     return Report("Ablation", lead, facts, sections)
@@ -180,11 +180,10 @@ _SHEET = (
     "and pattern was kept from every training, the decoder's too, cut out of other scenes than the one asked for. No "
     "word tells what the subject is."
 )
-_BARS = (
+_THRESHOLDS = (
     "Each is judged by its worst set of prompts (one, two or three entities). The thresholds were set before these "
-    "runs, "
-    "but not before everything: a model had been measured on the first 64 prompts of each kind, and where stage 3 has "
-    "a second part, it was made because the first had missed the thresholds of editing."
+    "runs, but not before everything: a model had been measured on the first 64 prompts of each kind, and where "
+    "stage 3 has a second part, it was made because the first had missed the thresholds of editing."
 )
 _READING = (
     "Stage 1 has a number of its own: captions of held-out subjects (shape, colour word, pattern) and answers to "
@@ -192,28 +191,28 @@ _READING = (
     "touch the language model; stage 3 no longer asks it for words, so what is left afterwards is a side effect."
 )
 _TITLES = {
-    "kind": "shape", "pattern": "pattern", "hue": "hue error", "background": "background", "whole": "whole subject",
-    "picture": "whole image", "changed": "changed", "identity": "identity", "done": "done",
+    "shape": "shape", "pattern": "pattern", "hue": "hue error", "background": "background", "whole": "whole subject",
+    "image": "whole image", "changed": "changed", "identity": "identity", "done": "done",
 }  # fmt: skip
 
 
-def _bar_table(found: AblationResults) -> Table:
+def _threshold_table(found: AblationResults) -> Table:
     rows = [
         [
-            bar.claim,
-            f"{'at least' if bar.at_least else 'at most'} {bar.bound:g}",
-            f"{bar.measured:.3f}" if abs(bar.measured) < 2 else f"{bar.measured:.1f}",
-            "yes" if bar.reached else "no",
+            threshold.claim,
+            f"{'at least' if threshold.at_least else 'at most'} {threshold.bound:g}",
+            f"{threshold.measured:.3f}" if abs(threshold.measured) < 2 else f"{threshold.measured:.1f}",
+            "yes" if threshold.reached else "no",
         ]
-        for bar in thresholds(found)
+        for threshold in thresholds(found)
     ]
-    return Table(["bar", "demanded", "measured", "reached"], rows)
+    return Table(["threshold", "demanded", "measured", "reached"], rows)
 
 
 def _reading_table(reading: Mapping[str, Mapping[str, float]]) -> Table:
     kinds = list(next(iter(reading.values())))
     rows = [[stage, *(f"{marks[kind]:.2f}" for kind in kinds)] for stage, marks in reading.items()]
-    titles = {"caption": "captions", "question": "all questions"}
+    titles = {"caption": "captions", "question": "all questions", "kind": "shape"}
     return Table(["after", *(titles.get(kind, kind) for kind in kinds)], rows)
 
 
@@ -269,15 +268,17 @@ def comparison(rows: Sequence[AblationRow]) -> list[str]:
     told = []
     for variant in (variant for variant in ABLATIONS if variant.name in of):
         basis = variant.against if variant.against in of else REFERENCE.name
-        groups: dict[str, list[str]] = {"worse in": [], "better in": [], "not told apart in": []}
-        for figure in ("kind", "pattern", "hue", "background", "whole"):
+        groups: dict[str, list[str]] = {"worse in": [], "better in": [], "no significant difference in": []}
+        for figure in ("shape", "pattern", "hue", "background", "whole"):
             one, other = of[variant.name][figure], of[basis][figure]
             above, below = one.low > other.high, one.high < other.low
             if figure == "hue":  # an error: less is better
                 above, below = below, above
-            groups["better in" if above else "worse in" if below else "not told apart in"].append(_TITLES[figure])
-        found = "; ".join(f"{what} {', '.join(figures)}" for what, figures in groups.items() if figures)
-        told.append(f"- {variant.name} ({variant.changed}), beside {basis}: {found}")
+            groups["better in" if above else "worse in" if below else "no significant difference in"].append(
+                _TITLES[figure]
+            )
+        sentence = "; ".join(f"{what} {', '.join(figures)}" for what, figures in groups.items() if figures)
+        told.append(f"- {variant.name} ({variant.changed}), beside {basis}: {sentence}")
     return told
 
 

@@ -11,9 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kosmosg.errors import DataError
-from kosmosg.toyworld.benchmark import Correctness
-
 ROUNDS = 1000  # of drawing prompts anew
 
 
@@ -34,40 +31,10 @@ class Measured:
         return f"{self.mean:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
-def measure_trials(trials: Sequence[Correctness], rounds: int = ROUNDS, seed: int = 0) -> dict[str, Measured]:
-    """The figures of `Correctness.scores` for S trainings of one recipe that drew the same B prompts.
-
-    Raises DataError when the trainings were not asked the same.
-    """
-    first = trials[0]
-    if any(not np.array_equal(trial.picture, first.picture) for trial in trials):
-        raise DataError("the trainings were judged on different prompts; draw the same ones with each")
-    found = [trial.scores() for trial in trials]
-    rng = np.random.default_rng(seed)
-    prompts = len(first.background)
-    order = np.argsort(first.picture, kind="stable")
-    ends = np.cumsum(np.bincount(first.picture, minlength=prompts))
-    entities = np.split(order, ends[:-1])  # rows of each prompt
-    drawn: dict[str, list[float]] = {name: [] for name in found[0]}
-    for _ in range(rounds):
-        chosen = rng.integers(prompts, size=prompts)
-        rows = np.concatenate([entities[prompt] for prompt in chosen])
-        picture = np.repeat(np.arange(prompts), [len(entities[prompt]) for prompt in chosen])
-        again = [_taken(trial, rows, picture, chosen).scores() for trial in trials]
-        for name, values in drawn.items():
-            values.append(float(np.mean([scores[name] for scores in again])))
-    measured = {}
-    for name, values in drawn.items():
-        seeds = tuple(scores[name] for scores in found)
-        low, high = np.quantile(values, [0.025, 0.975])
-        measured[name] = Measured(float(np.mean(seeds)), float(low), float(high), seeds)
-    return measured
-
-
 def measure_shares(
     trials: Sequence[Mapping[str, np.ndarray]], rounds: int = ROUNDS, seed: int = 0
 ) -> dict[str, Measured]:
-    """The same for plain answers, name -> (B,) zeros and ones for each of S trainings."""
+    """The mean and interval of answers, name -> (B,) zeros and ones for each of S trainings on the same B prompts."""
     rng = np.random.default_rng(seed)
     measured = {}
     for name in trials[0]:
@@ -77,7 +44,3 @@ def measure_shares(
         seeds = tuple(float(value) for value in table.mean(axis=1))
         measured[name] = Measured(float(table.mean()), float(low), float(high), seeds)
     return measured
-
-
-def _taken(marks: Correctness, rows: np.ndarray, picture: np.ndarray, prompts: np.ndarray) -> Correctness:
-    return Correctness(picture, marks.kind[rows], marks.pattern[rows], marks.hue_error[rows], marks.background[prompts])

@@ -54,7 +54,7 @@ class Stage(Protocol):
         ...
 
     def checkpoint_activations(self) -> None:
-        """Trade time for memory: recompute the activations of every layer on the way back. Results do not change."""
+        """Trade time for memory: recompute every layer's activations in the backward pass. Results do not change."""
         ...
 
 
@@ -64,14 +64,14 @@ def trainable_parameters(stage: nn.Module) -> list[tuple[str, Parameter]]:
 
 
 def recompute(model: PreTrainedModel) -> None:
-    """Makes the layers of a model keep only their inputs and compute the rest again on the way back."""
+    """Makes the layers of a model keep only their inputs and compute the rest again in the backward pass."""
     # The first name is the new one, which older releases of transformers 5 lack; the second warns where both exist.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
 def read(mllm: KosmosGForConditionalGeneration, batch: Batch) -> Tensor:
-    """The language model's states (B, T, C) of a batch, with gradient to everything that reads, eyes included.
+    """The language model's states (B, T, C) of a batch, with gradient to everything that reads, vision tower included.
 
     A batch without images shows the vision tower a blank one and adds nothing of it. Under ZeRO every rank must run
     the same modules in the same order, and another rank's batch may well have images.

@@ -111,7 +111,7 @@ class AlignStage(nn.Module):
         return self.model
 
     def checkpoint_activations(self) -> None:
-        """Keep only the inputs of the aligner's layers and compute the rest again on the way back."""
+        """Keep only the inputs of the aligner's layers and compute the rest again in the backward pass."""
         recompute(self.model.aligner)
         recompute(self.decoder)
 

@@ -147,7 +147,7 @@ class InstructStage(nn.Module):
         return self.model
 
     def checkpoint_activations(self) -> None:
-        """Keep only the inputs of layers and U-Net blocks, and compute the rest again on the way back."""
+        """Keep only the inputs of layers and U-Net blocks, and compute the rest again in the backward pass."""
         recompute(self.model)
         self.decoder.unet.enable_gradient_checkpointing()
 

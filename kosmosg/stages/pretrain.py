@@ -72,7 +72,7 @@ class PretrainStage(nn.Module):
         return self.model
 
     def checkpoint_activations(self) -> None:
-        """Keep only the inputs of the layers and compute the rest again on the way back."""
+        """Keep only the inputs of the layers and compute the rest again in the backward pass."""
         recompute(self.model.mllm)
 
     def _negative_log_likelihood(self, states: Tensor, targets: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Acceptance of the toy world decoder: what it generates when it is told everything in words.
 
 Stage 3 cannot be better than its frozen decoder, and the decoder's loss says nothing about whether it binds words to
-places. So the recogniser decides: perfect captions of *held-out* subjects, painted, read, counted.
+places. So the recogniser decides: images from perfect captions of *held-out* subjects, read and counted.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from kosmosg.toyworld.scene import CaptionWords, caption, render, sample_scene
 from kosmosg.toyworld.unet import paint
 from kosmosg.toyworld.vae import decode, encode, reconstruction_psnr
 
-BARS = {"kind": 0.9, "pattern": 0.9, "background": 0.95}
+THRESHOLDS = {"shape": 0.9, "pattern": 0.9, "background": 0.95}
 """Least shares of right answers with perfect words before stage 3 may start."""
 _LAYOUTS = {"one": ("alone",), "two": ("beside", "above"), "three": ("pyramid",)}
 
@@ -26,9 +26,9 @@ Scores = dict[str, dict[str, float]]
 
 
 def measure(folder: Path, n: int = 192, seed: int = 11, guidance: float = 3.0, steps: int = 20) -> Scores:
-    """Scores of a world folder on n held-out scenes of one, two and three entities.
+    """Scores of a decoder folder on n held-out scenes of one, two and three entities.
 
-    Rows `one`, `two`, `three` are painted from perfect words. `two exact` mixes colour words to the exact hue, which
+    Rows `one`, `two`, `three` are generated from perfect words. `two exact` mixes colour words to the exact hue, which
     no caption can say: how finely the decoder listens. `... ceiling` is the autoencoder's reconstruction of the true
     image; `vae` holds its `psnr` in dB.
     """
@@ -58,10 +58,10 @@ def measure(folder: Path, n: int = 192, seed: int = 11, guidance: float = 3.0, s
 
 
 def shortfalls(scores: Scores) -> list[str]:
-    """The bars that are missed, one sentence each; empty when stage 3 may start."""
+    """The thresholds that are missed, one sentence each; empty when stage 3 may start."""
     return [
-        f"{name}: {key} {scores[name][key]:.3f} is below {bar}"
+        f"{name}: {key} {scores[name][key]:.3f} is below {threshold}"
         for name in _LAYOUTS
-        for key, bar in BARS.items()
-        if scores[name][key] < bar
+        for key, threshold in THRESHOLDS.items()
+        if scores[name][key] < threshold
     ]

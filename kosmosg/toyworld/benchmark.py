@@ -32,7 +32,7 @@ from kosmosg.toyworld.scene import (
 )
 
 CHANCE = {
-    "kind": 1 / len(KINDS),
+    "shape": 1 / len(KINDS),
     "pattern": 1 / len(PATTERNS),
     "hue": 90.0,  # median and mean error of a random hue, degrees
     "background": 1 / (2 * len(GROUNDS)),
@@ -54,8 +54,8 @@ class ToyworldPrompt(NamedTuple):
 class Correctness:
     """What is right, entity by entity (M of them in B images) and image by image."""
 
-    picture: npt.NDArray[np.int64]  # (M,) which image the entity is in
-    kind: npt.NDArray[np.bool_]  # (M,)
+    image: npt.NDArray[np.int64]  # (M,) which image the entity is in
+    shape: npt.NDArray[np.bool_]  # (M,)
     pattern: npt.NDArray[np.bool_]  # (M,)
     hue_error: npt.NDArray[np.float64]  # (M,) degrees in 0..180
     background: npt.NDArray[np.bool_]  # (B,) ground and time of day both right
@@ -63,20 +63,20 @@ class Correctness:
     @property
     def whole(self) -> npt.NDArray[np.bool_]:
         """(M,) shape, pattern and hue right."""
-        found: npt.NDArray[np.bool_] = self.kind & self.pattern & (self.hue_error < HUE_TOLERANCE)
+        found: npt.NDArray[np.bool_] = self.shape & self.pattern & (self.hue_error < HUE_TOLERANCE)
         return found
 
     def scores(self) -> dict[str, float]:
         """Shares of right answers; `hue` is the median error in degrees, `hue_mean` its mean."""
-        every = np.bincount(self.picture, ~self.whole, minlength=len(self.background)) == 0
+        every = np.bincount(self.image, ~self.whole, minlength=len(self.background)) == 0
         return {
-            "kind": float(self.kind.mean()),
+            "shape": float(self.shape.mean()),
             "pattern": float(self.pattern.mean()),
             "hue": float(np.median(self.hue_error)),
             "hue_mean": float(self.hue_error.mean()),
             "background": float(self.background.mean()),
             "whole": float(self.whole.mean()),
-            "picture": float((every & self.background).mean()),
+            "image": float((every & self.background).mean()),
         }
 
 
@@ -92,8 +92,8 @@ def judge(
     entities = [place[2] for place in places]
     difference = np.abs(reading.hue[rows, columns] - np.array([entity.hue for entity in entities])) % 360.0
     return Correctness(
-        picture=rows,
-        kind=reading.kind[rows, columns] == np.array([KINDS.index(entity.kind) for entity in entities]),
+        image=rows,
+        shape=reading.kind[rows, columns] == np.array([KINDS.index(entity.kind) for entity in entities]),
         pattern=reading.pattern[rows, columns] == np.array([PATTERNS.index(entity.pattern) for entity in entities]),
         hue_error=np.minimum(difference, 360.0 - difference),
         background=(reading.ground == np.array([GROUNDS.index(scene.ground) for scene in scenes]))
@@ -104,7 +104,7 @@ def judge(
 def score(
     pictures: Sequence[Image.Image] | Bytes, scenes: Sequence[Scene], recogniser: Recogniser | None = None
 ) -> dict[str, float]:
-    """`judge(...).scores()`: kind, pattern, hue (median, degrees), hue_mean, background, whole, image."""
+    """`judge(...).scores()`: shape, pattern, hue (median, degrees), hue_mean, background, whole, image."""
     return judge(pictures, scenes, recogniser).scores()
 
 

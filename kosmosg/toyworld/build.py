@@ -114,11 +114,11 @@ def assemble(work: Path, destination: Path, n: int = 192, note: str = "", report
 
 def card(folder: Path, bills: Mapping[str, Any], scores: Scores, n: int, note: str) -> str:
     """The model card: what it is, how it was made, what it can do, which bytes it consists of."""
-    columns = ("kind", "pattern", "hue", "hue_mean", "background", "whole", "picture")
+    columns = ("shape", "pattern", "hue", "hue_mean", "background", "whole", "image")
     rows = [
         f"| {name} | " + " | ".join(f"{row[column]:.3g}" for column in columns) + " |"
         for name, row in scores.items()
-        if "kind" in row
+        if "shape" in row
     ]
     parts = [
         f"| {name} | {bill['settings']['batch']} x {bill['steps']} | {bill['settings']['lr']:g} "
@@ -182,15 +182,15 @@ training are mixtures of two neighbours that say the exact hue. So the condition
 ## Measured
 Held-out subjects, {n} scenes a row, 20 DPM-Solver++ steps, guidance 3, read by the recogniser. `one`, `two` and
 `three` entities are painted from perfect words, `two exact` from colour words mixed to the exact hue; `ceiling` is the
-autoencoder's reconstruction of the true image. kind and pattern: share right, per entity; hue: median and mean error
-in degrees (eight words alone leave 11.25 on average); background: ground and time both right; whole: kind and pattern
+autoencoder's reconstruction of the true image. shape and pattern: share right, per entity; hue: median and mean error
+in degrees (eight words alone leave 11.25 on average); background: ground and time both right; whole: shape and pattern
 right and hue within 22.5 degrees; image: everything right.
 
 | | {columns} |
 {line}
 {rows}
 
-Autoencoder on held-out scenes: {psnr:.1f} dB. Gate (kind and pattern .9, background .95): {gate}.
+Autoencoder on held-out scenes: {psnr:.1f} dB. Thresholds (shape and pattern .9, background .95): {gate}.
 
 ## Files
 | file | bytes | sha256 |

@@ -45,7 +45,7 @@ class EditCorrectness:
 
     changed: np.ndarray
     """(B,) what was asked is now so."""
-    kind: np.ndarray
+    shape: np.ndarray
     """(B,) the shape is still the same, or the one asked for."""
     identity: np.ndarray
     """(B,) everything of the subject that was not to change (shape, pattern, hue) is as before."""

@@ -58,7 +58,7 @@ class Fitted:
 
 
 def fit(model: nn.Module, loss: Loss, config: FitConfig, folder: Path, report: Report = print) -> Fitted:
-    """Train `model` in place and return its averaged copy; `folder` keeps the state, a log and a way back after a stop.
+    """Train `model` in place and return its averaged copy; `folder` keeps the log and what resuming needs.
 
     Lengthening `steps` of a finished or stopped run continues it.
     """

@@ -15,8 +15,8 @@ from jobs.experiment import AblationConfig, load
 from kosmosg.errors import ConfigError
 from kosmosg.eval.statistics import Measured
 
-GOOD = {"kind": 0.95, "pattern": 0.9, "hue": 6.0, "background": 1.0, "whole": 0.9, "picture": 0.8}
-BLIND = {"kind": 0.2, "pattern": 0.2, "hue": 92.0, "background": 0.9, "whole": 0.0, "picture": 0.0}
+GOOD = {"shape": 0.95, "pattern": 0.9, "hue": 6.0, "background": 1.0, "whole": 0.9, "image": 0.8}
+BLIND = {"shape": 0.2, "pattern": 0.2, "hue": 92.0, "background": 0.9, "whole": 0.0, "image": 0.0}
 
 
 def figures(values: Mapping[str, float], width: float = 0.02) -> dict[str, Measured]:
@@ -39,7 +39,7 @@ def found(stage_3: Mapping[str, float] = GOOD, **ablations: Mapping[str, float])
             *rows("perfect words, stage 2", GOOD),
         ],
         edits=[
-            AblationRow("all", "one", 10, figures({"kind": 0.5, "changed": 0.96, "identity": 0.4, "background": 0.9}))
+            AblationRow("all", "one", 10, figures({"shape": 0.5, "changed": 0.96, "identity": 0.4, "background": 0.9}))
         ],
         ablations=[row for name, values in ablations.items() for row in rows(name.replace("_", " "), values)],
         guidances={1.5: 0.4, 3.0: 0.6},
@@ -62,7 +62,7 @@ def test_bars_are_judged_by_their_worst_set() -> None:
 def test_a_bar_that_was_missed_stays_on_the_page(tmp_path: Path) -> None:
     page = ablation_page(found(recipe=GOOD, linear=GOOD, no_stage_2=BLIND)).write_markdown(tmp_path / "results.md")
     text = page.read_text()
-    assert "bars reached: **12 of 13**" in text
+    assert "thresholds reached: **12 of 13**" in text
     assert "| edits: shape is as it should be | at least 0.8 | 0.500 | no |" in text
     assert "- linear (no stage 2, and one projection" in text
     assert ", beside no stage 2: better in shape, pattern, hue error, background, whole subject" in text
@@ -74,13 +74,13 @@ def test_a_bar_that_was_missed_stays_on_the_page(tmp_path: Path) -> None:
 def test_intervals_decide_what_can_be_told_apart() -> None:
     ablations = [
         *rows("recipe", GOOD),
-        *rows("linear", {**GOOD, "hue": 6.05, "kind": 0.91}, width=0.03),
-        *rows("mlp", {**GOOD, "hue": 4.0, "kind": 0.8}),
+        *rows("linear", {**GOOD, "hue": 6.05, "shape": 0.91}, width=0.03),
+        *rows("mlp", {**GOOD, "hue": 4.0, "shape": 0.8}),
     ]
     linear, mlp = (line.split(", beside recipe: ")[1] for line in comparison(ablations))
     # Without the row that they differ from in one thing, the recipe stands for it.
-    assert linear == "not told apart in shape, pattern, hue error, background, whole subject"
-    assert mlp == "worse in shape; better in hue error; not told apart in pattern, background, whole subject"
+    assert linear == "no significant difference in shape, pattern, hue error, background, whole subject"
+    assert mlp == "worse in shape; better in hue error; no significant difference in pattern, background, whole subject"
 
 
 def test_variants_by_name() -> None:

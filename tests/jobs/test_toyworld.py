@@ -8,7 +8,7 @@ import pytest
 
 from jobs.experiment import load
 from jobs.toyworld import run
-from kosmosg.toyworld.acceptance import BARS
+from kosmosg.toyworld.acceptance import THRESHOLDS
 from kosmosg.toyworld.build import FITS
 
 
@@ -23,7 +23,7 @@ def test_the_job_leaves_a_decoder_and_a_second_run_only_measures(
     said = capfd.readouterr()
     assert folder == tmp_path / "toyworld" / "toyworld"
     assert said.out.strip().endswith(str(folder))
-    assert f"is below {BARS['kind']}" in said.err  # a few steps teach nothing
+    assert f"is below {THRESHOLDS['shape']}" in said.err  # a few steps teach nothing
 
     decoder = FrozenDecoder.from_pretrained(folder)
     assert (decoder.prediction_type, decoder.latent_shape, decoder.condition_dim) == ("v_prediction", (8, 8, 8), 128)

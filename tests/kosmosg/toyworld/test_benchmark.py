@@ -19,13 +19,13 @@ def scenes() -> list[Scene]:
 def test_true_pictures_score_full_marks(scenes: list[Scene]) -> None:
     scores = score(render(scenes), scenes)
     assert scores["whole"] > 0.98
-    assert scores["picture"] > 0.97
+    assert scores["image"] > 0.97
     assert scores["hue"] < 3.0
 
 
 def test_pictures_of_other_scenes_score_chance(scenes: list[Scene]) -> None:
     scores = score(np.roll(render(scenes), 1, axis=0), scenes)
-    assert abs(scores["kind"] - CHANCE["kind"]) < 0.08
+    assert abs(scores["shape"] - CHANCE["shape"]) < 0.08
     assert abs(scores["background"] - CHANCE["background"]) < 0.08
     assert abs(scores["hue"] - CHANCE["hue"]) < 15.0
     assert scores["whole"] < 0.04
@@ -41,7 +41,7 @@ def test_entities_that_swapped_places_are_wrong(scenes: list[Scene]) -> None:
         swapped.append(replace(scene, entities=moved))
     different = [scene for scene in scenes if scene.entities[0].kind != scene.entities[1].kind]
     marks = judge(render([s for s, o in zip(swapped, scenes, strict=True) if o in different]), different)
-    assert marks.kind.mean() < 0.03
+    assert marks.shape.mean() < 0.03
     assert marks.background.mean() > 0.98
 
 
@@ -55,7 +55,7 @@ def test_a_wrong_hue_costs_the_subject_and_nothing_else(scenes: list[Scene]) -> 
     assert abs(np.median(first) - 60.0) < 4.0
     assert np.median(second) < 3.0
     assert not marks.whole[0::2].any()
-    assert marks.kind.mean() > 0.98
+    assert marks.shape.mean() > 0.98
 
 
 def test_enlarged_pictures_read_the_same(scenes: list[Scene]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kosmosg.toyworld.acceptance import BARS, shortfalls
+from kosmosg.toyworld.acceptance import THRESHOLDS, shortfalls
 from kosmosg.toyworld.assets import toyworld_folder
 from kosmosg.toyworld.benchmark import score, shipped_recogniser
 from kosmosg.toyworld.build import FITS, scaled, train_part
@@ -199,7 +199,7 @@ def test_the_shipped_recogniser_reads_true_pictures(held_out: bool) -> None:
     rng = np.random.default_rng(21)
     scenes = [sample_scene(rng, held_out) for _ in range(128)]
     scores = score(render(scenes), scenes)
-    assert scores["kind"] > 0.99
+    assert scores["shape"] > 0.99
     assert scores["pattern"] > 0.99
     assert scores["background"] > 0.99
     assert scores["hue_mean"] < 4.0
@@ -236,7 +236,7 @@ def test_the_shipped_pipeline_paints_what_words_say_of_unseen_subjects(shipped) 
     ).images
     assert pictures[0].size == (32, 32)
     scores = score(pictures, scenes)
-    assert scores["kind"] >= 0.9
+    assert scores["shape"] >= 0.9
     assert scores["pattern"] >= 0.9
     assert scores["background"] >= 0.95
     assert scores["hue"] < 22.5
@@ -253,7 +253,7 @@ def test_the_model_card_names_the_bytes_that_ship_and_a_passed_gate() -> None:
     scores = json.loads((toyworld_folder() / "scores.json").read_text())["scores"]
     assert shortfalls(scores) == []
     assert shortfalls({**scores, "two": {**scores["two"], "pattern": 0.5}}) == [
-        f"two: pattern 0.500 is below {BARS['pattern']}"
+        f"two: pattern 0.500 is below {THRESHOLDS['pattern']}"
     ]
 
 

@@ -70,7 +70,7 @@ def draw() -> Callable[[Sequence[Prompt]], list[Image.Image]]:
 def test_unseen_subjects_are_recognised_in_its_pictures(draw: Callable[[Sequence[Prompt]], list[Image.Image]]) -> None:
     cases = toyworld_prompts(24, 2, seed=3, style="image")
     scores = score(draw([case.prompt for case in cases]), [case.scene for case in cases])
-    assert scores["kind"] > 0.85
+    assert scores["shape"] > 0.85
     assert scores["pattern"] > 0.6
     assert scores["hue"] < 15
     assert scores["background"] > 0.8

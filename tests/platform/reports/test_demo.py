@@ -23,7 +23,7 @@ def demo(output: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("journey")
+    folder = tmp_path_factory.mktemp("demo")
     result = demo(folder)
     assert result.returncode == 0, result.stderr[-4000:]
     return folder
@@ -31,7 +31,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 60)
-class TestJourney:
+class TestDemo:
     def test_dataset_holds_what_was_asked_for(self, output: Path) -> None:
         manifest = json.loads((output / "demo/build_dataset/composition/manifest.json").read_text())
         assert manifest["rows"] == 64
@@ -60,13 +60,15 @@ class TestJourney:
     def test_scores_tell_every_set_and_variant(self, output: Path) -> None:
         scores = json.loads((output / "demo/evaluate/scores.json").read_text())
         found = {(row["variant"], row["set"]) for row in scores}
-        variants = ("before instruct", "after instruct", "text only")
+        variants = ("shipped model", "before instruct", "after instruct", "text only")
         assert found == {(variant, entities) for variant in variants for entities in ("one", "two", "three")}
         assert all(0 <= row["hue"] <= 180 for row in scores)
 
     def test_page_and_sheets_are_there(self, output: Path) -> None:
         page = (output / "demo/report.html").read_text()
         assert "Subjects it has never seen" in page
+        for told in ("pattern right", "whole subject right", "This is a short run", "shipped model", "in nats"):
+            assert told in page
         assert page.count("data:image/png;base64,") >= 3
         for name in ("sheet.png", "endpoint/sheet.png"):
             with Image.open(output / "demo" / name) as sheet:
@@ -76,3 +78,17 @@ class TestJourney:
         result = demo(output)
         assert result.returncode == 0, result.stderr[-4000:]
         assert result.stderr.count("is done already") == 6
+
+
+def test_a_demo_that_fails_is_recorded_as_failed_with_its_reason(tmp_path: Path) -> None:
+    """KILLED is for runs that their user stopped."""
+    from mlflow import MlflowClient
+
+    command = [str(Path(sys.executable).parent / "kosmosg"), "run", "demo", "tiny", f"output={tmp_path}"]
+    command.append('demo.settings=["decoder=nowhere/at-all"]')
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    assert result.returncode != 0
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
+    assert run.info.status == "FAILED"
+    assert "nowhere/at-all" in run.data.tags["failure"]

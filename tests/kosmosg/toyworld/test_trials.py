@@ -5,10 +5,11 @@ import pytest
 from PIL import Image
 
 from kosmosg.errors import DataError
-from kosmosg.eval.statistics import measure_shares, measure_trials
+from kosmosg.eval.statistics import measure_shares
 from kosmosg.toyworld.benchmark import Correctness
 from kosmosg.toyworld.edits import ASKED, edit_prompts, judge_edits
 from kosmosg.toyworld.scene import KINDS, render
+from kosmosg.toyworld.trials import measure_trials
 
 
 def marks(right: np.ndarray, error: float = 5.0) -> Correctness:
@@ -22,19 +23,19 @@ def test_a_mean_is_over_seeds_and_its_interval_over_prompts() -> None:
     rng = np.random.default_rng(0)
     first, second = rng.random(400) < 0.9, rng.random(400) < 0.7
     found = measure_trials([marks(first), marks(second, error=9.0)])
-    assert found["kind"].seeds == (first.mean(), second.mean())
-    assert found["kind"].mean == pytest.approx((first.mean() + second.mean()) / 2)
+    assert found["shape"].seeds == (first.mean(), second.mean())
+    assert found["shape"].mean == pytest.approx((first.mean() + second.mean()) / 2)
     assert found["hue"].mean == 7.0
-    width = found["kind"].high - found["kind"].low
+    width = found["shape"].high - found["shape"].low
     # Both entities of a prompt are right together, so only prompts count: twice 1.96 standard errors of their mean.
     expected = 2 * 1.96 * np.std((first.astype(float) + second) / 2) / np.sqrt(400)
     assert width == pytest.approx(expected, rel=0.15)
-    assert found["kind"].low < found["kind"].mean < found["kind"].high
+    assert found["shape"].low < found["shape"].mean < found["shape"].high
 
 
 def test_a_result_that_never_varies_has_no_interval() -> None:
     found = measure_trials([marks(np.ones(10, dtype=bool))] * 3)
-    assert found["picture"].show() == "1.00 [1.00, 1.00]"
+    assert found["image"].show() == "1.00 [1.00, 1.00]"
 
 
 def test_trainings_that_were_asked_different_prompts_are_not_averaged() -> None:
@@ -59,7 +60,7 @@ def test_edits_ask_for_everything_in_turn_about_subjects_never_seen() -> None:
 def test_perfect_answers_are_right_and_doing_nothing_is_not() -> None:
     prompts = edit_prompts(100, seed=0)
     perfect = judge_edits([Image.fromarray(render([prompt.edit.after])[0]) for prompt in prompts], prompts)
-    for part in ("changed", "kind", "identity", "background", "done"):
+    for part in ("changed", "shape", "identity", "background", "done"):
         assert getattr(perfect, part).mean() >= 0.97, part
     lazy = judge_edits([Image.fromarray(render([prompt.edit.before])[0]) for prompt in prompts], prompts)
     assert lazy.changed.mean() <= 0.05
