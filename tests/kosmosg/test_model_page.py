@@ -65,7 +65,7 @@ def test_the_page_works(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from jobs.experiment import load
     from kosmosg_platform.cli.main import app
 
-    assert [kind for kind, _ in BLOCKS] == ["bash", "python", "bash", "python", "python"]
+    assert [kind for kind, _ in BLOCKS] == ["python", "bash", "python", "bash", "python", "python"]
     for kind, code in BLOCKS:
         if kind == "python":
             assert len([line for line in code.splitlines() if line]) <= 10
@@ -81,6 +81,7 @@ def test_the_page_works(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
                 continue
             done = typer_testing.CliRunner().invoke(app, [verb, *arguments], catch_exceptions=False)
             assert done.exit_code == 0, done.output
+    assert Image.open("ball.png").size == (32, 32)
     assert Image.open("out.png").size == Image.open("out2.png").size == (16, 16)
     assert "xPos" not in (desk / "start" / "README.md").read_text()
     assert capsys.readouterr().out.startswith("[")  # the answers
