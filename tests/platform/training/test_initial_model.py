@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kosmosg.errors import CheckpointError, ConfigError
+from kosmosg.errors import ConfigError
 from kosmosg.hub import resolve_model
 from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.training.initial_model import InitialModel, ModelConfig, tokenizer_path
@@ -34,5 +34,5 @@ def test_what_ships_has_names(tmp_path: Path) -> None:
     given = InitialModel.of("instruct", ModelConfig(), "toyworld", "toyworld:align", RunPaths(tmp_path))
     begun = InitialModel.of("pretrain", ModelConfig(init="toyworld:align"), "toyworld", None, RunPaths(tmp_path))
     assert given.parent == begun.parent == resolve_model("toyworld:align")
-    with pytest.raises(CheckpointError, match=r"no model 'toyworld:decoder'; .*toyworld:pretrain, toyworld:align"):
+    with pytest.raises(ConfigError, match=r"^parent: .*'toyworld:decoder'.*toyworld:pretrain, toyworld:align"):
         InitialModel.of("instruct", ModelConfig(), "toyworld", "toyworld:decoder", RunPaths(tmp_path))
