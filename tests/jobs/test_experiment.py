@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from jobs.demo import Road, walk
-from jobs.experiment import PRESETS, from_arguments, load, refuse_others, usage
+from jobs.experiment import PRESETS, Experiment, from_arguments, load, refuse_others, usage
 from kosmosg.errors import ConfigError
-from kosmosg_platform.config import to_yaml
+from kosmosg.hub import resolve_model
+from kosmosg_platform.config import RENAMED, describe, to_yaml
 from kosmosg_platform.tracking import Run
 from kosmosg_platform.training import engine
 from kosmosg_platform.training.lr_schedule import batch_plan, learning_rate
@@ -30,6 +31,32 @@ def test_every_preset_can_run_every_stage(preset: str, stage: str) -> None:
     engine.check(experiment.engine, on_gpu=experiment.scale.use_gpu)
     rates = [learning_rate(experiment.train, step) for step in range(0, experiment.train.steps, 97)]
     assert 0 < max(rates) <= experiment.train.lr
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_an_old_setting_is_refused_with_its_new_name(old: str, tmp_path: Path) -> None:
+    """On the command line, in a preset and in a saved experiment.yaml; the new name is one that exists."""
+    value: Any = {} if old in ("world", "train.rates") else 1
+    new = RENAMED[old]
+    told = rf"^{re.escape(old)}: this setting is (now called {re.escape(new)}|gone)"
+    with pytest.raises(ConfigError, match=told):
+        load("pretrain", "tiny", [f"{old}={value}"])
+    for part in reversed(old.split(".")):
+        value = {part: value}
+    saved = tmp_path / "experiment.yaml"
+    saved.write_text(yaml.safe_dump(value))
+    with pytest.raises(ConfigError, match=told):
+        load("pretrain", str(saved))
+    keys = [path for path, _, _ in describe(Experiment)]
+    assert not new or any(f"{key}.".startswith(f"{new}.") or new.startswith(f"{key}.") for key in keys)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_settings_that_ship_with_a_model_are_a_preset(stage: str) -> None:
+    shipped = resolve_model(f"toyworld:{stage}") / "experiment.yaml"
+    experiment = load(stage, str(shipped))
+    assert experiment.train.lr_multipliers == ({"model.mllm": 0.1} if stage == "instruct" else {})
+    assert experiment.train.max_grad_norm == 1.0
 
 
 def test_the_paper_preset_holds_the_papers_numbers() -> None:
