@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from jobs.experiment import Experiment, main
+from kosmosg.data.records import record_kind
 from kosmosg.data.sources.base import Reader
 from kosmosg.errors import DataError
 from kosmosg_platform.cluster.session import connect
@@ -73,9 +74,11 @@ def write_sheet(folder: Path, result: BuildResult) -> None:
     """DEST/sheet.png, for kinds with images."""
     from kosmosg.data.contact_sheet import contact_sheet, spread
 
-    if result.kind in ("composition", "edit") and result.rows:
-        records = RecordDataset(folder)
-        shown = [records[index] for index in spread(len(records), SHEET_RECORDS)]
+    fields = record_kind(result.kind).images
+    records = RecordDataset(folder)
+    chosen = (records[index] for index in spread(len(records), SHEET_RECORDS))
+    shown = [record for record in chosen if any(record[field] for field in fields)]
+    if shown:
         contact_sheet(shown, result.kind, columns=3 if result.kind == "edit" else 2).save(folder / "sheet.png")
 
 

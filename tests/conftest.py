@@ -6,10 +6,15 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+from hypothesis import settings
 
 # Tiny tensors gain nothing from threads, and threads that wait for each other on a busy machine lose minutes. Read when
 # torch is first imported, so it stands before any fixture.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# On a busy machine an example takes seconds that has nothing wrong with it.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,7 +1,8 @@
 """A contact sheet of records: what a dataset looks like, at a glance, without any tool.
 
 A composition record is one line: its image with the entities' boxes, then for every entity its crop and the crop on
-white, and the caption with the entities' words underlined by colour. An edit record shows before and after.
+white, and the caption with the entities' words in its colour. Records of other kinds show the images that
+`RECORD_KINDS` names, such as before and after of an edit, and their words.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from kosmosg.data.image_bytes import decode_image
+from kosmosg.data.records import record_kind
 from kosmosg.data.templates.instruct import entity_image
 from kosmosg.errors import DataError
 
@@ -23,11 +25,12 @@ SHOWN = 3  # entities of one record; more are counted
 def contact_sheet(records: Iterable[Mapping[str, Any]], kind: str, columns: int = 2) -> Image.Image:
     """All given records on one RGB image, in order, `columns` next to each other.
 
-    Raises DataError for kinds that have no images.
+    Raises DataError for kinds and records that have no images.
     """
-    if kind not in ("composition", "edit"):
-        raise DataError(f"records of kind {kind!r} have no images for a sheet; give composition or edit records")
-    strips = [_composition(record) if kind == "composition" else _edit(record) for record in records]
+    fields = record_kind(kind).images
+    if not fields:
+        raise DataError(f"records of kind {kind!r} have no images for a sheet")
+    strips = [_composition(record) if kind == "composition" else _images(record, fields) for record in records]
     if not strips:
         raise DataError("a contact sheet needs at least one record")
     width, height = max(strip.width for strip in strips), strips[0].height
@@ -49,10 +52,10 @@ def spread(total: int, count: int) -> list[int]:
 
 def _composition(record: Mapping[str, Any]) -> Image.Image:
     entities: Sequence[Mapping[str, Any]] = record["entities"]
-    picture = decode_image(record["image"])
-    shown = _cell(picture)
+    image = decode_image(record["image"])
+    shown = _cell(image)
     draw = ImageDraw.Draw(shown)
-    scale = min(CELL / picture.width, CELL / picture.height)
+    scale = min(CELL / image.width, CELL / image.height)
     for index, entity in enumerate(entities):
         box = [round(value * scale) for value in entity["box"]]
         colour = COLOURS[index % len(COLOURS)]
@@ -69,20 +72,24 @@ def _composition(record: Mapping[str, Any]) -> Image.Image:
     return strip
 
 
-def _edit(record: Mapping[str, Any]) -> Image.Image:
-    strip = _strip([_cell(decode_image(record["before"])), _cell(decode_image(record["after"]))])
-    _write(strip, record["instruction"], [], 0)
-    _write(strip, record["caption"], [], 1, "#656d76")
+def _images(record: Mapping[str, Any], fields: Sequence[str]) -> Image.Image:
+    if not any(record.get(field) for field in fields):
+        raise DataError(f"record {record.get('id')!r} has no images for a sheet")
+    blank = Image.new("RGB", (CELL, CELL), "#f6f8fa")
+    strip = _strip([_cell(decode_image(record[field])) if record.get(field) else blank for field in fields])
+    lines = [record[name] for name in ("instruction", "caption", "text", "id") if record.get(name)]
+    for number, line in enumerate(lines[:2]):
+        _write(strip, line, [], number, "#656d76" if number else "black")
     return strip
 
 
-def _cell(picture: Image.Image) -> Image.Image:
-    scale = min(CELL / picture.width, CELL / picture.height)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+def _cell(image: Image.Image) -> Image.Image:
+    scale = min(CELL / image.width, CELL / image.height)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     # Enlarged pixel art keeps its pixels; a photo that shrinks is filtered.
     resample = Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS
     cell = Image.new("RGB", (CELL, CELL), "#f6f8fa")
-    cell.paste(picture.resize(size, resample), (0, 0))
+    cell.paste(image.resize(size, resample), (0, 0))
     return cell
 
 

@@ -49,7 +49,7 @@ class AlignStage(nn.Module):
         model: whose aligner is trained; everything else of it is frozen.
         text_encoder: the text encoder that the U-Net was trained with.
         objective: weights of the loss.
-        decoder: N to go on with, from an earlier stage 2 that trained this very aligner; without it N starts anew.
+        decoder: N to start from, of an earlier stage 2 that trained this very aligner; without it N starts anew.
 
     Raises:
         ConfigError: the aligner's width is not the text encoder's, or N belongs to a model of other sizes.

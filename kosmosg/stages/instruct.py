@@ -33,16 +33,16 @@ class InstructObjective:
     """What stage 3 minimises; the defaults are the original's."""
 
     null_drop: float = 0.1
-    """Chance that a sample is drawn from the null condition."""
+    """Chance that the null condition takes the place of a sample's own."""
     timesteps: Literal["uniform", "informative"] = "uniform"
-    """`uniform` is the original's. `informative` draws mostly timesteps at which the condition can still change what
+    """`uniform` is the original's. `informative` samples mostly timesteps at which the condition can still change what
     the image shows; toy worlds learn from far fewer samples with it."""
     uniform_share: float = 0.3
-    """Of informative draws, the share that is uniform all the same."""
+    """Of informative timesteps, the share that is uniform all the same."""
     centre: float = 0.47
-    """Mean of the other informative draws, as a fraction of the noise schedule."""
+    """Mean of the other informative timesteps, as a fraction of the noise schedule."""
     spread: float = 0.17
-    """Standard deviation of the other informative draws, as a fraction of the noise schedule."""
+    """Standard deviation of the other informative timesteps, as a fraction of the noise schedule."""
     weight_limit: float = 6.0
     """Most that an informative sample of an epsilon decoder may weigh; its weight is 1 / alphas_cumprod(t), with which
     an error in the image counts as much as in a v-prediction decoder's loss. That one needs no weights."""
@@ -163,7 +163,7 @@ class InstructStage(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         shape = self.decoder.latent_shape
         sample, noise = torch.randn(2, *shape, generator=generator)
-        # As many numbers are drawn in every case, so that changing one setting leaves the rest of a run's noise alone.
+        # As many numbers are taken in every case, so that changing one setting leaves the rest of a run's noise alone.
         drop, place, choice = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
         offset = torch.randn((), generator=generator, dtype=torch.float64).item()
         last = self.decoder.num_timesteps - 1

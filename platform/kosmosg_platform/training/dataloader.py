@@ -27,7 +27,7 @@ def micro_batches(job: TrainRun, start: int, micro: int, rank: int, world_size: 
         collate_fn=job.recipe.build_collate(),
         num_workers=job.experiment.scale.dataloader_workers,
         pin_memory=job.experiment.scale.use_gpu,
-        generator=torch.Generator(),  # else it would draw from the global one, which belongs to the stage
+        generator=torch.Generator(),  # else it would advance the global one, which belongs to the stage
     )
     return iter(loader)
 

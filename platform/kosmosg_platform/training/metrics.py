@@ -50,7 +50,7 @@ class Recorder:
 
     A resumed run takes some steps again: their earlier lines are removed from the file, and MLflow, which forgets
     nothing, is told each step once. When the tracking server does not answer, metrics wait for it in memory and in the
-    file; training goes on.
+    file; training continues.
     """
 
     def __init__(self, job: TrainRun, start: int) -> None:

@@ -56,7 +56,7 @@ class MixtureSampler:
         self._pattern, self._before = _interleave(self._shares)
         self._keys = [mix(seed, *name.encode()) for name in self._names]
 
-    def draw(self, position: int) -> SampleIndex:
+    def sample_at(self, position: int) -> SampleIndex:
         """The sample at a position (0-based) of the whole run."""
         period, offset = divmod(position, len(self._pattern))
         source = self._pattern[offset]
@@ -72,16 +72,16 @@ class MixtureSampler:
         if rest:
             raise ValueError(f"{self.global_batch} samples cannot be shared equally by {world_size} workers")
         start = step * self.global_batch + rank * share
-        return [self.draw(position) for position in range(start, start + share)]
+        return [self.sample_at(position) for position in range(start, start + share)]
 
     def micro_batches(
         self, start: int, stop: int, micro: int, rank: int = 0, world_size: int = 1
     ) -> Iterator[list[SampleIndex]]:
         """The slices of one worker for the steps [start, stop), cut into pieces of `micro` samples."""
         for step in range(start, stop):
-            draws = self.step(step, rank, world_size)
-            for first in range(0, len(draws), micro):
-                yield draws[first : first + micro]
+            samples = self.step(step, rank, world_size)
+            for first in range(0, len(samples), micro):
+                yield samples[first : first + micro]
 
 
 def permute(place: int, size: int, key: int) -> int:

@@ -7,7 +7,8 @@ from PIL import Image
 from kosmosg.data.annotators.apply import apply
 from kosmosg.data.composition import ComposeOptions, compose
 from kosmosg.data.contact_sheet import CELL, contact_sheet, spread
-from kosmosg.data.records import CompositionRecord
+from kosmosg.data.image_bytes import encode_image
+from kosmosg.data.records import RECORD_KINDS, CompositionRecord
 from kosmosg.data.sources.base import ReadyRow
 from kosmosg.errors import DataError
 from kosmosg.toyworld.annotators import ToyworldCaptioner, ToyworldEntityFinder, ToyworldSegmenter
@@ -27,7 +28,7 @@ def composition_records(count: int) -> list[CompositionRecord]:
     return [compose(sample, ComposeOptions(), names) for sample in samples]
 
 
-def test_every_picture_is_on_the_sheet() -> None:
+def test_every_image_is_on_the_sheet() -> None:
     records = composition_records(5)
     sheet = contact_sheet(records, "composition")
     assert sheet.mode == "RGB"
@@ -46,9 +47,20 @@ def test_edits_show_before_and_after() -> None:
     assert sheet.width > 4 * CELL
 
 
-def test_what_has_no_pictures_has_no_sheet() -> None:
+@pytest.mark.parametrize("kind", [name for name, kind in RECORD_KINDS.items() if kind.images and name != "composition"])
+def test_every_kind_with_images_has_a_sheet(kind: str) -> None:
+    red = encode_image(Image.new("RGB", (8, 8), "red"))
+    fields = RECORD_KINDS[kind].images
+    record = {"id": "a", "text": "b", "caption": "c", "instruction": "d"} | dict.fromkeys(fields, red)
+    sheet = np.asarray(contact_sheet([record], kind))
+    assert (sheet == (255, 0, 0)).all(axis=-1).sum() >= len(fields) * CELL * CELL
+
+
+def test_what_has_no_images_has_no_sheet() -> None:
     with pytest.raises(DataError, match="no images"):
         contact_sheet([{"id": "a", "text": "b"}], "caption")
+    with pytest.raises(DataError, match="no images"):
+        contact_sheet([{"id": "a", "text": "b"}], "text")
     with pytest.raises(DataError, match="at least one"):
         contact_sheet([], "edit")
 

@@ -49,7 +49,7 @@ def test_stopping_anywhere_and_going_on_with_other_workers_repeats_and_skips_not
         for step in range(stop - start):
             for rank in range(workers):
                 seen += [draw for piece in pieces[rank][step * passes : (step + 1) * passes] for draw in piece]
-    assert seen == [order.draw(position) for position in range(30 * order.global_batch)]
+    assert seen == [order.sample_at(position) for position in range(30 * order.global_batch)]
 
 
 @given(shares=weights)
@@ -58,7 +58,7 @@ def test_every_prefix_holds_the_mixture_within_one_sample(shares: list[float]) -
     order = order_of(shares)
     counts: Counter[str] = Counter()
     for position in range(400):
-        counts[order.draw(position).source] += 1
+        counts[order.sample_at(position).source] += 1
         for i, share in enumerate(shares):
             exact = (position + 1) * share / sum(shares)
             # 0.001 of the share is given away when awkward weights become integers.
@@ -73,7 +73,7 @@ def test_two_to_two_to_one_is_exact_in_every_batch() -> None:
 
 def test_each_epoch_sees_every_record_once_in_a_new_order() -> None:
     order = MixtureSampler({"a": 23}, {"a": 1}, seed=0, global_batch=1)
-    epochs = [[order.draw(epoch * 23 + i) for i in range(23)] for epoch in range(3)]
+    epochs = [[order.sample_at(epoch * 23 + i) for i in range(23)] for epoch in range(3)]
     for number, epoch in enumerate(epochs):
         assert sorted(draw.index for draw in epoch) == list(range(23))
         assert {draw.epoch for draw in epoch} == {number}
@@ -81,7 +81,7 @@ def test_each_epoch_sees_every_record_once_in_a_new_order() -> None:
 
 
 def test_seeds_differ_between_samples_epochs_and_runs_and_fit_in_int64() -> None:
-    seeds = [order_of([1, 1], seed).draw(position).seed for seed in (0, 1) for position in range(300)]
+    seeds = [order_of([1, 1], seed).sample_at(position).seed for seed in (0, 1) for position in range(300)]
     assert len(set(seeds)) == 600
     assert all(0 <= seed < 2**63 for seed in seeds)
 
