@@ -154,7 +154,7 @@ def ask_endpoint(demo: DemoRun) -> dict[str, Any]:
         began = time.perf_counter()
         answer = client.generate(prompt, seed=7)
         seconds = time.perf_counter() - began
-    result_sheet([SheetRow(prompt, answer.pictures)], ["answer"]).save(folder / "sheet.png")
+    result_sheet([SheetRow(prompt, answer.images)], ["answer"]).save(folder / "sheet.png")
     return {
         "route": "/v1/generate",
         "prompt": prompt.text,

@@ -37,7 +37,7 @@ from kosmosg_platform.inference.generation import GenerationRequest, generate_im
 from kosmosg_platform.reports.benchmark import benchmark_report, protocol_table, summary
 from kosmosg_platform.reports.demo import score_table
 from kosmosg_platform.reports.page import Figure, PageSection, Report
-from kosmosg_platform.run_paths import RunPaths
+from kosmosg_platform.run_paths import RunPaths, choose_model
 from kosmosg_platform.storage import write_json, write_text
 from kosmosg_platform.tracking import Run
 
@@ -55,7 +55,7 @@ def run(experiment: Experiment) -> Path:
     settings, layout = experiment.evaluate, RunPaths(experiment.output)
     protocol = settle(settings)
     models = {name: resolve_model(path) for name, path in settings.models.items()}
-    models = models or {"model": layout.newest_export(experiment.decoder)}
+    models = models or {"model": choose_model(experiment.output, experiment.decoder).folder}
     for model in models.values():
         model_weights(model)  # a wrong folder should be told before a cluster starts
     if protocol.benchmark == "toyworld":

@@ -20,12 +20,11 @@ from typing import Any
 
 from jobs.experiment import Experiment, GenerateConfig, main
 from kosmosg.errors import ConfigError, DataError, KosmosGError
-from kosmosg.hub import resolve_model
 from kosmosg.prompt import Prompt
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest
 from kosmosg_platform.console import echo, quiet_ray_data
-from kosmosg_platform.run_paths import RunPaths
+from kosmosg_platform.run_paths import RunPaths, choose_model
 from kosmosg_platform.storage import write_text
 
 SHEET_ROWS = 24
@@ -60,7 +59,7 @@ def run(experiment: Experiment) -> Path:
     """Draw what is missing; gives the folder. Raises ConfigError, DataError for what concerns all prompts."""
     settings = experiment.generate
     layout = RunPaths(experiment.output)
-    model = resolve_model(settings.model) if settings.model else layout.newest_export(experiment.decoder)
+    model = choose_model(experiment.output, experiment.decoder, settings.model).folder
     tasks = read_tasks(experiment)[: experiment.limit]
     dest = (experiment.dest or layout.job("generate") / Path(experiment.source or "prompt").stem).absolute()
     (dest / "images").mkdir(parents=True, exist_ok=True)

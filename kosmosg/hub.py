@@ -42,6 +42,8 @@ class ShippedModels:
     """Denoising steps that the decoder was made for."""
     default_guidance: float
     """Guidance scale that it was made for."""
+    description: str = ""
+    """What its images show, for whoever has not chosen it: "32 x 32 pixels, ..."."""
 
 
 MODELS: dict[str, ShippedModels] = {}
@@ -134,6 +136,18 @@ def model_for(decoder: str | Path) -> str | None:
     if shipped is None:
         return None
     return f"{RENAMED.get(str(decoder), decoder)}:{shipped.models[-1]}"
+
+
+def model_description(name: str | Path, folder: Path) -> str:
+    """What a model can generate, in a few words: what its plug-in says, or else the decoder that it was trained for.
+
+    Empty when neither is known. `folder` is what `resolve_model(name)` gives.
+    """
+    decoder = decoder_of(name, folder)
+    if decoder is None:
+        return ""
+    shipped = shipped_decoder(decoder)
+    return shipped.description if shipped is not None else f"trained for the decoder {decoder}"
 
 
 def model_names() -> list[str]:

@@ -1,1 +1,4 @@
-"""The application that you deploy: interleaved prompts in over HTTP, images out."""
+"""The endpoint.
+
+`config` (`ServingConfig`), `app` (the Ray Serve deployments), `api` (HTTP), `engine`, `replicas`, `middleware`.
+"""

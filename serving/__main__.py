@@ -1,6 +1,6 @@
-"""`python -m serving [PRESET] [key=value ...] [--host H] [--port P] [--address A]`: deploy, tell, stay, take down.
+"""`python -m serving [PRESET] [key=value ...] [--host H] [--port P] [--address A]`: deploy, stay up, take down.
 
-python -m serving world model=runs/demo/instruct/export --port 8000
+python -m serving toyworld model=runs/demo/instruct/export --port 8000
 """
 
 import argparse
@@ -22,7 +22,7 @@ from serving.config import DEFAULT_PRESET, PRESETS, ServingConfig, load
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry; ends the process with 0 when it was stopped, 2 for a mistake of the user."""
+    """Entry; exit code 0 when it was stopped, 2 for a mistake of the user."""
     options = _parser().parse_args(arguments)
     presets = [word for word in options.words if "=" not in word]
     overrides = [word for word in options.words if "=" in word]
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def deploy(config: ServingConfig, host: str, port: int) -> None:
     """Deploy on a cluster and stay until the process is interrupted or terminated."""
     began = time.perf_counter()
-    echo(f"serving {config.folder} with the decoder {config.decoder}")
+    echo(f"serving {config.chosen} (decoder {config.decoder})")
     echo("starting Ray (about ten seconds), then loading the model")
     from ray import serve
     from ray.serve.config import HTTPOptions
@@ -73,17 +73,20 @@ def deploy(config: ServingConfig, host: str, port: int) -> None:
             raise ConfigError(f"the deployment failed: {_cause(error)}") from error
         finally:
             if config.scale.address or os.environ.get("RAY_ADDRESS"):
-                # Somebody else's cluster goes on, and other applications on it too. One of our own simply ends.
+                # Somebody else's cluster stays up, with its other applications. One of our own simply ends.
                 serve.delete(NAME)
 
 
 def _check(config: ServingConfig, host: str, port: int) -> None:
-    """What can be told before Ray is started. The libraries that tell it best take seconds to import, so they are only
-    asked where something looks wrong."""
-    if not (config.folder / "config.json").is_file() or not list(config.folder.glob("*.safetensors")):
+    """What can be checked before Ray starts.
+
+    The libraries that know best take seconds to import, so they are asked only where something looks wrong.
+    """
+    folder = config.chosen.folder
+    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         from kosmosg.checkpoint.export import load_export
 
-        load_export(config.folder)
+        load_export(folder)
     if config.decoder != "toyworld" and not (Path(config.decoder) / "unet" / "config.json").is_file():
         from kosmosg.diffusion.components import NEEDED, decoder_parts
 
@@ -94,9 +97,7 @@ def _check(config: ServingConfig, host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ConfigError(
-                f"--port: {host}:{port} cannot be listened at ({error.strerror}); choose another"
-            ) from None
+            raise ConfigError(f"--port: {host}:{port} cannot be bound ({error.strerror}); choose another") from None
 
 
 def _cause(error: BaseException) -> str:

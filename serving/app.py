@@ -20,7 +20,7 @@ from kosmosg.errors import KosmosGError
 from kosmosg.prompt import Prompt
 from kosmosg_platform.config import validate
 from serving.api.errors import ApiError
-from serving.api.routes import http_app
+from serving.api.http_app import http_app
 from serving.config import ServingConfig
 from serving.engine.messages import DecoderInfo, EncodedPrompt, Event, ImageRequest
 
@@ -35,43 +35,43 @@ def build(args: Mapping[str, Any] | ServingConfig) -> serve.Application:
     config = args if isinstance(args, ServingConfig) else validate(ServingConfig, args)
     encoding, decoding = config.encoding, config.decoding
     encoder = serve.deployment(
-        EncoderReplica,
+        PromptEncoderReplica,
         name="Encoder",
         num_replicas=encoding.replicas,
-        # Two batches: one that is computed, one that gathers.
-        max_ongoing_requests=2 * encoding.batch,
+        # Two batches: one is computed while the next one fills.
+        max_ongoing_requests=2 * encoding.max_batch_size,
         max_queued_requests=encoding.queue,
         max_constructor_retry_count=1,  # a folder that cannot be loaded will not load at the third try either
         ray_actor_options={"num_cpus": encoding.cpus, "num_gpus": encoding.gpus},
     ).bind(
-        config.folder,
+        config.chosen.folder,
         config.precision,
-        encoding.batch,
+        encoding.max_batch_size,
         encoding.wait_ms,
         encoding.cache,
         threads=max(1, int(encoding.cpus)),
     )
     decoder = serve.deployment(
-        DecoderReplica,
+        ImageDecoderReplica,
         name="Decoder",
         num_replicas=decoding.replicas,
-        max_ongoing_requests=decoding.orders,
+        max_ongoing_requests=decoding.max_concurrent,
         max_queued_requests=decoding.queue,
         max_constructor_retry_count=1,
         ray_actor_options={"num_cpus": decoding.cpus, "num_gpus": decoding.gpus},
-    ).bind(config.decoder, config.precision, decoding.rows, threads=max(1, int(decoding.cpus)))
+    ).bind(config.decoder, config.precision, decoding.max_batch_rows, threads=max(1, int(decoding.cpus)))
     ingress: serve.Application = serve.deployment(
         serve.ingress()(Ingress),
         name="Ingress",
-        # It only waits for others, so it takes in whatever comes; the decoder's queue is what refuses.
+        # It only waits for others, so it accepts everything; the decoder's queue is what refuses.
         max_ongoing_requests=1000,
         ray_actor_options={"num_cpus": 0},
     ).bind(config, encoder, decoder)
     return ingress
 
 
-class EncoderReplica:
-    """`serving.replicas.prompt_encoder.Encoder` in a process of its own.
+class PromptEncoderReplica:
+    """`serving.replicas.prompt_encoder.BatchedPromptEncoder` in a process of its own.
 
     The libraries of the model are imported there and only there, so that whoever deploys, and the ingress, stay small
     and are up within a second or two.
@@ -91,13 +91,13 @@ class EncoderReplica:
         return await self._encoder.encode(prompt, negative)
 
 
-class DecoderReplica:
-    """`serving.replicas.image_decoder.Decoder` in a process of its own; see `EncoderReplica`."""
+class ImageDecoderReplica:
+    """`serving.replicas.image_decoder.ImageDecoder` in a process of its own; see `PromptEncoderReplica`."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         from serving.replicas.image_decoder import ImageDecoder
 
-        self._decoder = ImageDecoder(*args, **settings)
+        self._decoder = ImageDecoder.load(*args, **settings)
 
     def about(self) -> tuple[int, int, tuple[str, ...]]:
         """See `ImageDecoder.about`."""
@@ -107,9 +107,9 @@ class DecoderReplica:
         """See `ImageDecoder.active`."""
         return self._decoder.active()
 
-    async def draw(self, order: ImageRequest) -> AsyncGenerator[Event]:
-        """See `ImageDecoder.draw`."""
-        async with aclosing(self._decoder.draw(order)) as events:
+    async def generate(self, request: ImageRequest) -> AsyncGenerator[Event]:
+        """See `ImageDecoder.generate`."""
+        async with aclosing(self._decoder.generate(request)) as events:
             async for event in events:
                 yield event
 
@@ -147,23 +147,23 @@ class Ingress:
         try:
             encoded: EncodedPrompt = await self._encoder.encode.remote(prompt, negative)
         except (KosmosGError, RayError, BackPressureError, DeploymentUnavailableError) as error:
-            raise self._told(error, self._config.encoding.queue) from error
+            raise self._as_answer(error, self._config.encoding.queue) from error
         return encoded
 
-    async def draw(self, order: ImageRequest) -> AsyncGenerator[Event]:
+    async def generate(self, request: ImageRequest) -> AsyncGenerator[Event]:
         """By any replica of the decoder; closing this generator cancels the call there."""
-        response = self._decoder.options(stream=True).draw.remote(order)
+        response = self._decoder.options(stream=True).generate.remote(request)
         try:
             async for event in response:
                 yield event
         except (KosmosGError, RayError, BackPressureError, DeploymentUnavailableError) as error:
-            raise self._told(error, self._config.decoding.queue) from error
+            raise self._as_answer(error, self._config.decoding.queue) from error
         except (GeneratorExit, asyncio.CancelledError):
             # The client went away. (Never cancel a call that was refused: Ray raises the refusal again.)
             response.cancel()
             raise
 
-    def _told(self, error: Exception, queue: int) -> Exception:
+    def _as_answer(self, error: Exception, queue: int) -> Exception:
         """What a failed call means to the client."""
         if isinstance(error, BackPressureError):
             return ApiError(

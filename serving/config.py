@@ -10,10 +10,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kosmosg.errors import ConfigError
-from kosmosg.hub import resolve_model
 from kosmosg_platform.cluster.session import ScaleConfig
 from kosmosg_platform.config import Section, resolve
-from kosmosg_platform.run_paths import RunPaths
+from kosmosg_platform.run_paths import ChosenModel, choose_model
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "toyworld"
@@ -21,18 +20,18 @@ DEFAULT_PRESET = "toyworld"
 Share = Annotated[float, Field(ge=0)]
 
 
-class Defaults(Section):
-    """What a request gets that does not say."""
+class RequestDefaults(Section):
+    """What a request gets for the fields that it leaves out."""
 
     steps: int = Field(default=50, ge=1)
     """Denoising steps (the original app's)."""
     guidance: float = Field(default=6.0, ge=0)
     """Classifier-free guidance (the original app's)."""
     scheduler: str | None = None
-    """Sampler, a name of `kosmosg.diffusion.schedulers`; null is the decoder's own, as in the pipeline."""
+    """Scheduler, a name of `kosmosg.diffusion.schedulers`; null is the decoder's own, as in the pipeline."""
 
 
-class Limits(Section):
+class RequestLimits(Section):
     """What one request may ask for. A refusal names the limit."""
 
     n: int = Field(default=4, ge=1)
@@ -44,11 +43,11 @@ class Limits(Section):
     pixels: int = Field(default=768 * 768, ge=1)
     """Width times height of an image."""
     partial_images: int = Field(default=8, ge=0)
-    """Unfinished images in a stream."""
+    """Partial images in a stream."""
     images: int = Field(default=16, ge=0)
     """Images in a prompt."""
     image_pixels: int = Field(default=50_000_000, ge=1)
-    """Pixels of one image, before it is made small."""
+    """Pixels of one image of a prompt, before it is resized."""
     image_bytes: int = Field(default=20_000_000, ge=1)
     """Bytes of one encoded image."""
     characters: int = Field(default=8_000, ge=1)
@@ -57,15 +56,15 @@ class Limits(Section):
     """Bytes of a request. Base64 makes images a third larger."""
 
 
-class EncoderConfig(Section):
+class EncodingConfig(Section):
     """Prompts to conditions."""
 
     replicas: int = Field(default=1, ge=1)
     """Processes with a copy of the model."""
-    batch: int = Field(default=8, ge=1)
-    """Prompts that are encoded together."""
+    max_batch_size: int = Field(default=8, ge=1)
+    """Prompts that are encoded together, at most."""
     wait_ms: float = Field(default=5.0, ge=0)
-    """Milliseconds that a prompt waits for company."""
+    """Milliseconds that a prompt waits for others to share its batch."""
     cache: int = Field(default=256, ge=0)
     """Conditions kept, by content of the prompt (0.24 MB each at 77 x 768)."""
     queue: int = Field(default=64, ge=1)
@@ -76,15 +75,15 @@ class EncoderConfig(Section):
     """GPUs of a replica; a fraction shares one with the decoder."""
 
 
-class DecoderConfig(Section):
+class DecodingConfig(Section):
     """Conditions to images."""
 
     replicas: int = Field(default=1, ge=1)
     """Processes with a copy of U-Net and VAE."""
-    rows: int = Field(default=16, ge=2)
+    max_batch_rows: int = Field(default=16, ge=2)
     """Rows of one U-Net call at its native size; a guided image takes two."""
-    orders: int = Field(default=16, ge=1)
-    """Requests under way in a replica; those that do not fit into a call take turns by age."""
+    max_concurrent: int = Field(default=16, ge=1)
+    """Requests under way in a replica: image sizes take turns, and of one size the oldest go first."""
     queue: int = Field(default=32, ge=1)
     """Requests that may wait; the next is refused with 429."""
     cpus: Share = 1.0
@@ -97,8 +96,8 @@ class ServingConfig(Section):
     """The endpoint. Order of precedence: these defaults < preset < key=value."""
 
     model: str | None = None
-    """`toyworld:STAGE`, a folder, a URL or a Hub id; null takes the furthest stage under `output`, or else the model
-    that ships with the decoder."""
+    """`toyworld:STAGE`, a folder, a URL or a Hub id; null takes the furthest stage under `output` or its demo,
+    or else the model that ships with the decoder."""
     output: Path = Path("runs")
     """Where exports are looked for."""
     decoder: str = "toyworld"
@@ -109,16 +108,16 @@ class ServingConfig(Section):
     """Arithmetic of model, U-Net and VAE; the schedulers always compute in fp32."""
     retry_after: int = Field(default=2, ge=1)
     """Seconds that a refused client is told to wait."""
-    defaults: Defaults = Defaults()
-    limits: Limits = Limits()
-    encoding: EncoderConfig = EncoderConfig()
-    decoding: DecoderConfig = DecoderConfig()
+    defaults: RequestDefaults = RequestDefaults()
+    limits: RequestLimits = RequestLimits()
+    encoding: EncodingConfig = EncodingConfig()
+    decoding: DecodingConfig = DecodingConfig()
     scale: ScaleConfig = ScaleConfig()
 
     @property
-    def folder(self) -> Path:
-        """The model's folder. Raises ConfigError or CheckpointError when there is none."""
-        return resolve_model(self.model) if self.model else RunPaths(self.output).newest_export(self.decoder)
+    def chosen(self) -> ChosenModel:
+        """The model that is served. Raises ConfigError or CheckpointError when there is none."""
+        return choose_model(self.output, self.decoder, self.model)
 
 
 def load(preset: str = DEFAULT_PRESET, overrides: Sequence[str] = ()) -> ServingConfig:

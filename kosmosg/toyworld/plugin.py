@@ -7,7 +7,13 @@ from kosmosg.data.records import RECORD_KINDS, RecordKind, SampleKind
 from kosmosg.hub import MODELS, ShippedModels
 from kosmosg.toyworld.assets import TRAINED, toyworld_folder
 
-MODELS["toyworld"] = ShippedModels(toyworld_folder(), TRAINED, default_steps=20, default_guidance=3.0)
+MODELS["toyworld"] = ShippedModels(
+    toyworld_folder(),
+    TRAINED,
+    default_steps=20,
+    default_guidance=3.0,
+    description="32 x 32 pixels, six shapes of the toy world",
+)
 
 # An image with a question and its answer for a text, read as any words about an image are.
 RECORD_KINDS["questions"] = RecordKind(

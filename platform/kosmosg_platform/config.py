@@ -23,6 +23,9 @@ from kosmosg.errors import ConfigError
 
 RENAMED: dict[str, str] = {
     "world": "toyworld",
+    "decoding.orders": "decoding.max_concurrent",
+    "decoding.rows": "decoding.max_batch_rows",
+    "encoding.batch": "encoding.max_batch_size",
     "data.length": "data.max_seq_len",
     "data.questions": "data.datasets.questions",
     "scale.loaders": "scale.dataloader_workers",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kosmosg.data.records import dataset_folder
 from kosmosg.errors import ConfigError
-from kosmosg.hub import model_for, resolve_model
+from kosmosg.hub import model_description, model_for, resolve_model
 
 STAGES = ("pretrain", "align", "instruct")
 
@@ -49,18 +49,57 @@ class RunPaths:
             )
         return link.resolve()
 
-    def newest_export(self, decoder: str = "") -> Path:
-        """The export of the furthest stage that has one; else the model that ships with the decoder.
-
-        Raises ConfigError when there is none.
-        """
+    def newest_export(self) -> Path:
+        """The export of the furthest stage that has one. Raises ConfigError when none has."""
         for stage in reversed(STAGES):
             if (self.job(stage) / "export").is_dir():
                 return self.export(stage)
-        shipped = model_for(decoder)
-        if shipped is not None:
-            return resolve_model(shipped)
         raise ConfigError(f"output: no finished stage under {self.output}; run `kosmosg run pretrain` first")
+
+
+@dataclass(frozen=True)
+class ChosenModel:
+    """A model, and what a user should know about it when it was chosen for them."""
+
+    folder: Path
+    name: str
+    """As it is given to `model=` and `--model`."""
+    description: str
+    """What it can generate; empty when nothing is known."""
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.description}" if self.description else self.name
+
+
+def choose_model(output: Path, decoder: str, model: str | Path | None = None) -> ChosenModel:
+    """The model that every command and endpoint takes: the one that is named, or else the first of
+
+    1. the furthest finished stage under `output`,
+    2. that of the demo, under `output/demo`,
+    3. the model that ships with the decoder.
+
+    Raises:
+        CheckpointError: there is no model of that name.
+        ConfigError: none is named and there is none of the three.
+    """
+    if model is not None:
+        return _described(str(model), resolve_model(model))
+    for folder in (output, output / "demo"):
+        for stage in reversed(STAGES):
+            link = folder / stage / "export"
+            if link.is_dir():
+                return _described(str(link), link.resolve())
+    shipped = model_for(decoder)
+    if shipped is None:
+        raise ConfigError(
+            f"model: no trained model under {output} or {output / 'demo'}; name one (a folder, a URL or a Hub id), or "
+            "run `make demo`"
+        )
+    return _described(shipped, resolve_model(shipped))
+
+
+def _described(name: str, folder: Path) -> ChosenModel:
+    return ChosenModel(folder, name, model_description(name, folder))
 
 
 def require_dataset(folder: Path, kind: str) -> Path:

@@ -1,4 +1,4 @@
-"""What goes wrong, in the shape that OpenAI's clients understand: {"error": {"type", "code", "message", "param"}}."""
+"""Errors in the shape that OpenAI's clients understand: {"error": {"type", "code", "message", "param"}}."""
 
 import logging
 import re
@@ -8,7 +8,6 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kosmosg.errors import KosmosGError
 
@@ -32,7 +31,7 @@ class ApiError(Exception):
 
     @classmethod
     def of(cls, error: BaseException) -> "ApiError":
-        """Any exception as an answer: the user's mistakes keep their sentence, faults of ours are told to the log."""
+        """Any exception as an answer: mistakes of the user keep their message, faults of ours go to the log."""
         if isinstance(error, ApiError):
             return error
         if isinstance(error, KosmosGError):
@@ -55,7 +54,7 @@ class ApiError(Exception):
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of the app leave in that shape."""
+    """Give every error of the app that shape."""
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -64,8 +63,8 @@ def install(app: FastAPI) -> None:
             return ApiError(400, "invalid_json", f"the body is not JSON: {first['ctx']['error']}").response()
         # The first word is where it was ("body"); the tags of unions are inside the path as well, and help.
         param = ".".join(str(part) for part in first["loc"][1:])
-        told = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"]
-        message = f"{param or 'body'}: {told[0].lower()}{told[1:]}"
+        reason = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"]
+        message = f"{param or 'body'}: {reason[0].lower()}{reason[1:]}"
         return ApiError(422, first["type"], message, param or None).response()
 
     @app.exception_handler(HTTPException)
@@ -80,41 +79,8 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
     @app.exception_handler(KosmosGError)
     @app.exception_handler(Exception)
-    async def told(request: Request, error: Exception) -> JSONResponse:
+    async def failed(request: Request, error: Exception) -> JSONResponse:
         return ApiError.of(error).response()
-
-
-class BodyLimit:
-    """ASGI middleware: a body beyond `limit` bytes is refused with 413, and never all in memory."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app = app
-        self.limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
-            await self.app(scope, receive, send)
-            return
-        error = ApiError(413, "body_too_large", f"the request is larger than the limit of {self.limit} bytes")
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        messages: list[Message] = []
-        size = int(declared) if declared.isdigit() else 0
-        more = size <= self.limit
-        received = 0
-        while more:
-            messages.append(await receive())
-            received += len(messages[-1].get("body", b""))
-            size = max(size, received)
-            more = messages[-1].get("more_body", False) and size <= self.limit
-        if size > self.limit:
-            await error.response()(scope, receive, send)
-            return
-        messages.reverse()
-
-        async def replayed() -> Message:
-            return messages.pop() if messages else await receive()
-
-        await self.app(scope, replayed, send)
 
 
 def _sentence(error: BaseException) -> str:

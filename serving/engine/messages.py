@@ -17,7 +17,7 @@ Embeddings = np.ndarray[Any, np.dtype[np.float32]]
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt as a condition, and what it cost."""
+    """A prompt as a condition, and the tokens it took."""
 
     positive: Embeddings
     negative: Embeddings
@@ -31,13 +31,13 @@ class ImageRequest:
 
     positive: Embeddings
     negative: Embeddings
-    seeds: tuple[int, ...]  # one image each; image i is the same whether it is drawn alone or with others
+    seeds: tuple[int, ...]  # one per image; image i is the same whether it is generated alone or in a batch
     height: int  # pixels
     width: int  # pixels
     steps: int = 20
     guidance: float = 3.0  # classifier-free guidance scale; at 1 or below the negative is not computed at all
     scheduler: str | None = None  # a name of kosmosg.diffusion.schedulers.SCHEDULERS; None is the decoder's own
-    previews: int = 0  # unfinished images told on the way, evenly spread
+    previews: int = 0  # partial results on the way, evenly spread
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,18 @@ class DenoisingProgress:
 
 @dataclass(frozen=True)
 class Preview:
-    """What the images would be if the network's present guess were right."""
+    """Partial images: what the images would be if the network's present estimate were right."""
 
     step: int
     steps: int
-    pictures: ImageArray
+    images: ImageArray
 
 
 @dataclass(frozen=True)
 class Finished:
     """The images, and the U-Net evaluations (rows) they took."""
 
-    pictures: ImageArray
+    images: ImageArray
     evaluations: int
 
 
@@ -70,7 +70,7 @@ Event = DenoisingProgress | Preview | Finished
 
 @dataclass(frozen=True)
 class DecoderInfo:
-    """What the loaded parts say about themselves."""
+    """What the loaded encoder and decoder say about themselves."""
 
     native_size: int  # pixels per side that the decoder was trained at
     size_step: int  # widths and heights are multiples of this many pixels

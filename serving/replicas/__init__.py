@@ -1,1 +1,4 @@
-"""The Ray Serve deployments: prompt encoder and image decoder."""
+"""What computes, one process each.
+
+`BatchedPromptEncoder`: prompts to conditions; `ImageDecoder`: conditions to images.
+"""

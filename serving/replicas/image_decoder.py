@@ -1,9 +1,8 @@
 """The decoder deployment: a step engine, and for each request the events that concern it."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Self
 
 import torch
 
@@ -15,35 +14,40 @@ from serving.replicas.prompt_encoder import DTYPES, device
 
 
 class ImageDecoder:
-    """Runs the engine as long as there are orders.
+    """Runs a step engine as long as it has requests."""
 
-    Args:
-        source: `toyworld`, or a folder or hub id of a Stable Diffusion 1.x pipeline.
-        precision: a key of `serving.replicas.prompt_encoder.DTYPES`.
-        rows: rows of one U-Net call.
-        threads: CPU threads of one call.
-    """
+    def __init__(self, engine: StepEngine) -> None:
+        self._engine = engine
+        self._inboxes: dict[ActiveRequest, asyncio.Queue[Event | Exception]] = {}
+        self._running: asyncio.Task[None] | None = None
 
-    def __init__(self, source: str, precision: str, rows: int, threads: int) -> None:
+    @classmethod
+    def load(cls, source: str, precision: str, max_batch_rows: int, threads: int) -> Self:
+        """Load U-Net, VAE and scheduler of a decoder.
+
+        Args:
+            source: name of a shipped decoder, or a folder or Hub id of a Stable Diffusion 1.x pipeline.
+            precision: a key of `serving.replicas.prompt_encoder.DTYPES`.
+            max_batch_rows: rows of one U-Net call.
+            threads: CPU threads of one call.
+        """
         torch.set_num_threads(threads)
         parts = decoder_parts(source, NEEDED)
         unet, vae = (parts[name].to(device(), DTYPES[precision]).requires_grad_(False) for name in ("unet", "vae"))
-        self._engine = StepEngine(unet, vae, parts["scheduler"], rows)
-        self._inboxes: dict[ActiveRequest, asyncio.Queue[Event | Exception]] = {}
-        self._running: asyncio.Task[None] | None = None
+        return cls(StepEngine(unet, vae, parts["scheduler"], max_batch_rows))
 
     def about(self) -> tuple[int, int, tuple[str, ...]]:
         """Native pixels per side, what sizes are multiples of, and the schedulers by name."""
         return self._engine.native_size, self._engine.size_step, tuple(SCHEDULERS)
 
     def active(self) -> int:
-        """Orders under way."""
+        """Requests under way."""
         return self._engine.active
 
-    async def draw(self, order: ImageRequest) -> AsyncGenerator[Event]:
-        """The events of an order. A consumer that goes away takes its order out at the next step."""
-        sampling = self._engine.admit(order)
-        inbox = self._inboxes[sampling] = asyncio.Queue()
+    async def generate(self, request: ImageRequest) -> AsyncGenerator[Event]:
+        """The events of a request. Closing the generator takes the request out before the next step."""
+        admitted = self._engine.admit(request)
+        inbox = self._inboxes[admitted] = asyncio.Queue()
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run())
         try:
@@ -55,19 +59,13 @@ class ImageDecoder:
                 if isinstance(event, Finished):
                     return
         finally:
-            self._engine.leave(sampling)
-            self._inboxes.pop(sampling, None)
+            self._engine.leave(admitted)
+            self._inboxes.pop(admitted, None)
 
     async def _run(self) -> None:
         while self._engine.active:
-            try:
-                # In a thread: here requests come, go and are cancelled while the U-Net computes.
-                told: list[tuple[ActiveRequest, Any]] = await asyncio.to_thread(self._engine.tick)
-            except Exception as error:  # noqa: BLE001 - out of memory, say: everybody in the engine is told
-                told = [(sampling, error) for sampling in self._inboxes]
-                for sampling in self._inboxes:
-                    self._engine.leave(sampling)
-            for sampling, event in told:
-                # Whoever left during the step has no inbox any more.
-                with contextlib.suppress(KeyError):
-                    self._inboxes[sampling].put_nowait(event)
+            # In a thread: here requests come, go and are cancelled while the U-Net computes.
+            for admitted, event in await asyncio.to_thread(self._engine.tick):
+                inbox = self._inboxes.get(admitted)
+                if inbox is not None:  # it may have left during the step
+                    inbox.put_nowait(event)

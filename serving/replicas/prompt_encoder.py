@@ -22,24 +22,27 @@ def device() -> torch.device:
 
 
 class BatchedPromptEncoder:
-    """Holds the model and its memory of conditions.
+    """Holds the model and a cache of its conditions.
 
     Args:
         folder: export folder.
         precision: a key of DTYPES.
-        batch, wait_ms: prompts that are encoded together, at most, and how long one waits for company.
+        max_batch_size, wait_ms: prompts that are encoded together, at most, and how long one waits for others.
         cache: conditions kept.
         threads: CPU threads of one batch.
     """
 
-    def __init__(self, folder: Path, precision: str, batch: int, wait_ms: float, cache: int, threads: int) -> None:
+    def __init__(
+        self, folder: Path, precision: str, max_batch_size: int, wait_ms: float, cache: int, threads: int
+    ) -> None:
         torch.set_num_threads(threads)
         model, processor = load_export(folder)
         model.to(device(), DTYPES[precision])
-        # Room for a whole batch whatever the setting: conditions pass through the memory on their way out.
-        self._encoder = PromptEncoder(model, processor, capacity=max(cache, 2 * batch), batch_size=batch)
+        # Room for a whole batch whatever the setting: conditions pass through the cache on their way out.
+        capacity = max(cache, 2 * max_batch_size)
+        self._encoder = PromptEncoder(model, processor, capacity=capacity, batch_size=max_batch_size)
         self._limit = min(processor.max_length, model.config.aligner_config.max_position_embeddings)
-        self._encode.set_max_batch_size(batch)
+        self._encode.set_max_batch_size(max_batch_size)
         self._encode.set_batch_wait_timeout_s(wait_ms / 1000)
         self._shape = self._encoder([""]).positive.shape[1:]  # the null prompt, which almost every request needs
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 from ray import serve
 
 from kosmosg import KosmosGPipeline, Prompt
+from kosmosg.diffusion.schedulers import make_scheduler
 from kosmosg_platform.inference.client import Client, EndpointError, Generated, serving
 
 pytestmark = pytest.mark.slow
@@ -90,7 +92,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def generate_patiently(client: Client, **settings: int) -> Generated:
+def generate_patiently(client: Client, **settings: Any) -> Generated:
     """Ask again after the time that a full endpoint names, as its users do."""
     for _ in range(30):
         try:
@@ -115,8 +117,8 @@ def test_it_says_starting_until_the_model_is_there(client: Client, before_ready)
     assert httpx.get(f"{client.url}/healthz").json() == {"status": "ok"}
 
 
-def test_a_picture_is_that_of_the_library(client: Client, export: Path, decoder: Path) -> None:
-    """Same export, decoder and seeds: what HTTP gives is what `KosmosGPipeline` draws in one's own process."""
+def test_an_image_is_that_of_the_library(client: Client, export: Path, decoder: Path) -> None:
+    """Same export, decoder and seeds: what HTTP gives is what `KosmosGPipeline` generates in one's own process."""
     served = client.generate(INTERLEAVED, n=2, seed=7, steps=5, guidance=4.0, negative="a dog")
     assert served.seeds == [7, 8]
     pipeline = KosmosGPipeline.from_pretrained(export, decoder=str(decoder))
@@ -129,18 +131,40 @@ def test_a_picture_is_that_of_the_library(client: Client, export: Path, decoder:
         num_images_per_prompt=2,
         generator=[torch.Generator().manual_seed(seed) for seed in served.seeds],
     ).images
-    for mine, theirs in zip(served.pictures, drawn, strict=True):
+    for mine, theirs in zip(served.images, drawn, strict=True):
         assert pixels(theirs).std() > 5
         assert np.abs(pixels(mine) - pixels(theirs)).max() <= 2
 
 
-def test_a_picture_does_not_depend_on_its_company(client: Client) -> None:
+def test_a_scheduler_over_http_is_that_of_a_fresh_pipeline(client: Client, export: Path, decoder: Path) -> None:
+    """Whatever schedulers were asked for before, and whichever share its steps."""
+    names = ["dpms", "euler", "ddim", "heun"]
+    expected = {}
+    for name in names:
+        pipeline = KosmosGPipeline.from_pretrained(export, decoder=str(decoder))
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.scheduler = make_scheduler(name, pipeline.scheduler.config)
+        generator = torch.Generator().manual_seed(4)
+        expected[name] = pipeline(INTERLEAVED, num_inference_steps=6, guidance_scale=3.0, generator=generator).images[0]
+
+    def ask(name: str) -> float:
+        image = generate_patiently(client, seed=4, steps=6, guidance=3.0, scheduler=name).images[0]
+        return np.abs(pixels(image) - pixels(expected[name])).max()
+
+    one_after_another = {name: ask(name) for name in [*names, *reversed(names)]}
+    with ThreadPoolExecutor(len(names)) as pool:
+        interleaved = dict(zip(names, pool.map(ask, names), strict=True))
+    assert max(one_after_another.values()) <= 2, one_after_another
+    assert max(interleaved.values()) <= 2, interleaved
+
+
+def test_an_image_does_not_depend_on_its_company(client: Client) -> None:
     seeds = range(20, 26)
-    alone = [client.generate(INTERLEAVED, seed=seed).pictures[0] for seed in seeds[:2]]
+    alone = [client.generate(INTERLEAVED, seed=seed).images[0] for seed in seeds[:2]]
     with ThreadPoolExecutor(6) as pool:
         together = list(pool.map(lambda seed: generate_patiently(client, seed=seed, n=1 + seed % 2), seeds))
     for lone, shared in zip(alone, together, strict=False):
-        assert np.abs(pixels(lone) - pixels(shared.pictures[0])).max() <= 2
+        assert np.abs(pixels(lone) - pixels(shared.images[0])).max() <= 2
 
 
 def test_the_order_of_images_matters(client: Client) -> None:
@@ -157,7 +181,7 @@ def test_a_known_prompt_is_not_encoded_again(client: Client) -> None:
     assert (first["input_images"], first["output_images"], first["unet_rows"]) == (1, 1, 8)
 
 
-def test_a_stream_shows_the_picture_growing(client: Client) -> None:
+def test_a_stream_shows_partial_images(client: Client) -> None:
     events = list(client.stream(INTERLEAVED, seed=3, steps=6, n=2, partial_images=2))
     names = [name for name, _ in events]
     assert names.count("progress") == 6
@@ -173,12 +197,12 @@ def test_a_stream_shows_the_picture_growing(client: Client) -> None:
 def test_formats_sizes_and_seeds(client: Client) -> None:
     for kind in ("png", "jpeg", "webp"):
         answer = client.generate(Prompt("a cat"), format=kind, size="48x32", seed=5).answer
-        picture = Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"])))
-        assert (picture.format, picture.size) == (kind.upper(), (48, 32))
+        image = Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"])))
+        assert (image.format, image.size) == (kind.upper(), (48, 32))
     one, two = client.generate(Prompt("a cat")), client.generate(Prompt("a cat"))
     assert one.seeds != two.seeds, "without a seed every image is another"
     again = client.generate(Prompt("a cat"), seed=one.seeds[0])
-    assert np.array_equal(pixels(one.pictures[0]), pixels(again.pictures[0]))
+    assert np.array_equal(pixels(one.images[0]), pixels(again.images[0]))
 
 
 def test_conditions_for_other_peoples_pipelines(client: Client, export: Path, decoder: Path) -> None:
@@ -264,23 +288,23 @@ def test_too_much_at_once_is_refused_with_a_time_to_wait(client: Client) -> None
     refused = [error for error in outcomes if error is not None]
     assert 4 <= outcomes.count(None) < 16
     assert {(error.status, error.code, error.retry_after) for error in refused} == {(429, "queue_full", 2.0)}
-    assert client.generate(Prompt("a cat"), seed=1).pictures, "afterwards there is room again"
+    assert client.generate(Prompt("a cat"), seed=1).images, "afterwards there is room again"
 
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_frees_its_place(client: Client, stream: bool) -> None:
-    orders = serve.get_deployment_handle("Decoder", "kosmosg").active
-    assert orders.remote().result() == 0
+    active = serve.get_deployment_handle("Decoder", "kosmosg").active
+    assert active.remote().result() == 0
     body = {"parts": TEXT, "steps": 100, "n": 4, "size": "64x64", "stream": stream, "partial_images": 0}
     try:
         with httpx.stream("POST", f"{client.url}/v1/generate", json=body, timeout=None if stream else 0.5) as answer:
             lines = answer.iter_lines()
             next(lines)
-            assert orders.remote().result() == 1
+            assert active.remote().result() == 1
     except httpx.ReadTimeout:
         assert not stream, "only the plain request is given up by the clock"
     left = time.monotonic()
-    while orders.remote().result() and time.monotonic() - left < 10:
+    while active.remote().result() and time.monotonic() - left < 10:
         time.sleep(0.02)
-    assert orders.remote().result() == 0
+    assert active.remote().result() == 0
     assert time.monotonic() - left < 1.5, "all hundred steps would take longer"

@@ -25,8 +25,8 @@ def test_presets_resolve(preset: str) -> None:
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
-        ("decoding.row=4", "decoding.row: no such setting; did you mean decoding.rows?"),
-        ("decoding.rows=1", "decoding.rows: Input should be greater than or equal to 2"),
+        ("decoding.max_batch_row=4", "no such setting; did you mean decoding.max_batch_rows?"),
+        ("decoding.max_batch_rows=1", "decoding.max_batch_rows: Input should be greater than or equal to 2"),
         ("defaults.scheduler=magic", "defaults.scheduler: there is no 'magic'; choose one of dpms"),
         ("defaults.guidance=31", "defaults.guidance: 31.0 is above limits.guidance, 30.0"),
         ("precision=int8", "precision: Input should be 'fp32', 'bf16' or 'fp16'"),
@@ -37,14 +37,30 @@ def test_mistakes_name_their_setting(setting: str, told: str) -> None:
         load("tiny", [setting])
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("decoding.rows", "decoding.max_batch_rows"),
+        ("decoding.orders", "decoding.max_concurrent"),
+        ("encoding.batch", "encoding.max_batch_size"),
+    ],
+)
+def test_a_renamed_setting_is_refused_with_its_new_name(old: str, new: str) -> None:
+    section, key = old.split(".")
+    with pytest.raises(ConfigError, match=re.escape(new)):
+        load("tiny", [f"{old}=4"])
+    with pytest.raises(ConfigError, match=re.escape(new)):
+        validate(ServingConfig, {section: {key: 4}})  # as `serve deploy` gives it
+
+
 def test_without_a_model_it_says_where_it_looked(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no finished stage under"):
-        _ = load("tiny", [f"output={tmp_path}", "decoder=some/stable-diffusion"]).folder
+    with pytest.raises(ConfigError, match="no trained model under"):
+        _ = load("tiny", [f"output={tmp_path}", "decoder=some/stable-diffusion"]).chosen.folder
 
 
-def test_the_small_world_is_served_from_what_ships(tmp_path: Path) -> None:
-    assert load("toyworld", [f"output={tmp_path}"]).folder == resolve_model("toyworld:instruct")
-    assert load("toyworld", ["model=toyworld:align"]).folder == resolve_model("toyworld:align")
+def test_the_toy_world_is_served_from_what_ships(tmp_path: Path) -> None:
+    assert load("toyworld", [f"output={tmp_path}"]).chosen.folder == resolve_model("toyworld:instruct")
+    assert load("toyworld", ["model=toyworld:align"]).chosen.folder == resolve_model("toyworld:align")
 
 
 def test_the_cluster_file_of_the_documentation_is_one() -> None:
@@ -52,4 +68,4 @@ def test_the_cluster_file_of_the_documentation_is_one() -> None:
     deployed = ServeDeploySchema.model_validate(yaml.safe_load(block))
     (application,) = deployed.applications
     assert application.import_path == "serving.app:build"
-    assert validate(ServingConfig, application.args).decoding.rows == 16
+    assert validate(ServingConfig, application.args).decoding.max_batch_rows == 16

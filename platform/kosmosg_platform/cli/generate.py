@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image
 
 from kosmosg.errors import ConfigError
-from kosmosg.hub import model_for, resolve_model
 from kosmosg.prompt import Prompt
+from kosmosg_platform.run_paths import choose_model
 
 FORMATS = {".png", ".jpg", ".jpeg", ".webp"}
 
@@ -65,14 +65,17 @@ def generate_remote(wish: GenerateOptions, url: str) -> Drawn:
             size=wish.size,
             seed=wish.seed,
         )
-    return Drawn(generated.pictures, generated.seeds[0], time.perf_counter() - began)
+    return Drawn(generated.images, generated.seeds[0], time.perf_counter() - began)
 
 
 def generate_local(wish: GenerateOptions, model: str | None, decoder: str) -> Drawn:
     """With the library, in this process; the same seed gives the same images as through an endpoint."""
     prompt = wish.prompt  # a wrong prompt should not wait for the model to load
     width, height = _size(wish.size)
-    folder = resolve_model(model) if model else newest_export(decoder)
+    chosen = choose_model(Path("runs"), decoder, model)
+    if model is None:
+        print(f"kosmosg: generating with {chosen}", file=sys.stderr)
+    folder = chosen.folder
 
     from kosmosg_platform.console import quiet_libraries
 
@@ -102,27 +105,6 @@ def generate_local(wish: GenerateOptions, model: str | None, decoder: str) -> Dr
         return_dict=False,
     )
     return Drawn(list(output[0]), seed, time.perf_counter() - began)
-
-
-def newest_export(decoder: str) -> Path:
-    """The furthest trained stage of this folder's runs, or else of its demo, or else the one that ships.
-
-    Raises ConfigError when there is none for this decoder.
-    """
-    from kosmosg_platform.run_paths import RunPaths
-
-    for output in (Path("runs"), Path("runs/demo")):
-        try:
-            return RunPaths(output).newest_export()
-        except ConfigError:
-            continue
-    shipped = model_for(decoder)
-    if shipped is not None:
-        print(f"kosmosg: no model under runs/ or runs/demo, so with {shipped}, which ships", file=sys.stderr)
-        return resolve_model(shipped)
-    raise ConfigError(
-        "--model: no trained model under runs/ or runs/demo; give a folder, a URL or a Hub id, or run `make demo`"
-    )
 
 
 def write(pictures: Sequence[Image.Image], output: Path) -> list[Path]:

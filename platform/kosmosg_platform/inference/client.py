@@ -43,7 +43,7 @@ class EndpointError(KosmosGError):
 class Generated:
     """Images with their seeds, and the whole answer (`usage`, `timings`, ...)."""
 
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     seeds: list[int]
     answer: dict[str, Any]
 
@@ -178,7 +178,7 @@ def _end(server: subprocess.Popen[bytes]) -> None:
 
 
 def _request(prompt: Prompt, settings: dict[str, Any]) -> dict[str, Any]:
-    """The prompt as content parts; settings that are None are left to the endpoint."""
+    """The prompt as content parts; settings that are None are left out."""
     parts: list[dict[str, Any]] = []
     for part in prompt.parts:
         if isinstance(part, str):
@@ -192,8 +192,8 @@ def _request(prompt: Prompt, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _generated(answer: dict[str, Any]) -> Generated:
-    pictures = [Image.open(io.BytesIO(base64.b64decode(item["b64_json"]))).convert("RGB") for item in answer["data"]]
-    return Generated(pictures, [item["seed"] for item in answer["data"]], answer)
+    images = [Image.open(io.BytesIO(base64.b64decode(item["b64_json"]))).convert("RGB") for item in answer["data"]]
+    return Generated(images, [item["seed"] for item in answer["data"]], answer)
 
 
 def _refusal(response: httpx.Response) -> EndpointError:

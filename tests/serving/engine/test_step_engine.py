@@ -1,4 +1,4 @@
-"""The step engine draws what diffusers draws, whatever else is in the batch."""
+"""The step engine generates what diffusers generates, whatever else is in the batch."""
 
 import numpy as np
 import pytest
@@ -43,6 +43,12 @@ def parts() -> tuple[UNet2DConditionModel, AutoencoderKL]:
     return unet, vae
 
 
+@pytest.fixture(scope="module")
+def fresh_images(parts) -> dict[str, np.ndarray]:
+    """One image by each scheduler, each from an engine of its own."""
+    return {name: generated_alone(engine(parts), request((5,), scheduler=name)) for name in SCHEDULERS}
+
+
 def schedule(prediction_type: str = "epsilon") -> DDIMScheduler:
     """Stable Diffusion 1.5's betas."""
     return DDIMScheduler(
@@ -55,11 +61,11 @@ def schedule(prediction_type: str = "epsilon") -> DDIMScheduler:
     )
 
 
-def engine(parts: tuple[UNet2DConditionModel, AutoencoderKL], max_rows: int = 8) -> StepEngine:
-    return StepEngine(*parts, scheduler=schedule(), max_rows=max_rows)
+def engine(parts: tuple[UNet2DConditionModel, AutoencoderKL], max_batch_rows: int = 8) -> StepEngine:
+    return StepEngine(*parts, scheduler=schedule(), max_batch_rows=max_batch_rows)
 
 
-def order(seeds: tuple[int, ...] = (5,), **changes: object) -> ImageRequest:
+def request(seeds: tuple[int, ...] = (5,), **changes: object) -> ImageRequest:
     draw = torch.Generator().manual_seed(sum(seeds))
     conditions = torch.randn(2, QUERIES, WIDTH, generator=draw)
     settings = {"height": 32, "width": 32, "steps": 5} | changes
@@ -73,17 +79,17 @@ def run(engine: StepEngine) -> list[tuple[ActiveRequest, Event]]:
     return told
 
 
-def pictures_of(told: list[tuple[ActiveRequest, Event]], sampling: ActiveRequest) -> np.ndarray:
+def images_of(told: list[tuple[ActiveRequest, Event]], sampling: ActiveRequest) -> np.ndarray:
     (finished,) = [event for who, event in told if who is sampling and isinstance(event, Finished)]
-    return finished.pictures.astype(int)
+    return finished.images.astype(int)
 
 
-def drawn_alone(engine: StepEngine, asked: ImageRequest) -> np.ndarray:
+def generated_alone(engine: StepEngine, asked: ImageRequest) -> np.ndarray:
     sampling = engine.admit(asked)
-    return pictures_of(run(engine), sampling)
+    return images_of(run(engine), sampling)
 
 
-def drawn_by_diffusers(parts, asked: ImageRequest, scheduler: object) -> np.ndarray:
+def generated_by_diffusers(parts, asked: ImageRequest, scheduler: object) -> np.ndarray:
     stock = StableDiffusionPipeline(
         vae=parts[1],
         unet=parts[0],
@@ -112,49 +118,62 @@ def drawn_by_diffusers(parts, asked: ImageRequest, scheduler: object) -> np.ndar
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
 def test_pictures_are_those_of_stock_diffusers(parts, scheduler: str, guidance: float) -> None:
-    asked = order((5, 6), guidance=guidance, scheduler=scheduler)
+    asked = request((5, 6), guidance=guidance, scheduler=scheduler)
     mine = engine(parts)
-    drawn = drawn_alone(mine, asked)
+    drawn = generated_alone(mine, asked)
     assert drawn.shape == (2, 32, 32, 3)
     assert drawn.std() > 5, "a flat image would equal any other"
-    expected = drawn_by_diffusers(parts, asked, make_scheduler(scheduler, schedule().config))
+    expected = generated_by_diffusers(parts, asked, make_scheduler(scheduler, schedule().config))
     assert np.abs(drawn - expected).max() <= 1
 
 
 def test_without_a_name_the_decoders_own_sampler_draws(parts) -> None:
     own = DPMSolverMultistepScheduler.from_config(schedule("v_prediction").config, final_sigmas_type="zero")
-    mine = StepEngine(*parts, scheduler=own, max_rows=8)
-    asked = order((5,))
-    drawn = drawn_alone(mine, asked)
-    assert np.abs(drawn - drawn_by_diffusers(parts, asked, own)).max() <= 1
-    published = drawn_alone(mine, order((5,), scheduler="dpms"))
+    mine = StepEngine(*parts, scheduler=own, max_batch_rows=8)
+    asked = request((5,))
+    drawn = generated_alone(mine, asked)
+    assert np.abs(drawn - generated_by_diffusers(parts, asked, own)).max() <= 1
+    published = generated_alone(mine, request((5,), scheduler="dpms"))
     assert np.abs(drawn - published).max() > 1, "the published scheduler ends elsewhere, so the two must be told apart"
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_schedulers_name_means_the_same_in_every_decoder(parts, scheduler: str) -> None:
-    asked = order((5,), scheduler=scheduler)
-    expected = drawn_alone(engine(parts), asked)
+    asked = request((5,), scheduler=scheduler)
+    expected = generated_alone(engine(parts), asked)
     for own in SCHEDULERS:
-        decoder = StepEngine(*parts, scheduler=make_scheduler(own, schedule().config), max_rows=8)
-        assert np.array_equal(drawn_alone(decoder, asked), expected), f"{scheduler} in a decoder saved with {own}"
+        decoder = StepEngine(*parts, scheduler=make_scheduler(own, schedule().config), max_batch_rows=8)
+        assert np.array_equal(generated_alone(decoder, asked), expected), f"{scheduler} in a decoder saved with {own}"
+
+
+@pytest.mark.parametrize("first", SCHEDULERS)
+def test_a_scheduler_leaves_nothing_behind_for_the_next(parts, fresh_images, first: str) -> None:
+    """In one engine, each scheduler after `first` and interleaved with all others: the images of a fresh engine."""
+    used = engine(parts, max_batch_rows=6)
+    before = used.admit(request((5,), scheduler=first))
+    events = used.tick() + used.tick()
+    others = {name: used.admit(request((5,), scheduler=name)) for name in SCHEDULERS}
+    events += run(used)
+    assert np.abs(images_of(events, before) - fresh_images[first]).max() <= 1
+    for name, active in others.items():
+        assert np.abs(images_of(events, active) - fresh_images[name]).max() <= 1, f"{name} beside and after {first}"
 
 
 def test_company_does_not_change_a_picture(parts) -> None:
     """Others join at other steps, with other schedulers, guidance and sizes, and leave half-way."""
-    asked = order((11,))
-    expected = drawn_alone(engine(parts), asked)
+    asked = request((11,))
+    expected = generated_alone(engine(parts), asked)
 
     busy = engine(parts)
-    first = busy.admit(order((1, 2), scheduler="ddim", steps=7))
+    first = busy.admit(request((1, 2), scheduler="ddim", steps=7))
     told = busy.tick() + busy.tick()
     mine = busy.admit(asked)
     told += busy.tick()
-    busy.admit(order((3,), guidance=1.0, scheduler="pndm"))
-    busy.admit(order((4,), width=48))
+    busy.admit(request((3,), guidance=1.0, scheduler="pndm"))
+    busy.admit(request((4,), width=48))
     busy.leave(first)
     told += run(busy)
-    assert np.abs(pictures_of(told, mine) - expected).max() <= 1
+    assert np.abs(images_of(told, mine) - expected).max() <= 1
 
 
 def test_orders_at_different_steps_share_one_call(parts) -> None:
@@ -163,9 +182,9 @@ def test_orders_at_different_steps_share_one_call(parts) -> None:
     hook = unet.register_forward_pre_hook(lambda module, inputs: calls.append(inputs[1].tolist()))
     try:
         shared = engine(parts)
-        shared.admit(order((1,), guidance=1.0))
+        shared.admit(request((1,), guidance=1.0))
         shared.tick()
-        shared.admit(order((2,)))
+        shared.admit(request((2,)))
         shared.tick()
     finally:
         hook.remove()
@@ -177,22 +196,22 @@ def test_orders_at_different_steps_share_one_call(parts) -> None:
 
 
 def test_a_full_batch_makes_the_last_wait_and_none_starve(parts) -> None:
-    small = engine(parts, max_rows=4)
-    orders = [small.admit(order((seed,))) for seed in range(3)]
+    small = engine(parts, max_batch_rows=4)
+    orders = [small.admit(request((seed,))) for seed in range(3)]
     moved = {id(sampling) for sampling, _ in small.tick()}
     assert moved == {id(orders[0]), id(orders[1])}
     assert {id(who) for who, event in run(small) if isinstance(event, Finished)} == {id(o) for o in orders}
 
 
 def test_an_order_larger_than_the_batch_still_runs(parts) -> None:
-    small = engine(parts, max_rows=2)
-    sampling = small.admit(order((1, 2, 3)))
-    assert len(pictures_of(run(small), sampling)) == 3
+    small = engine(parts, max_batch_rows=2)
+    sampling = small.admit(request((1, 2, 3)))
+    assert len(images_of(run(small), sampling)) == 3
 
 
 def test_leaving_frees_the_place_at_the_next_tick(parts) -> None:
-    small = engine(parts, max_rows=2)
-    first, second = small.admit(order((1,))), small.admit(order((2,)))
+    small = engine(parts, max_batch_rows=2)
+    first, second = small.admit(request((1,))), small.admit(request((2,)))
     assert {id(who) for who, _ in small.tick()} == {id(first)}
     small.leave(first)
     assert {id(who) for who, _ in small.tick()} == {id(second)}
@@ -202,8 +221,8 @@ def test_leaving_frees_the_place_at_the_next_tick(parts) -> None:
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("scheduler", ["dpms", "ddim", "euler"])
 def test_previews_come_evenly_and_approach_the_picture(parts, kind: str, scheduler: str) -> None:
-    told_engine = StepEngine(*parts, scheduler=schedule(kind), max_rows=8)
-    sampling = told_engine.admit(order((7,), steps=10, previews=4, scheduler=scheduler, guidance=1.0))
+    told_engine = StepEngine(*parts, scheduler=schedule(kind), max_batch_rows=8)
+    sampling = told_engine.admit(request((7,), steps=10, previews=4, scheduler=scheduler, guidance=1.0))
     told = [event for _, event in run(told_engine)]
     previews = [event for event in told if isinstance(event, Preview)]
     assert [preview.step for preview in previews] == [2, 4, 6, 8]
@@ -211,5 +230,5 @@ def test_previews_come_evenly_and_approach_the_picture(parts, kind: str, schedul
     final = told[-1]
     assert isinstance(final, Finished)
     assert final.evaluations == sampling.rows * 10
-    distances = [np.abs(p.pictures.astype(int) - final.pictures.astype(int)).mean() for p in previews]
+    distances = [np.abs(p.images.astype(int) - final.images.astype(int)).mean() for p in previews]
     assert distances[-1] < distances[0]

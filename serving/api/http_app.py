@@ -1,0 +1,24 @@
+"""The HTTP application: all routes over one backend, their errors and middleware. It knows nothing of Ray."""
+
+from fastapi import FastAPI
+
+import kosmosg
+from serving.api import health, models, native
+from serving.api.backend import Backend
+from serving.api.errors import install
+from serving.config import ServingConfig
+from serving.middleware.body_limit import BodyLimit
+
+
+def http_app(backend: Backend, config: ServingConfig) -> FastAPI:
+    """The routes over a backend."""
+    app = FastAPI(
+        title="Kosmos-G",
+        version=kosmosg.__version__,
+        description="Images from prompts in which images stand between the words.",
+    )
+    app.add_middleware(BodyLimit, limit=config.limits.body_bytes)
+    install(app)
+    for part in (native, models, health):
+        app.include_router(part.routes(backend, config))
+    return app
