@@ -89,7 +89,7 @@ class KosmosGAlignerConfig(PreTrainedConfig):
         "num_attention_heads": "attention_heads",
     }
 
-    kind: str = "alignernet"  # or a simpler connector to compare with, see kosmosg/conditioners/base.py
+    kind: str = "alignernet"  # a key of kosmosg.conditioners.base.CONDITIONERS
     d_model: int = 768
     layers: int = 12
     attention_heads: int = 12

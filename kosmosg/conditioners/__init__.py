@@ -1,4 +1,5 @@
-"""Conditioners: what turns the hidden states of the language model into the condition that a U-Net listens to.
+"""Conditioners: what turns the hidden states of the language model into the condition of the U-Net.
 
-`base` has the table of kinds; `alignernet` is the paper's, the others are what it was compared with.
+`base` has the protocol (`Conditioner`) and the table of kinds (`CONDITIONERS`); one module each: `AlignerNet`, which is
+the paper's, and what it was compared with, `LinearConditioner` and `MLPConditioner`.
 """

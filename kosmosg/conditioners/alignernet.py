@@ -1,4 +1,4 @@
-"""AlignerNet: M(.) turns what the language model says into what the U-Net listens to; N(.) turns it back, in stage 2.
+"""AlignerNet: M(.) turns the states of the language model into the U-Net's condition; N(.) turns it back, in stage 2.
 
 Letters: B batch, T tokens, C language model width, Q queries (77), D condition width (768).
 
@@ -18,7 +18,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from kosmosg.config import KosmosGConfig
+from kosmosg.config import KosmosGAlignerConfig, KosmosGConfig
 from kosmosg.errors import PromptError
 from kosmosg.model.layers import CrossLayer, Initialised, KosmosGPreTrainedModel, MagnetoLayer, linear
 
@@ -34,6 +34,10 @@ class AlignerNet(KosmosGPreTrainedModel):
         self.encoder_query = LearnedQueries(config.aligner_config.num_queries, config.aligner_config.d_model)
         self.encoder = QueryStack(config)
         self.post_init()
+
+    @classmethod
+    def configure(cls, aligner: KosmosGAlignerConfig) -> None:
+        """Nothing to change: the configuration is AlignerNet's."""
 
     def forward(self, states: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """The condition for `states`, the language model's states after its final LayerNorm.

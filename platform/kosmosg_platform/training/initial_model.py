@@ -10,9 +10,10 @@ from kosmosg import KosmosG, KosmosGConfig, KosmosGProcessor
 from kosmosg.checkpoint.digest import model_digest
 from kosmosg.checkpoint.export import ALIGNER_DECODER_FOLDER, load_aligner_decoder, load_export
 from kosmosg.conditioners.alignernet import AlignerDecoder
-from kosmosg.conditioners.base import ConditionerKind, make_conditioner, with_conditioner
+from kosmosg.conditioners.base import CONDITIONERS, make_conditioner, with_conditioner
 from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg.hub import decoder_folder, resolve_model, shipped_decoder
+from kosmosg.plugins import load_plugins
 from kosmosg_platform.config import Section, plain
 from kosmosg_platform.run_paths import STAGES, RunPaths
 from kosmosg_platform.storage import read_json, sha256
@@ -36,14 +37,22 @@ class ModelConfig(Section):
     """`toyworld` (ships with the package), a sentencepiece model, or the folder with `sentencepiece.bpe.model`."""
     vision: str | None = None
     """Weights for the vision tower: `toyworld`, or the folder or file of a CLIP vision model; null is random."""
-    aligner: ConditionerKind | None = None
-    """Put a new connector of this kind in the place of the parent's AlignerNet: `alignernet`, or for comparison
-    `linear` or `mlp` (kosmosg/conditioners/base.py). Null keeps the parent's."""
+    aligner: str | None = None
+    """Replace the parent's AlignerNet with a new conditioner of this kind: `alignernet`, for comparison `linear` or
+    `mlp`, or one of a plug-in (kosmosg/conditioners/base.py). Null keeps the parent's."""
 
     @field_validator("init", "tokenizer", "vision")
     @classmethod
     def _absolute(cls, value: str | None) -> str | None:
         return value if value is None else absolute(value)
+
+    @field_validator("aligner")
+    @classmethod
+    def _known_conditioner(cls, value: str | None) -> str | None:
+        load_plugins()
+        if value is not None and value not in CONDITIONERS:
+            raise ValueError(f"there is no conditioner of that kind; choose one of {', '.join(CONDITIONERS)}")
+        return value
 
 
 @dataclass(frozen=True)
@@ -145,8 +154,8 @@ class InitialModel:
         return model, processor
 
 
-def replace_conditioner(model: KosmosG, kind: ConditionerKind) -> None:
-    """Put a new connector in front of the decoder; everything that reads stays as it is."""
+def replace_conditioner(model: KosmosG, kind: str) -> None:
+    """Put a new conditioner in front of the decoder; the language model and the vision tower stay as they are."""
     config = with_conditioner(model.config, kind)
     model.config.aligner_config = config.aligner_config
     model.aligner = make_conditioner(model.config)
