@@ -66,5 +66,5 @@ def test_perfect_answers_are_right_and_doing_nothing_is_not() -> None:
     assert lazy.changed.mean() <= 0.05
     assert lazy.done.mean() <= 0.05
     assert lazy.identity.mean() >= 0.97, "what was not to change has not"
-    assert lazy.kind.mean() == pytest.approx(1 - 1 / len(ASKED), abs=0.03), f"one of {KINDS} was asked for"
+    assert lazy.shape.mean() == pytest.approx(1 - 1 / len(ASKED), abs=0.03), f"one of {KINDS} was asked for"
     assert lazy.background.mean() == pytest.approx(1 - 2 / len(ASKED), abs=0.03)
