@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from jobs.experiment import EvaluateConfig, Experiment, main
+from kosmosg.checkpoint.digest import model_digest
 from kosmosg.diffusion.schedulers import SCHEDULERS
 from kosmosg.errors import ConfigError
 from kosmosg.eval.features.networks import weights_sha256
@@ -32,8 +33,8 @@ from kosmosg.toyworld.benchmark import score as toyworld_score
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest, plain, to_yaml
 from kosmosg_platform.console import echo
-from kosmosg_platform.evaluation.runner import Bench, run_benchmark, sampling_of
-from kosmosg_platform.inference.generation import GenerationRequest, generate_images, model_weights, open_image
+from kosmosg_platform.evaluation.runner import IMAGES, Bench, run_benchmark, sampling_of
+from kosmosg_platform.inference.generation import GenerationRequest, generate_images, open_image
 from kosmosg_platform.reports.benchmark import benchmark_report, protocol_table, summary
 from kosmosg_platform.reports.demo import score_table
 from kosmosg_platform.reports.page import Figure, PageSection, Report
@@ -57,7 +58,7 @@ def run(experiment: Experiment) -> Path:
     models = {name: resolve_model(path) for name, path in settings.models.items()}
     models = models or {"model": choose_model(experiment.output, experiment.decoder).folder}
     for model in models.values():
-        model_weights(model)  # a wrong folder should be told before a cluster starts
+        model_digest(model)  # a wrong folder should be told before a cluster starts
     if protocol.benchmark == "toyworld":
         return run_toyworld(experiment, protocol, models, layout.job("evaluate"))
     if settings.data is None:
@@ -88,7 +89,7 @@ def settle(settings: EvaluateConfig) -> Protocol:
     """The protocol with what the settings change in it. Raises ConfigError."""
     protocol = find_protocol(settings.protocol)
     changed = protocol.changed(
-        solver=settings.solver,
+        solver=settings.scheduler,
         steps=settings.steps,
         guidance=settings.guidance,
         seed=settings.seed,
@@ -156,11 +157,11 @@ def ask(settings: EvaluateConfig, style: Style) -> list[Case]:
 def draw(variant: str, export: Path, cases: Sequence[Case], experiment: Experiment, folder: Path) -> list[Image.Image]:
     """One image for each case, in their order, with as many actors as there are workers."""
     sampling = sampling_of(settle(experiment.evaluate))
-    orders = [GenerationRequest.of(case.prompt) for _, case in cases]
-    paths = generate_images(
-        variant, export, experiment.decoder, orders, sampling, experiment.scale, folder / "pictures"
+    requests = [GenerationRequest.of(case.prompt) for _, case in cases]
+    generated = generate_images(
+        f"evaluate: {variant}", export, experiment.decoder, requests, sampling, experiment.scale, folder / IMAGES
     )
-    return [open_image(path) for path in paths]
+    return [open_image(path) for path in generated.paths]
 
 
 def score(variant: str, cases: Sequence[Case], pictures: Sequence[Image.Image]) -> list[dict[str, Any]]:

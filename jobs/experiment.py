@@ -92,8 +92,8 @@ class EvaluateConfig(Section):
     """World: `image` asks for "<i> and <i> at sea", `class` for "a ball <i> and a cat <i> at sea"."""
     text_only: bool = True
     """World: also ask the last model in plain words, without images: what it would draw if it did not look."""
-    solver: str | None = None
-    """Sampler (kosmosg/diffusion/schedulers.py)."""
+    scheduler: str | None = None
+    """Scheduler of the denoising, a name of `kosmosg.diffusion.schedulers`."""
     steps: int | None = Field(default=None, ge=1)
     """Denoising steps of an image."""
     guidance: float | None = Field(default=None, ge=0)

@@ -24,6 +24,7 @@ from jobs.ablation.page import AblationResults, AblationRow, ablation_page
 from jobs.ablation.variants import REFERENCE, Variant, chosen
 from jobs.experiment import AblationConfig, Experiment, load
 from kosmosg import Prompt
+from kosmosg.checkpoint.digest import model_digest
 from kosmosg.checkpoint.export import load_export
 from kosmosg.errors import ConfigError
 from kosmosg.eval.result_sheet import SheetRow, result_sheet
@@ -36,8 +37,8 @@ from kosmosg.toyworld.trials import measure_trials
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest, plain, to_yaml
 from kosmosg_platform.console import echo, read_metrics
-from kosmosg_platform.evaluation.runner import sampling_of
-from kosmosg_platform.inference.generation import GenerationRequest, generate_images, model_weights, open_image
+from kosmosg_platform.evaluation.runner import IMAGES, sampling_of
+from kosmosg_platform.inference.generation import GenerationRequest, generate_images, open_image
 from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.storage import write_json, write_text
 from kosmosg_platform.tracking import Run
@@ -128,12 +129,12 @@ class Judge:
     def draw(self, name: str, export: Path, prompts: Sequence[Prompt]) -> list[Image.Image]:
         """One image for each prompt; the noise of an image follows from its place in the list."""
         sampling = sampling_of(evaluate.settle(self.experiment.evaluate))
-        orders = [GenerationRequest.of(prompt) for prompt in prompts]
-        pictures = self.folder / "pictures"
-        paths = generate_images(
-            name, export, self.experiment.decoder, orders, sampling, self.experiment.scale, pictures
+        requests = [GenerationRequest.of(prompt) for prompt in prompts]
+        title, folder = f"ablation: {name}", self.folder / IMAGES
+        generated = generate_images(
+            title, export, self.experiment.decoder, requests, sampling, self.experiment.scale, folder
         )
-        return [open_image(path) for path in paths]
+        return [open_image(path) for path in generated.paths]
 
     def interview(
         self, models: Trained, styles: Sequence[Style] = ("image",), edits: Sequence[EditPrompt] = ()
@@ -186,7 +187,7 @@ def tune_guidance(ablation: Ablation, model: Path) -> dict[float, float]:
 def check_finished(settings: AblationConfig) -> None:
     """What is to count as a seed must be there, and be of this recipe. Raises ConfigError, CheckpointError."""
     for name in settings.finished:
-        model_weights(resolve_model(name))
+        model_digest(resolve_model(name))
     others = ["steps"] if settings.steps else []
     others += ["settings"] if any(not word.startswith(_FREE) for word in settings.settings) else []
     others += ["second_part"] if settings.second_part != load("ablation", settings.preset).ablation.second_part else []

@@ -12,7 +12,7 @@ _CONTENT = {".safetensors", ".bin", ".json", ".model", ".txt"}
 _NOT_THE_MODEL = {"aligner_decoder"}
 """Subfolders that take no part in generating: the aligner's decoder N serves another stage 2 alone."""
 
-_FILES: dict[tuple[str, int, int], str] = {}
+_FILES: dict[tuple[str, int, int, int], str] = {}
 
 
 def model_digest(folder: str | Path, parts: Sequence[str] | None = None) -> str:
@@ -20,7 +20,7 @@ def model_digest(folder: str | Path, parts: Sequence[str] | None = None) -> str:
 
     Equal for copies, another for any change of a byte or of a file's name; files that are not part of the model
     (README.md, experiment.yaml, the aligner's decoder) do not count. Within a process a file is read once, until its
-    size or its time of modification changes.
+    size or its times change.
 
     Args:
         folder: an export, a pipeline, or a decoder.
@@ -40,10 +40,11 @@ def model_digest(folder: str | Path, parts: Sequence[str] | None = None) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's content, remembered for as long as the file keeps its size and time of modification."""
+    """sha256 of a file's content, remembered for as long as the file keeps its size and times."""
     path = path.resolve()
     status = path.stat()
-    key = (str(path), status.st_size, status.st_mtime_ns)
+    # The time of change as well: whoever writes in place can set the other one back, as copying tools do.
+    key = (str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if key not in _FILES:
         with path.open("rb") as file:
             _FILES[key] = hashlib.file_digest(file, "sha256").hexdigest()

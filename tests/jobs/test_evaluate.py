@@ -1,6 +1,8 @@
 """The job that judges: from a data folder to a page, images that are drawn once, mistakes in one sentence."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,8 @@ from kosmosg.eval.benchmarks.dreambench import SUBJECTS, make_cases
 from kosmosg.eval.features.inception import Inception
 from kosmosg_platform.evaluation.runner import sampling_of
 from kosmosg_platform.inference.generation import (
-    GenerationJob,
     GenerationRequest,
+    GenerationTask,
     ImageGenerator,
     image_key,
     image_path,
@@ -44,13 +46,13 @@ def settings(output: Path, export: Path, decoder: Path, *more: str) -> list[str]
     return [f"output={output}", f"decoder={decoder}", f"evaluate.models={{tiny: {export}}}", *tiny, *more]
 
 
-def painter(store: Path, export: Path, decoder: Path, evaluation: list[str]) -> ImageGenerator:
+def generator(store: Path, export: Path, decoder: Path, evaluation: list[str]) -> ImageGenerator:
     """What an actor does, in this process."""
     sampling = sampling_of(evaluate.settle(load("evaluate", "tiny", evaluation).evaluate))
-    return ImageGenerator(GenerationJob(str(export), str(decoder), sampling, str(store)))
+    return ImageGenerator(GenerationTask(str(export), str(decoder), sampling, str(store)))
 
 
-class TestPainting:
+class TestGeneration:
     @pytest.fixture
     def orders(self, tmp_path: Path) -> list[GenerationRequest]:
         Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
@@ -65,7 +67,7 @@ class TestPainting:
         save_requests(tmp_path / "store", orders)
         lines = (tmp_path / "store" / "prompts.jsonl").read_text().splitlines()
         found = [read_request(tmp_path / "store", line) for line in lines]
-        assert found == [Prompt(order.text, images=order.images) for order in orders]
+        assert [prompt for prompt, _ in found] == [Prompt(order.text, images=order.images) for order in orders]
 
     def test_a_pictures_own_noise_is_the_same_in_any_batch(
         self, tmp_path: Path, orders: list[GenerationRequest], export: Path, tiny_sd_parts: Path
@@ -74,7 +76,7 @@ class TestPainting:
         evaluation = ["evaluate.protocol=dreambench", "evaluate.size=16", "evaluate.steps=2", "evaluate.pictures=2"]
         for batch in (2, 3):
             save_requests(tmp_path / str(batch), orders)
-            draw = painter(tmp_path / str(batch), export, tiny_sd_parts, [*evaluation, f"evaluate.batch={batch}"])
+            draw = generator(tmp_path / str(batch), export, tiny_sd_parts, [*evaluation, f"evaluate.batch={batch}"])
             assert [draw("0"), draw("0")] == [2 * batch, 0], "what is there is left alone"
         pipe = KosmosGPipeline.from_pretrained(export, decoder=str(tiny_sd_parts))
         pipe.set_progress_bar_config(disable=True)
@@ -91,7 +93,9 @@ class TestPainting:
         """The original draws p0, p1, p2, p0, p1, p2 from one generator; we keep the images of a prompt together."""
         save_requests(tmp_path / "store", orders)
         evaluation = ["evaluate.protocol=dreambench-kosmosg", "evaluate.size=16", "evaluate.pictures=2"]
-        latents = painter(tmp_path / "store", export, tiny_sd_parts, evaluation)._noise(0, 3)["latents"]
+        latents = generator(tmp_path / "store", export, tiny_sd_parts, evaluation)._noise(0, [0, 1, 2], orders)[
+            "latents"
+        ]
         whole = torch.randn((6, 4, 8, 8), generator=torch.Generator().manual_seed(0))
         assert torch.equal(latents, whole[[0, 3, 1, 4, 2, 5]])
 
@@ -100,9 +104,41 @@ class TestPainting:
             chosen = load("evaluate", "tiny", ["evaluate.protocol=dreambench-kosmosg", *values]).evaluate
             return image_key(export, decoder, ask, sampling_of(evaluate.settle(chosen)))
 
-        changes = ["steps=3", "guidance=2.0", "seed=1", "batch=7", "solver=euler", "size=64", "pictures=1"]
+        changes = ["steps=3", "guidance=2.0", "seed=1", "batch=7", "scheduler=euler", "size=64", "pictures=1"]
         keys = {key(), key(decoder="other"), key(ask=orders[1:]), *(key(f"evaluate.{change}") for change in changes)}
         assert len(keys) == 3 + len(changes)
+
+    @pytest.mark.parametrize("part", ["model", "decoder"])
+    def test_a_model_or_decoder_that_changed_in_place_gets_new_images(
+        self, tmp_path: Path, orders: list[GenerationRequest], export: Path, tiny_sd_parts: Path, part: str
+    ) -> None:
+        """Their contents count, not their paths: one byte at the same path, size and time of modification is another
+        model, and a copy elsewhere is the same."""
+        sampling = sampling_of(evaluate.settle(load("evaluate", "tiny", []).evaluate))
+        for name, source in (("model", export), ("decoder", tiny_sd_parts)):
+            shutil.copytree(source, tmp_path / name)
+        model, decoder = tmp_path / "model", tmp_path / "decoder"
+        before = image_key(model, str(decoder), orders, sampling)
+        assert before == image_key(export, str(tiny_sd_parts), orders, sampling), "a copy is the same"
+        weights = next((tmp_path / part).rglob("*.safetensors"))
+        if part == "decoder":
+            weights = next((decoder / "unet").glob("*.safetensors"))
+        stat = weights.stat()
+        with weights.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            last = file.read(1)
+            file.seek(-1, os.SEEK_END)
+            file.write(bytes([last[0] ^ 1]))
+        os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert image_key(model, str(decoder), orders, sampling) != before
+
+    def test_a_reference_that_changed_in_place_gets_new_images(
+        self, tmp_path: Path, orders: list[GenerationRequest], export: Path
+    ) -> None:
+        sampling = sampling_of(evaluate.settle(load("evaluate", "tiny", []).evaluate))
+        before = image_key(export, "toyworld", orders, sampling)
+        Image.new("RGB", (40, 40), "green").save(tmp_path / "red.png")
+        assert image_key(export, "toyworld", orders, sampling) != before
 
 
 @pytest.mark.slow
@@ -133,10 +169,10 @@ def test_dreambench_from_photos_to_a_page(
     experiment = load("evaluate", "tiny", given)
     cases = make_cases(photos, count=1)
     orders = [GenerationRequest(case.text, (case.photo,)) for case in cases]
-    store = tmp_path / "evaluate" / "pictures"
+    store = tmp_path / "evaluate" / "images"
     store /= image_key(export, experiment.decoder, orders, sampling_of(evaluate.settle(experiment.evaluate)))
     save_requests(store, orders)
-    painter(store, export, tiny_sd_parts, given)("0")
+    generator(store, export, tiny_sd_parts, given)("0")
     stamps = {path: path.stat().st_mtime_ns for path in store.rglob("*.png")}
     assert len(stamps) == 30
 
@@ -198,10 +234,10 @@ def test_fid_from_captions_to_a_number(
     )
     experiment = load("evaluate", "tiny", given)
     orders = [GenerationRequest(f"a cat {number}") for number in range(3)]
-    store = tmp_path / "evaluate" / "pictures"
+    store = tmp_path / "evaluate" / "images"
     store /= image_key(export, experiment.decoder, orders, sampling_of(evaluate.settle(experiment.evaluate)))
     save_requests(store, orders)
-    draw = painter(store, export, tiny_sd_parts, given)
+    draw = generator(store, export, tiny_sd_parts, given)
     assert [draw(str(block)) for block in range(3)] == [1, 1, 1]
 
     folder = evaluate.run(experiment)
@@ -229,10 +265,10 @@ def test_world_has_a_protocol_too(ray_cluster: None, tmp_path: Path, tracking: s
     experiment = load("evaluate", "tiny", [f"output={tmp_path}", f"evaluate.models={{one: {model}}}", *few])
     cases = evaluate.ask(experiment.evaluate, "image")
     orders = [GenerationRequest.of(case.prompt) for _, case in cases]
-    store = tmp_path / "evaluate" / "pictures"
+    store = tmp_path / "evaluate" / "images"
     store /= image_key(model, "toyworld", orders, sampling_of(evaluate.settle(experiment.evaluate)))
     save_requests(store, orders)
-    assert painter(store, model, Path("toyworld"), few)("0") == 3
+    assert generator(store, model, Path("toyworld"), few)("0") == 3
     pipe = KosmosGPipeline.from_pretrained(model, decoder="toyworld")
     pipe.set_progress_bar_config(disable=True)
     noise = torch.Generator().manual_seed(1)
@@ -280,8 +316,8 @@ class TestMistakes:
         with pytest.raises(KosmosGError, match="give the path of pt_inception"):
             self.evaluate(tmp_path, export, *given)
 
-    def test_unknown_solver_and_model(self, tmp_path: Path, export: Path) -> None:
+    def test_unknown_scheduler_and_model(self, tmp_path: Path, export: Path) -> None:
         with pytest.raises(ConfigError, match=r"evaluate\.scheduler: there is no 'magic'; choose one of dpms"):
-            self.evaluate(tmp_path, export, "evaluate.solver=magic")
+            self.evaluate(tmp_path, export, "evaluate.scheduler=magic")
         with pytest.raises(KosmosGError, match=r"there is no model .*none"):
             self.evaluate(tmp_path, tmp_path / "none")

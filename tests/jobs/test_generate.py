@@ -1,12 +1,14 @@
 """The job that draws a file of prompts: what it leaves, what it refuses, what it does again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from jobs import generate
 from jobs.experiment import load
@@ -58,7 +60,7 @@ def test_pictures_results_and_a_second_run(
     assert "there is no file" in rows["lost"]["error"]
     assert "tokens" in rows["long"]["error"]
     assert Image.open(dest / "sheet.png").width > 100
-    assert "4 images of 2 prompts, 4 drawn now" in capsys.readouterr().out
+    assert "4 images of 2 prompts, 4 generated now" in capsys.readouterr().out
 
     pipeline = KosmosGPipeline.from_pretrained(export, decoder=str(tiny_sd_parts))
     pipeline.set_progress_bar_config(disable=True)
@@ -72,11 +74,25 @@ def test_pictures_results_and_a_second_run(
     Image.new("RGB", (40, 40), "blue").save(tmp_path / "nowhere.png")
     stamp = (dest / "images" / "sea-1.png").stat().st_mtime_ns
     run(prompts, export, tiny_sd_parts)
-    assert "6 images of 3 prompts, 4 drawn now" in capsys.readouterr().out
+    assert "6 images of 3 prompts, 4 generated now" in capsys.readouterr().out
     assert (dest / "images" / "sea-1.png").stat().st_mtime_ns == stamp, "what is there is not drawn again"
     Image.new("RGB", (40, 40), "green").save(tmp_path / "red.png")
     run(prompts, export, tiny_sd_parts, "limit=1")
-    assert "2 images of 1 prompts, 2 drawn now" in capsys.readouterr().out, "a changed image is another prompt"
+    assert "2 images of 1 prompts, 2 generated now" in capsys.readouterr().out, "a changed image is another prompt"
+
+
+@pytest.mark.slow
+def test_a_model_that_was_retrained_in_place_gets_new_images(
+    ray_cluster: None, prompts: Path, export: Path, tiny_sd_parts: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(export, model)
+    dest = run(prompts, model, tiny_sd_parts, "limit=1")
+    before = (dest / "images" / "sea-1.png").read_bytes()
+    weights = load_file(model / "model.safetensors")
+    save_file({name: tensor + 0.3 for name, tensor in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    assert run(prompts, model, tiny_sd_parts, "limit=1") == dest
+    assert (dest / "images" / "sea-1.png").read_bytes() != before
 
 
 @pytest.mark.parametrize(

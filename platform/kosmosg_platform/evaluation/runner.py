@@ -21,6 +21,7 @@ from kosmosg_platform.cluster.session import Scaled, connect
 from kosmosg_platform.inference.features import FeatureNetworkSpec, ImageSet, digests, extract_features
 from kosmosg_platform.inference.generation import GenerationRequest, SamplingParams, generate_images, open_image
 
+IMAGES = "images"  # folder of what was generated, under that of the evaluation
 THUMBNAIL = 192  # pixels a side, of photos and images in the sheet
 
 
@@ -75,9 +76,9 @@ def run_dreambench(bench: Bench, experiment: Scaled) -> BenchmarkResult:
 
     real = list(dict.fromkeys(photo for of_subject in photos.values() for photo in of_subject))
     sentences = list(dict.fromkeys(case.sentence for case in cases))
-    orders = [GenerationRequest(case.text, (case.photo,)) for case in cases]
+    requests = [GenerationRequest(case.text, (case.photo,)) for case in cases]
     with connect(experiment):
-        drawn = _paint_all(bench, orders, experiment)
+        drawn = _generate_all(bench, requests, experiment)
         views = {variant: ImageSet(tuple(files), looks) for variant, files in drawn.items()}
         seen = extract_features(
             views | {"the real photos": ImageSet(tuple(real), looks)}, experiment.scale, _features(bench)
@@ -103,7 +104,7 @@ def run_dreambench(bench: Bench, experiment: Scaled) -> BenchmarkResult:
             for subject, means in fidelity.by_subject(scores, names).items()
         ]
     shown = [number * protocol.pictures for number in _spread_out(len(cases), len(subjects), bench.rows)]
-    return BenchmarkResult(protocol, rows, _sheet(orders, drawn, shown, protocol.pictures))
+    return BenchmarkResult(protocol, rows, _sheet(requests, drawn, shown, protocol.pictures))
 
 
 def run_coco(bench: Bench, experiment: Scaled) -> BenchmarkResult:
@@ -122,9 +123,9 @@ def run_coco(bench: Bench, experiment: Scaled) -> BenchmarkResult:
     look_drawn = FeatureNetworkSpec.at(INCEPTION, weights, Framing(protocol.resize, "" if plain else "smooth"))
     protocol = protocol.measured(coco.digest_captions(chosen, real), digests([look_real]))
 
-    orders = [GenerationRequest(caption.text) for caption in chosen]
+    requests = [GenerationRequest(caption.text) for caption in chosen]
     with connect(experiment):
-        drawn = _paint_all(bench, orders, experiment)
+        drawn = _generate_all(bench, requests, experiment)
         views = {variant: ImageSet(tuple(files), (look_drawn,)) for variant, files in drawn.items()}
         seen = extract_features(
             views | {"the real images": ImageSet(tuple(real), (look_real,))}, experiment.scale, _features(bench)
@@ -141,30 +142,30 @@ def run_coco(bench: Bench, experiment: Scaled) -> BenchmarkResult:
         }
         for variant in drawn
     ]
-    shown = [number * protocol.pictures for number in _spread_out(len(orders), 1, bench.rows)]
-    return BenchmarkResult(protocol, rows, _sheet(orders, drawn, shown, protocol.pictures))
+    shown = [number * protocol.pictures for number in _spread_out(len(requests), 1, bench.rows)]
+    return BenchmarkResult(protocol, rows, _sheet(requests, drawn, shown, protocol.pictures))
 
 
 def sampling_of(protocol: Protocol) -> SamplingParams:
-    """How the images of a protocol are drawn."""
+    """How the images of a protocol are generated."""
     return SamplingParams(
         steps=protocol.steps,
         guidance=protocol.guidance,
-        solver=None if protocol.solver == "decoder" else protocol.solver,
+        scheduler=None if protocol.solver == "decoder" else protocol.solver,
         size=protocol.size,
-        each=protocol.pictures,
+        images_per_prompt=protocol.pictures,
         batch=protocol.batch,
         noise=protocol.noise,
         seed=protocol.seed,
     )
 
 
-def _paint_all(bench: Bench, orders: list[GenerationRequest], experiment: Scaled) -> dict[str, list[Path]]:
-    sampling = sampling_of(bench.protocol)
+def _generate_all(bench: Bench, requests: list[GenerationRequest], experiment: Scaled) -> dict[str, list[Path]]:
+    sampling, folder = sampling_of(bench.protocol), bench.folder / IMAGES
     return {
         variant: generate_images(
-            variant, model, bench.decoder, orders, sampling, experiment.scale, bench.folder / "pictures"
-        )
+            f"evaluate: {variant}", model, bench.decoder, requests, sampling, experiment.scale, folder
+        ).paths
         for variant, model in bench.models.items()
     }
 
@@ -198,11 +199,11 @@ def _spread_out(total: int, groups: int, rows: int) -> list[int]:
 
 
 def _sheet(
-    orders: list[GenerationRequest], drawn: Mapping[str, list[Path]], shown: list[int], each: int
+    requests: list[GenerationRequest], drawn: Mapping[str, list[Path]], shown: list[int], each: int
 ) -> Image.Image:
     rows = []
     for number in shown:
-        order = orders[number // each]
+        order = requests[number // each]
         images = [_thumbnail(open_image(image) if isinstance(image, Path) else image) for image in order.images]
         pictures = [_thumbnail(open_image(files[number])) for files in drawn.values()]
         rows.append(SheetRow(Prompt(order.text, images=images), pictures))

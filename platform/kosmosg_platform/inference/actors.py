@@ -1,4 +1,5 @@
-"""Named blocks of work, spread over Ray actors that each hold a model: what drawing and measuring have in common.
+"""Named blocks of work, spread over Ray actors that each hold a model: what generating images and
+measuring features have in common.
 
 A worker is made once an actor and is then called with block after block; it leaves its results as files and gives a
 count. A mistake of the user that a worker meets, such as a damaged image, ends the job with its one sentence instead of
@@ -81,7 +82,9 @@ def run_blocks(
             done += int(row["count"])
             if time.perf_counter() - said > _SAY_SECONDS:
                 said = time.perf_counter()
-                echo(f"{title}: {number} of {len(blocks)} blocks, {done / (said - began):.2f} {unit} a second")
+                left = (said - began) / number * (len(blocks) - number)
+                rate = f"{done / (said - began):.2f} {unit}/s"
+                echo(f"{title}: {number} of {len(blocks)} batches, {rate}, about {left:.0f} s left")
     seconds = time.perf_counter() - began
-    echo(f"{title}: {done} {unit} in {seconds:.0f} s ({done / seconds:.2f} a second)")
+    echo(f"{title}: {done} {unit} in {seconds:.0f} s ({done / seconds:.2f} per second)")
     return done

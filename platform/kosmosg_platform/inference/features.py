@@ -77,7 +77,7 @@ def extract_features(views: Mapping[str, ImageSet], scale: ScaleConfig, folder: 
             looks = [asdict(network) for network in view.looks]
             write_json(store / "view.json", {"files": [str(path.absolute()) for path in view.files], "looks": looks})
         missing += absent
-    run_blocks("evaluate: features", "pictures", FeatureExtractor, str(folder), list(dict.fromkeys(missing)), scale)
+    run_blocks("evaluate: features", "images", FeatureExtractor, str(folder), list(dict.fromkeys(missing)), scale)
     return {name: _read(folder / keys[name], view) for name, view in views.items()}
 
 

@@ -1,19 +1,20 @@
-"""Drawing the images of an evaluation: many prompts, several Ray actors, nothing drawn twice.
+"""Generating many images: one implementation for evaluations, prompt files and ablations. Nothing is generated twice.
 
-Prompts are cut into blocks that are drawn together. Every image is a file of its own that appears whole or not at
-all, and its folder is named by everything that shapes it, so an evaluation that was stopped goes on with the first
-block that lacks an image, and one whose settings changed begins in another folder. The folder must be one that all
-workers of the cluster see, like everything under `output`.
+Prompts are cut into batches that are generated together by Ray actors. Every image is a file of its own that appears
+whole or not at all, and its folder is named by everything that shapes it, the content of the model among it, so a run
+that was stopped resumes with the first batch that lacks an image, and a model that was retrained in place gets new
+images. The folder must be one that all workers of the cluster see, like everything under `output`.
 
-    <folder>/<key>/prompts.jsonl        text and reference images of each prompt
+    <folder>/<key>/prompts.jsonl        the requests
     <folder>/<key>/references/*.png     reference images that are no files of their own, each once
-    <folder>/<key>/000/000012.png       image 12: with n images a prompt, image 12 % n of prompt 12 // n
+    <folder>/<key>/000/000012.png       image 12: with n images per prompt, image 12 % n of prompt 12 // n
+    <folder>/<key>/refused/000003       why prompt 3 cannot be generated, where that was asked to be tolerated
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,49 +22,57 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from kosmosg.checkpoint.export import read_config
-from kosmosg.errors import CheckpointError, ImageError
+from kosmosg.checkpoint.digest import file_digest, model_digest
+from kosmosg.errors import ImageError, KosmosGError
+from kosmosg.hub import decoder_folder
 from kosmosg.prompt import Prompt, read_image
 from kosmosg_platform.cluster.session import ScaleConfig
 from kosmosg_platform.config import digest
 from kosmosg_platform.inference.actors import run_blocks
-from kosmosg_platform.storage import sha256, write_text
+from kosmosg_platform.storage import write_text
 
 Noise = Literal["picture", "batch"]
+DECODER_PARTS = ("unet", "vae", "scheduler")
+SEED_STRIDE = 100_003
+"""Seeds of two runs do not meet before this many images."""
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A prompt that is to be drawn. Images are images, or files that all workers see and that are opened only there:
-    a prompt owns a copy of its images, which for thousands of prompts with large photos would fill the memory.
+    """A prompt whose images are wanted. Images are PIL images, or files that all workers see and that are opened only
+    there: a prompt owns a copy of its images, which for thousands of prompts with large photos would fill the memory.
     """
 
     text: str
     images: tuple[Image.Image | Path, ...] = ()
+    negative: str | None = None
+    """What the images should not show; None is the null prompt."""
+    seed: int | None = None
+    """Of the first image; the next has one more. None takes a seed by the image's number."""
 
     @classmethod
     def of(cls, prompt: Prompt) -> "GenerationRequest":
+        """The request for a prompt that is there already."""
         return cls(prompt.text, prompt.images)
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How images are drawn; equal values and equal weights give equal images."""
+    """How images are generated; equal values and equal weights give equal images."""
 
-    steps: int
-    """Denoising steps."""
-    guidance: float
-    """Classifier-free guidance."""
-    solver: str | None = None
-    """Name of a sampler (`kosmosg.diffusion.schedulers`); None keeps the one that the decoder was saved with."""
+    steps: int | None
+    """Denoising steps; None takes the decoder's usual number."""
+    guidance: float | None
+    """Classifier-free guidance; None takes the decoder's usual strength."""
+    scheduler: str | None = None
+    """A name of `kosmosg.diffusion.schedulers`; None keeps the one that the decoder was saved with."""
     size: int | None = None
-    """Pixels a side; None takes the size that the decoder was trained on."""
-    each: int = 1
-    """n, images of each prompt."""
+    """Pixels per side; None takes the size that the decoder was trained on."""
+    images_per_prompt: int = 1
     batch: int = 16
-    """B, prompts drawn together."""
+    """B, prompts generated together."""
     noise: Noise = "picture"
-    """`image`: each image has noise of its own, the same in any batch. `batch`: the noise of a whole batch comes
+    """`picture`: each image has noise of its own, the same in any batch. `batch`: the noise of a whole batch comes
     from one generator that is seeded anew for each batch, so all batches share their noise, as published."""
     seed: int = 0
 
@@ -75,141 +84,180 @@ class SamplingParams:
         return values
 
 
+@dataclass(frozen=True)
+class GeneratedImages:
+    """Files of all images, prompt by prompt, those of one prompt together."""
+
+    paths: list[Path]
+    refused: Mapping[int, str]
+    """Number of a prompt -> why it has no images."""
+    fresh: int
+    """Images that were generated now; the others were there."""
+
+
 def generate_images(
-    name: str,
+    title: str,
     model: Path,
     decoder: str,
-    orders: Sequence[GenerationRequest],
+    requests: Sequence[GenerationRequest],
     sampling: SamplingParams,
     scale: ScaleConfig,
     folder: Path,
-) -> list[Path]:
-    """Files of all images, prompt by prompt, those of one prompt together; draws what is missing.
+    tolerate: bool = False,
+) -> GeneratedImages:
+    """Generate what is missing. Ray must be up when something is.
 
-    `name` is what progress calls the model. Ray must be up when something is missing. Raises CheckpointError when
-    `model` is neither an export nor a pipeline folder.
+    `title` is what progress calls it. With `tolerate` a prompt that cannot be generated is refused with its reason and
+    the others go on; without it, it ends everything. Raises CheckpointError when `model` is neither an export nor a
+    pipeline folder, PromptError and ImageError.
     """
-    store = folder / image_key(model, decoder, orders, sampling)
-    paths = [image_path(store, number) for number in range(len(orders) * sampling.each)]
-    span = sampling.batch * sampling.each
+    store = folder / image_key(model, decoder, requests, sampling)
+    n = sampling.images_per_prompt
+    paths = [image_path(store, number) for number in range(len(requests) * n)]
+    known = refused_prompts(store)
+
+    def complete(prompt: int) -> bool:
+        return prompt in known or all(path.is_file() for path in paths[prompt * n : (prompt + 1) * n])
+
     missing = [
         str(block)
-        for block in range(math.ceil(len(orders) / sampling.batch))
-        if not all(path.is_file() for path in paths[block * span : (block + 1) * span])
+        for block in range(math.ceil(len(requests) / sampling.batch))
+        if not all(map(complete, range(block * sampling.batch, min((block + 1) * sampling.batch, len(requests)))))
     ]
+    fresh = 0
     if missing:
-        save_requests(store, orders)
-        run_blocks(
-            f"evaluate: {name}",
-            "pictures",
-            ImageGenerator,
-            GenerationJob(str(model), decoder, sampling, str(store)),
-            missing,
-            scale,
-        )
-    return paths
+        save_requests(store, requests)
+        task = GenerationTask(str(model), decoder, sampling, str(store), tolerate)
+        fresh = run_blocks(title, "images", ImageGenerator, task, missing, scale)
+    return GeneratedImages(paths, refused_prompts(store), fresh)
 
 
 @dataclass(frozen=True)
-class GenerationJob:
-    """What an actor is told: which model draws how, and where the prompts lie and the images go."""
+class GenerationTask:
+    """What an actor is told: which model generates how, where the requests lie and the images go."""
 
     model: str
     decoder: str
     sampling: SamplingParams
     store: str
+    tolerate: bool = False
 
 
 class ImageGenerator:
-    """Holds one model and draws blocks of prompts into files."""
+    """Holds one model and generates batches of prompts into files."""
 
-    def __init__(self, painting: GenerationJob) -> None:
+    def __init__(self, task: GenerationTask) -> None:
         import torch
 
         from kosmosg.diffusion.schedulers import make_scheduler
         from kosmosg.pipeline import KosmosGPipeline
 
-        self.sampling, self.store = painting.sampling, Path(painting.store)
-        self.prompts = (self.store / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+        self.sampling, self.store, self.tolerate = task.sampling, Path(task.store), task.tolerate
+        self.lines = (self.store / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
         cuda = torch.cuda.is_available()
         if not cuda:
             torch.set_num_threads(1)
-        own = (Path(painting.model) / "model_index.json").is_file()  # a pipeline folder has a decoder of its own
-        # Scores are of every image, as in the published runs: none is replaced by a safety checker.
-        self.pipe = KosmosGPipeline.from_pretrained(
-            painting.model, decoder=None if own else painting.decoder, safety_checker=None
-        )
-        if self.sampling.solver is not None:
-            self.pipe.scheduler = make_scheduler(self.sampling.solver, self.pipe.scheduler.config)
+        own = (Path(task.model) / "model_index.json").is_file()  # a pipeline folder has a decoder of its own
+        self.pipe = KosmosGPipeline.from_pretrained(task.model, decoder=None if own else task.decoder)
+        if self.sampling.scheduler is not None:
+            self.pipe.scheduler = make_scheduler(self.sampling.scheduler, self.pipe.scheduler.config)
         self.pipe.to("cuda" if cuda else "cpu")
         self.pipe.set_progress_bar_config(disable=True)
 
     def __call__(self, name: str) -> int:
-        """One block, by its number; gives how many images were drawn. A block that is there already, from a worker
+        """One batch, by its number; gives how many images were generated. A batch that is there already, from a worker
         that was lost later, is left alone."""
-        block = int(name)
-        start = block * self.sampling.batch
-        prompts = [read_request(self.store, line) for line in self.prompts[start : start + self.sampling.batch]]
-        first = start * self.sampling.each
-        paths = [image_path(self.store, first + place) for place in range(len(prompts) * self.sampling.each)]
-        if all(path.is_file() for path in paths):
+        first = int(name) * self.sampling.batch
+        numbers = range(first, min(first + self.sampling.batch, len(self.lines)))
+        if all(path.is_file() for number in numbers for path in self._paths(number)):
             return 0
-        drawn: Any = self.pipe(
-            prompts,
-            height=self.sampling.size,
-            width=self.sampling.size,
-            num_inference_steps=self.sampling.steps,
-            guidance_scale=self.sampling.guidance,
-            num_images_per_prompt=self.sampling.each,
-            **self._noise(first, len(prompts)),
-        )
-        for path, picture in zip(paths, drawn.images, strict=True):
+        read: dict[int, tuple[Prompt, GenerationRequest]] = {}
+        for number in numbers:
+            try:
+                read[number] = read_request(self.store, self.lines[number])
+            except KosmosGError as error:
+                self._refuse(number, error)
+        return self._generate(read)
+
+    def _generate(self, read: Mapping[int, tuple[Prompt, GenerationRequest]]) -> int:
+        """Prompts by their numbers; gives how many images were written."""
+        if not read:
+            return 0
+        requests = [request for _, request in read.values()]
+        negatives = [request.negative or "" for request in requests]
+        try:
+            generated: Any = self.pipe(
+                [prompt for prompt, _ in read.values()],
+                negative_prompt=negatives if any(negatives) else None,
+                height=self.sampling.size,
+                width=self.sampling.size,
+                num_inference_steps=self.sampling.steps,
+                guidance_scale=self.sampling.guidance,
+                num_images_per_prompt=self.sampling.images_per_prompt,
+                **self._noise(min(read), list(read), requests),
+            )
+        except KosmosGError as error:
+            # One of them, such as a prompt that is too long, spoils the batch: alone it spoils only itself.
+            if len(read) > 1 and self.tolerate and self.sampling.noise == "picture":
+                return sum(self._generate({number: read[number]}) for number in read)
+            for number in read:
+                self._refuse(number, error)
+            return 0
+        paths = [path for number in read for path in self._paths(number)]
+        for path, image in zip(paths, generated.images, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
-            picture.save(partial, format="PNG")
+            image.save(partial, format="PNG")
             partial.replace(path)
         return len(paths)
 
-    def _noise(self, first: int, count: int) -> dict[str, Any]:
-        """The pipeline's argument that fixes the noise of `count` prompts whose first image is number `first`."""
+    def _paths(self, number: int) -> list[Path]:
+        n = self.sampling.images_per_prompt
+        return [image_path(self.store, number * n + place) for place in range(n)]
+
+    def _refuse(self, number: int, error: KosmosGError) -> None:
+        if not self.tolerate:
+            raise error
+        write_text(self.store / "refused" / f"{number:06}", str(error))
+
+    def _noise(self, first: int, numbers: Sequence[int], requests: Sequence[GenerationRequest]) -> dict[str, Any]:
+        """The pipeline's argument that fixes the noise of these prompts; `first` is the first number of the batch."""
         import torch
         from einops import rearrange
 
-        n = self.sampling.each
+        n = self.sampling.images_per_prompt
         if self.sampling.noise == "picture":
-            seeds = [self.sampling.seed * 100_003 + first + place for place in range(count * n)]
+            starts = [
+                self.sampling.seed * SEED_STRIDE + number * n if request.seed is None else request.seed
+                for number, request in zip(numbers, requests, strict=True)
+            ]
+            seeds = [start + place for start in starts for place in range(n)]
             return {"generator": [torch.Generator().manual_seed(seed) for seed in seeds]}
-        unet = self.pipe.unet
+        unet, count = self.pipe.unet, len(numbers)
         trained = unet.config.sample_size
         side = self.sampling.size // self.pipe.decoder.vae_scale_factor if self.sampling.size else trained
         generator = torch.Generator().manual_seed(self.sampling.seed)
-        drawn = torch.randn((n * count, unet.config.in_channels, side, side), generator=generator)
+        noise = torch.randn((n * count, unet.config.in_channels, side, side), generator=generator)
         # The original lays a batch out as p0, p1, .., p0, p1, ..; our pipeline keeps a prompt's images together.
-        latents = rearrange(drawn, "(n b) c h w -> (b n) c h w", b=count)
+        latents = rearrange(noise, "(n b) c h w -> (b n) c h w", b=count)
         return {"latents": latents.to(self.pipe.device, unet.dtype)}
 
 
-def image_key(model: Path, decoder: str, orders: Sequence[GenerationRequest], sampling: SamplingParams) -> str:
-    """Names what is drawn: weights, prompts, decoder and sampling. Raises CheckpointError, ImageError."""
-    known: dict[Path, str] = {}
+def image_key(model: Path, decoder: str, requests: Sequence[GenerationRequest], sampling: SamplingParams) -> str:
+    """Names what is generated by contents: of the model, the decoder, the reference images. Raises CheckpointError,
+    ImageError."""
+    folder = Path(decoder_folder(decoder))
     return digest(
         {
-            "weights": sha256(model_weights(model)),
-            "prompts": [[order.text, *(_image_sha256(image, known) for image in order.images)] for order in orders],
-            "decoder": decoder,
+            "model": model_digest(model),
+            "requests": [
+                [request.text, request.negative, request.seed, *map(_image_digest, request.images)]
+                for request in requests
+            ],
+            "decoder": model_digest(folder, DECODER_PARTS) if folder.is_dir() else decoder,
             "sampling": sampling.shape(),
         }
     )[:16]
-
-
-def model_weights(model: Path) -> list[Path]:
-    """The files of weights of an export or pipeline folder. Raises CheckpointError when it is neither."""
-    if not (model / "model_index.json").is_file():
-        read_config(model)
-    weights = sorted(model.rglob("*.safetensors"))
-    if not weights:
-        raise CheckpointError(f"{model} holds no *.safetensors; give the export folder of a finished run")
-    return weights
 
 
 def image_path(store: Path, number: int) -> Path:
@@ -217,20 +265,34 @@ def image_path(store: Path, number: int) -> Path:
     return store / f"{number // 1000:03}" / f"{number:06}.png"
 
 
-def save_requests(store: Path, orders: Sequence[GenerationRequest]) -> None:
-    """Orders as a file for the actors; `read_request` is the inverse."""
+def refused_prompts(store: Path) -> dict[int, str]:
+    """Numbers of the prompts that could not be generated, with the reason of each."""
+    files = sorted((store / "refused").glob("[0-9]*")) if store.is_dir() else []
+    return {int(path.name): path.read_text(encoding="utf-8") for path in files}
+
+
+def save_requests(store: Path, requests: Sequence[GenerationRequest]) -> None:
+    """Requests as a file for the actors; `read_request` is the inverse."""
     (store / "references").mkdir(parents=True, exist_ok=True)
     lines = [
-        json.dumps({"text": order.text, "images": [_save_image(store, image) for image in order.images]})
-        for order in orders
+        json.dumps(
+            {
+                "text": request.text,
+                "images": [_save_image(store, image) for image in request.images],
+                "negative": request.negative,
+                "seed": request.seed,
+            }
+        )
+        for request in requests
     ]
     write_text(store / "prompts.jsonl", "\n".join(lines) + "\n")
 
 
-def read_request(store: Path, line: str) -> Prompt:
-    """One line of prompts.jsonl as a prompt. Raises PromptError, ImageError."""
+def read_request(store: Path, line: str) -> tuple[Prompt, GenerationRequest]:
+    """One line of prompts.jsonl. Raises PromptError, ImageError."""
     values = json.loads(line)
-    return Prompt(values["text"], images=[_reference(store / name) for name in values["images"]])
+    prompt = Prompt(values["text"], images=[_reference(store / name) for name in values["images"]])
+    return prompt, GenerationRequest(prompt.text, prompt.images, values["negative"], values["seed"])
 
 
 def open_image(path: Path) -> Image.Image:
@@ -248,7 +310,7 @@ def _save_image(store: Path, image: Image.Image | Path) -> str:
     """Where workers find it: a file's own path, or one in the store."""
     if isinstance(image, Path):
         return str(image.absolute())
-    name = f"references/{_image_sha256(image, {})[:24]}.png"
+    name = f"references/{_image_digest(image)[:24]}.png"
     if not (store / name).is_file():
         partial = (store / name).with_suffix(".partial")
         image.save(partial, format="PNG", compress_level=1)
@@ -256,12 +318,10 @@ def _save_image(store: Path, image: Image.Image | Path) -> str:
     return name
 
 
-def _image_sha256(image: Image.Image | Path, known: dict[Path, str]) -> str:
+def _image_digest(image: Image.Image | Path) -> str:
     """Of a file its content, read once; of an image its mode, size and pixels."""
     if isinstance(image, Image.Image):
         return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()
-    if image not in known:
-        if not image.is_file():
-            raise ImageError(f"there is no reference image {image}; check the path")
-        known[image] = hashlib.sha256(image.read_bytes()).hexdigest()
-    return known[image]
+    if not image.is_file():
+        raise ImageError(f"there is no reference image {image}; check the path")
+    return file_digest(image)
