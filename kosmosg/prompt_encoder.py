@@ -7,7 +7,7 @@ sentence costs the language model only (the vision tower is half of a prompt wit
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from threading import Lock
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from kosmosg.errors import PromptError
-from kosmosg.model.kosmosg import Condition, KosmosG, check_finite, weights_version
+from kosmosg.model.inference import evaluating, execution_device, precision_context, summon, weights_version
+from kosmosg.model.kosmosg import Condition, KosmosG, check_finite
 from kosmosg.processor import KosmosGProcessor
 from kosmosg.prompt import Prompt
 
@@ -32,7 +33,8 @@ class PromptEncoder:
             condition takes 0.24 MB, an image 0.5 MB.
         batch_size: prompts that the model reads at once, at most.
 
-    Safe to call from several threads; two that ask for the same new prompt at once may both compute it.
+    Safe to call from several threads, while the model trains as well; two that ask for the same new prompt at once may
+    both compute it.
     """
 
     def __init__(self, model: KosmosG, processor: KosmosGProcessor, capacity: int = 256, batch_size: int = 16) -> None:
@@ -41,7 +43,7 @@ class PromptEncoder:
         self.batch_size = batch_size
         self.conditions = Memory(capacity)
         self.images = Memory(capacity)
-        self._weights: int | None = None
+        self._version: int | None = None
 
     def __call__(
         self,
@@ -64,35 +66,40 @@ class PromptEncoder:
                 f"{len(against)} negative prompts for {len(asked)} prompts; give one for all or one for each"
             )
         against = against * len(asked) if len(against) == 1 else against
-        rows = self._rows([*asked, *against], torch.device(device or self.model.device))
+        rows = self._rows([*asked, *against], torch.device(device or execution_device(self.model)))
         return Condition(torch.stack(rows[: len(asked)]), torch.stack(rows[len(asked) :]))
 
     def __contains__(self, prompt: Prompt) -> bool:
         """Whether the condition of a prompt is kept, so that asking for it costs nothing."""
-        return prompt.sha256() in self.conditions
+        return (*self._state(execution_device(self.model)), prompt.sha256()) in self.conditions
 
     def clear(self) -> None:
-        """Forgets everything; needed only after a change of the model that no parameter shows."""
+        """Forgets everything; needed only after a change of the model that `weights_version` cannot see."""
         self.conditions.clear()
         self.images.clear()
 
     def _rows(self, prompts: list[Prompt], device: torch.device) -> list[Tensor]:
         """One (Q, D) for each prompt, from memory or from the model."""
-        weights = weights_version(self.model)
-        if weights != self._weights:
-            self.clear()
-            self._weights = weights
-        by_key = {prompt.sha256(): prompt for prompt in prompts}
+        state = self._state(device)
+        by_key = {(*state, prompt.sha256()): prompt for prompt in prompts}
         rows = self.conditions.find(by_key)
         missing = {key: prompt for key, prompt in by_key.items() if key not in rows}
         for group in self._groups(missing):
-            conditions = self._encode([missing[key] for key in group], device)
+            conditions = self._encode([missing[key] for key in group], device, state)
             rows |= self.conditions.keep(dict(zip(group, conditions, strict=True)))
-        return [rows[prompt.sha256()].to(device) for prompt in prompts]
+        return [rows[(*state, prompt.sha256())].to(device) for prompt in prompts]
 
-    def _groups(self, prompts: Mapping[str, Prompt]) -> list[list[str]]:
+    def _state(self, device: torch.device) -> tuple[Hashable, ...]:
+        """What a condition depends on beside its prompt: part of every key, so that no thread is given another's."""
+        version = weights_version(self.model)
+        if version != self._version:  # what was kept for other weights only takes room
+            self.clear()
+            self._version = version
+        return version, precision_context(device)
+
+    def _groups(self, prompts: Mapping[Hashable, Prompt]) -> list[list[Hashable]]:
         """Keys in batches of equal numbers of images: those decide the length, so little is padded (`<s>`, never)."""
-        by_images: dict[int, list[str]] = {}
+        by_images: dict[int, list[Hashable]] = {}
         for key, prompt in prompts.items():
             by_images.setdefault(-1 if prompt == NULL else len(prompt.images), []).append(key)
         return [
@@ -101,27 +108,22 @@ class PromptEncoder:
             for start in range(0, len(keys), self.batch_size)
         ]
 
+    # Kept tensors are ordinary ones, even if asked for in inference mode: a later backward pass may need them.
+    @torch.inference_mode(False)
     @torch.no_grad()
-    def _encode(self, prompts: Sequence[Prompt], device: torch.device) -> list[Tensor]:
-        # accelerate's offloading moves a model when its forward runs; conditions are made without forward (no logits).
-        hook = getattr(self.model, "_hf_hook", None)
-        if hook is not None:
-            hook.pre_forward(self.model)
-        training = self.model.training
-        if training:
-            self.model.eval()
-        try:
+    def _encode(self, prompts: Sequence[Prompt], device: torch.device, state: tuple[Hashable, ...]) -> list[Tensor]:
+        with evaluating(self.model):
+            summon(self.model)
             batch = self.processor(prompts, with_pixels=False).to(device)
-            conditions = self.model.conditioning(**batch, image_tokens=self._image_tokens(prompts, device))
-        finally:
-            if training:
-                self.model.train()
+            conditions = self.model.conditioning(**batch, image_tokens=self._image_tokens(prompts, device, state))
         check_finite(conditions)
         return [row.clone() for row in conditions]  # a view would keep the whole batch alive
 
-    def _image_tokens(self, prompts: Sequence[Prompt], device: torch.device) -> Tensor | None:
+    def _image_tokens(
+        self, prompts: Sequence[Prompt], device: torch.device, state: tuple[Hashable, ...]
+    ) -> Tensor | None:
         """(N, Q, C) of all images in reading order; only those never seen pass the vision tower."""
-        keys = [key for prompt in prompts for key in prompt.image_sha256s()]
+        keys = [(*state, digest) for prompt in prompts for digest in prompt.image_sha256s()]
         if not keys:
             return None
         images = dict(zip(keys, (image for prompt in prompts for image in prompt.images), strict=True))
@@ -146,10 +148,10 @@ class Memory:
         self.capacity = capacity
         self.hits = 0
         self.misses = 0
-        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
         self._lock = Lock()
 
-    def find(self, keys: Iterable[str]) -> dict[str, Tensor]:
+    def find(self, keys: Iterable[Hashable]) -> dict[Hashable, Tensor]:
         """What is known of the keys."""
         with self._lock:
             found = {}
@@ -162,11 +164,11 @@ class Memory:
                     self.misses += 1
             return found
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: Hashable) -> bool:
         with self._lock:
             return key in self._kept
 
-    def keep(self, fresh: dict[str, Tensor]) -> dict[str, Tensor]:
+    def keep(self, fresh: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         """Remembers, and returns, new tensors."""
         with self._lock:
             self._kept |= fresh

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import repeat
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 from transformers.utils import ModelOutput
@@ -20,6 +19,7 @@ from transformers.utils import ModelOutput
 from kosmosg.conditioners.base import make_conditioner
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import CheckpointError, PromptError
+from kosmosg.model.inference import evaluating, execution_device, summon
 from kosmosg.model.layers import KosmosGPreTrainedModel
 from kosmosg.model.mllm import KosmosGForConditionalGeneration
 from kosmosg.model.padding import move, move_back, readable, token_slots
@@ -38,13 +38,6 @@ class Condition:
     def to(self, *args: Any, **kwargs: Any) -> Condition:
         """Both on another device or in another precision, as `Tensor.to`."""
         return Condition(self.positive.to(*args, **kwargs), self.negative.to(*args, **kwargs))
-
-    def for_guidance(self, images_per_prompt: int = 1) -> Tensor:
-        """(2 * B * n, Q, D): all negatives, then all positives, prompt by prompt repeated as p0, p1, ..., p0, p1, ...
-
-        The order in which the original's own sampling loop stacks them.
-        """
-        return torch.cat([part.repeat(images_per_prompt, 1, 1) for part in (self.negative, self.positive)])
 
 
 @dataclass
@@ -70,7 +63,6 @@ class KosmosG(KosmosGPreTrainedModel):
         super().__init__(config)
         self.mllm = KosmosGForConditionalGeneration(config)
         self.aligner = make_conditioner(config)
-        self._null: tuple[Any, Tensor] | None = None
         self.post_init()
 
     @torch.no_grad()
@@ -80,20 +72,15 @@ class KosmosG(KosmosGPreTrainedModel):
         `batch` is what the processor returns: `input_ids`, and optionally `attention_mask`,
         `image_embeds_position_mask` and `pixel_values` (or `image_tokens`, see `conditioning`). `negative` is another
         such batch of B prompts, or of one for all. Without it the negative is the null condition, `<s>` alone, which
-        is what training drops prompts to; it is computed once and kept until the weights change.
+        is what training drops prompts to. Nothing is kept between calls; `PromptEncoder` does that.
 
         Raises `PromptError` when images and places, or positive and negative prompts, do not match, and
         `CheckpointError` when the condition is not finite.
         """
-        was_training = self.training
-        if was_training:
-            self.eval()
-        try:
+        with evaluating(self):
+            summon(self)
             positive = self.conditioning(**self._inputs(batch))
             other = self.null_condition() if negative is None else self.conditioning(**self._inputs(negative))
-        finally:
-            if was_training:
-                self.train()
         if len(other) not in (1, len(positive)):
             raise PromptError(
                 f"{len(other)} negative prompts for {len(positive)} prompts; give one for all or one for each"
@@ -101,7 +88,7 @@ class KosmosG(KosmosGPreTrainedModel):
         check_finite(positive)
         check_finite(other)
         if len(other) != len(positive):
-            other = repeat(other, "1 q d -> b q d", b=len(positive))
+            other = other.repeat(len(positive), 1, 1)  # rows of their own: whoever writes into one changes no other
         return Condition(positive, other)
 
     def conditioning(
@@ -124,13 +111,8 @@ class KosmosG(KosmosGPreTrainedModel):
 
         Not the empty string's: the original trained guidance with `<s>`, so guidance must use it too.
         """
-        ids = torch.full((1, 1), self.config.text_config.bos_token_id, device=self.device)
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return self.conditioning(ids)
-        weights = (weights_version(self), self.device)
-        if self._null is None or self._null[0] != weights:
-            self._null = (weights, self.conditioning(ids))
-        return self._null[1]
+        ids = torch.full((1, 1), self.config.text_config.bos_token_id, device=execution_device(self))
+        return self.conditioning(ids)
 
     def forward(
         self,
@@ -147,12 +129,6 @@ class KosmosG(KosmosGPreTrainedModel):
         if return_dict is False:
             return output.to_tuple()  # type: ignore[no-any-return]
         return output
-
-    def train(self, mode: bool = True) -> KosmosG:
-        """Training or evaluation mode; forgets the null condition, because weights may move in between."""
-        self._null = None
-        super().train(mode)
-        return self
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token embeddings."""
@@ -192,7 +168,8 @@ class KosmosG(KosmosGPreTrainedModel):
 
     def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         names = ("input_ids", "attention_mask", "image_embeds_position_mask", "pixel_values", "image_tokens")
-        return {name: batch[name].to(self.device) for name in names if batch.get(name) is not None}
+        device = execution_device(self)
+        return {name: batch[name].to(device) for name in names if batch.get(name) is not None}
 
 
 def check_finite(condition: Tensor) -> None:
@@ -202,30 +179,6 @@ def check_finite(condition: Tensor) -> None:
             f"the model's condition is not finite in {condition.dtype}: its weights hold NaN or infinity, or the "
             "precision is too small; load the checkpoint again, in float32 or bfloat16"
         )
-
-
-def weights_version(model: nn.Module) -> int:
-    """A number that differs once the model may answer differently, so that what it said before can be kept until then.
-
-    Seen are parameters that were written in place, replaced, added or cast, and adapters of PEFT that were switched,
-    scaled or merged. Moving to another device changes nothing. Only writing through `parameter.data` goes unseen.
-    """
-    # A parameter that offloading has put away is another, empty one after each use; a tensor of inference mode has no
-    # version and is never written.
-    parameters = tuple(
-        (0 if p.is_meta else id(p), 0 if p.is_inference() else p._version, p.dtype) for p in model.parameters()
-    )
-    layers: list[Any] = [module for module in model.modules() if hasattr(type(module), "_disable_adapters")]
-    adapters = tuple(
-        (
-            layer.disable_adapters,
-            tuple(layer.active_adapters),
-            tuple(getattr(layer, "merged_adapters", ())),
-            tuple(getattr(layer, "scaling", {}).items()),
-        )
-        for layer in layers
-    )
-    return hash((parameters, adapters))
 
 
 AutoConfig.register("kosmosg", KosmosGConfig, exist_ok=True)
