@@ -20,7 +20,8 @@ from transformers import initialization as init
 
 from kosmosg.config import KosmosGAlignerConfig, KosmosGConfig
 from kosmosg.errors import PromptError
-from kosmosg.model.layers import CrossLayer, Initialised, KosmosGPreTrainedModel, MagnetoLayer, linear
+from kosmosg.model.initialisation import Initialised, linear
+from kosmosg.model.layers import CrossLayer, KosmosGPreTrainedModel, MagnetoLayer
 
 
 class AlignerNet(KosmosGPreTrainedModel):
@@ -126,7 +127,7 @@ class QueryStack(nn.Module):
         self.layers = nn.ModuleList(
             [
                 CrossLayer(
-                    config,
+                    aligner,
                     width=aligner.d_model,
                     heads=aligner.attention_heads,
                     hidden=aligner.ffn_dim,
@@ -185,7 +186,7 @@ class PositionTable(Initialised):
 def _self_layer(config: KosmosGConfig, gain: float) -> MagnetoLayer:
     aligner = config.aligner_config
     return MagnetoLayer(
-        config,
+        aligner,
         width=aligner.d_model,
         heads=aligner.attention_heads,
         hidden=aligner.ffn_dim,

@@ -21,7 +21,7 @@ from kosmosg.config import KosmosGConfig
 from kosmosg.errors import CheckpointError, PromptError
 from kosmosg.model.inference import evaluating, execution_device, summon
 from kosmosg.model.layers import KosmosGPreTrainedModel
-from kosmosg.model.mllm import KosmosGForConditionalGeneration
+from kosmosg.model.mllm import KosmosGForConditionalGeneration, Records
 from kosmosg.model.padding import move, move_back, readable, token_slots
 
 
@@ -39,14 +39,26 @@ class Condition:
         """Both on another device or in another precision, as `Tensor.to`."""
         return Condition(self.positive.to(*args, **kwargs), self.negative.to(*args, **kwargs))
 
+    def for_guidance(self, images_per_prompt: int = 1) -> Tensor:
+        """(2 * B * n, Q, D): all negatives, then all positives, prompt by prompt repeated as p0, p1, ..., p0, p1, ...
+
+        The order in which the original's own sampling loop stacks them.
+        """
+        return torch.cat([part.repeat(images_per_prompt, 1, 1) for part in (self.negative, self.positive)])
+
 
 @dataclass
 class KosmosGOutput(ModelOutput):
-    """`logits` (B, T, V); `last_hidden_state` (B, T, C) after the final LayerNorm; `condition` (B, Q, D)."""
+    """`logits` (B, T, V); `last_hidden_state` (B, T, C) after the final LayerNorm; `condition` (B, Q, D).
+
+    `hidden_states` and `attentions` are those of the language model, when asked for.
+    """
 
     logits: Tensor | None = None
     last_hidden_state: Tensor | None = None
     condition: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class KosmosG(KosmosGPreTrainedModel):
@@ -120,13 +132,28 @@ class KosmosG(KosmosGPreTrainedModel):
         attention_mask: Tensor | None = None,
         image_embeds_position_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> KosmosGOutput:
-        """Logits, states and condition of a batch; pads may be on either side and change nothing on real tokens."""
-        states, condition, slots = self._run(input_ids, attention_mask, image_embeds_position_mask, pixel_values)
+        """Logits, states and condition of a batch; pads may be on either side and change nothing on real tokens.
+
+        The options are those of `KosmosGForConditionalGeneration`. There is no loss: the stages have their own.
+        """
+        records = Records.asked(self.config, output_hidden_states, output_attentions)
+        states, condition, slots = self._run(
+            input_ids, attention_mask, image_embeds_position_mask, pixel_values, records=records
+        )
         states = move_back(states, slots)
-        output = KosmosGOutput(logits=self.mllm.logits(states), last_hidden_state=states, condition=condition)
-        if return_dict is False:
+        records.move_back(slots)
+        output = KosmosGOutput(
+            logits=self.mllm.logits(states),
+            last_hidden_state=states,
+            condition=condition,
+            hidden_states=records.of("hidden"),
+            attentions=records.of("attentions"),
+        )
+        if not (self.config.return_dict if return_dict is None else return_dict):
             return output.to_tuple()  # type: ignore[no-any-return]
         return output
 
@@ -153,6 +180,7 @@ class KosmosG(KosmosGPreTrainedModel):
         image_mask: Tensor | None,
         pixel_values: Tensor | None,
         image_tokens: Tensor | None = None,
+        records: Records | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """States of the right-padded batch, condition, and where each token went."""
         pad = self.config.text_config.pad_token_id
@@ -160,8 +188,9 @@ class KosmosG(KosmosGPreTrainedModel):
         slots = token_slots(real)
         real = move(real, slots)
         input_ids = move(input_ids, slots).masked_fill(~real, pad)
-        image_mask = None if image_mask is None else move(image_mask, slots)
-        states = self.mllm.states(input_ids, image_mask, pixel_values, image_tokens=image_tokens)
+        if image_mask is not None and image_mask.shape == input_ids.shape:  # `mllm` says what is wrong with another
+            image_mask = move(image_mask, slots)
+        states = self.mllm.states(input_ids, image_mask, pixel_values, image_tokens, records)
         # Reading one value back is cheaper than masked attention in the aligner.
         padded = not (readable(real) and bool(real.all()))
         return states, self.aligner(states, ~real if padded else None), slots

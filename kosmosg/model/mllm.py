@@ -20,15 +20,21 @@ from typing import Any, ClassVar
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
 from transformers.utils import ModelOutput
 
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import PromptError
+from kosmosg.model.generation import InterleavedGenerationMixin
 from kosmosg.model.layers import KosmosGPreTrainedModel
-from kosmosg.model.padding import move, move_back, position_rows, readable, token_slots
+from kosmosg.model.padding import (
+    move,
+    move_back,
+    move_back_attention,
+    position_rows,
+    readable,
+    token_slots,
+)
 from kosmosg.model.text import TextModelWithHead
 from kosmosg.model.vision import Resampler, VisionTower
 
@@ -42,9 +48,48 @@ class MllmOutput(ModelOutput):
     last_hidden_state: Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
-class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
+@dataclass
+class Records:
+    """What a pass through the language model writes down beside its result; None is not asked for."""
+
+    hidden: list[Tensor] | None = None
+    """(B, T, C) each: the layers' inputs, then the states."""
+    attentions: list[Tensor] | None = None
+    """(B, H, T, S) for each layer."""
+
+    @classmethod
+    def asked(cls, config: KosmosGConfig, hidden: bool | None, attentions: bool | None) -> Records:
+        """Of a call, or where it says nothing, of the configuration."""
+        hidden = config.output_hidden_states if hidden is None else hidden
+        attentions = config.output_attentions if attentions is None else attentions
+        return cls([] if hidden else None, [] if attentions else None)
+
+    def move_back(self, slots: Tensor) -> None:
+        """To where the tokens stood before `move`. Where nothing moved, the records stay on the way of the gradient."""
+        if readable(slots) and bool((slots == torch.arange(slots.shape[1], device=slots.device)).all()):
+            return
+        if self.hidden is not None:
+            self.hidden = [move_back(each, slots) for each in self.hidden]
+        if self.attentions is not None:
+            self.attentions = [move_back_attention(each, slots) for each in self.attentions]
+
+    def of(self, name: str) -> tuple[Tensor, ...] | None:
+        """As transformers returns them."""
+        values = getattr(self, name)
+        return None if values is None else tuple(values)
+
+
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross entropy of logits (B, T, V) against the next labels (B, T); -100 is left out."""
+    return nn.functional.cross_entropy(
+        rearrange(logits[:, :-1].float(), "b t v -> (b t) v"), labels[:, 1:].flatten().to(logits.device)
+    )
+
+
+class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, InterleavedGenerationMixin):
     """Text and images in, states and next tokens out. `KosmosG.mllm`; also of use alone, for captions and questions."""
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"text_model.lm_head.weight": "text_model.model.embed_tokens.weight"}
@@ -63,21 +108,19 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         image_embeds_position_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
         image_tokens: Tensor | None = None,
+        records: Records | None = None,
     ) -> Tensor:
         """States after the final LayerNorm, (B, T, C), with gradient and without logits: what the stages train on.
 
-        `input_ids` (B, T); `image_embeds_position_mask` (B, T) True on image slots; `pixel_values` (N, 3, S, S) of all
-        images in reading order, or `image_tokens` (N, Q, C) when they are known already. Without `attention_mask` pads
-        must be on the right. Raises `PromptError` when images
-        and slots disagree or the batch is longer than the position table.
+        `input_ids` (B, T), pads on the right; `image_embeds_position_mask` (B, T) True on image slots; `pixel_values`
+        (N, 3, S, S) of all images in reading order, or `image_tokens` (N, Q, C) when they are known already. Raises
+        `PromptError` when images and slots disagree or the batch is longer than the position table.
         """
         embeddings = self.embed(input_ids, image_embeds_position_mask, pixel_values, image_tokens)
-        if attention_mask is None:
-            states: Tensor = self.text_model.model(embeddings, position_rows(input_ids != self._pad))
-            return states
-        return self._padded_states(embeddings, attention_mask)
+        rows = position_rows(input_ids != self._pad)
+        states: Tensor = self.text_model.model(embeddings, rows, **vars(records or Records()))
+        return states
 
     def logits(self, states: Tensor) -> Tensor:
         """(..., C) to (..., V)."""
@@ -101,14 +144,33 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
         `image_tokens` (N, Q, C) takes the place of `pixel_values` when they are known already.
         """
         embeddings: Tensor = self.text_model.model.embed_tokens(input_ids)
+        return self.insert_images(embeddings, image_embeds_position_mask, pixel_values, image_tokens)
+
+    def insert_images(
+        self,
+        embeddings: Tensor,
+        image_embeds_position_mask: Tensor | None,
+        pixel_values: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+    ) -> Tensor:
+        """Embeddings (B, T, C) of words with the images in their slots.
+
+        Raises `PromptError` when images and slots, or the mask and the embeddings, disagree.
+        """
+        slots = image_embeds_position_mask
         if image_tokens is None and pixel_values is not None and len(pixel_values):
             image_tokens = self.image_tokens(pixel_values)
-        if readable(input_ids):
-            self._check_slots(image_embeds_position_mask, image_tokens)
-        if image_tokens is None or image_embeds_position_mask is None:
+        if slots is not None and slots.shape != embeddings.shape[:2]:
+            raise PromptError(
+                f"image_embeds_position_mask has shape {tuple(slots.shape)}, the prompts have "
+                f"{tuple(embeddings.shape[:2])}; give the mask that the processor made for them, padded as they are"
+            )
+        if readable(embeddings):
+            self._check_slots(slots, image_tokens)
+        if image_tokens is None or slots is None:
             return embeddings
-        slots = rearrange(image_embeds_position_mask.bool(), "b t -> b t 1")
-        return embeddings.masked_scatter(slots.to(embeddings.device), image_tokens.to(embeddings))
+        places = rearrange(slots.bool(), "b t -> b t 1").to(embeddings.device)
+        return embeddings.masked_scatter(places, image_tokens.to(embeddings))
 
     def forward(
         self,
@@ -123,76 +185,47 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> MllmOutput:
         """Logits and states for transformers' users and `generate()`.
 
-        `labels` (B, T), -100 where there is no loss, are shifted here. `position_ids` count real tokens from 0.
+        `inputs_embeds` (B, T, C) may take the place of `input_ids`; images are put into their slots of either. `labels`
+        (B, T), -100 where there is no loss, are shifted here. `position_ids` (B, T) count real tokens from 0.
         `logits_to_keep` computes the logits of the last so many positions only. Right- and left-padded input gives the
-        same values on real tokens.
+        same values on real tokens. `output_attentions` needs the eager kernel and uses it for this call.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise PromptError("give either input_ids or inputs_embeds, not both and not neither")
-        embeddings = inputs_embeds
-        if embeddings is None:
+        if inputs_embeds is None:
             assert input_ids is not None
             embeddings = self.embed(input_ids, image_embeds_position_mask, pixel_values)
             if attention_mask is None and past_key_values is None:
                 attention_mask = (input_ids != self._pad).long()
-        hidden: list[Tensor] | None = [] if output_hidden_states else None
+        else:
+            embeddings = self.insert_images(inputs_embeds, image_embeds_position_mask, pixel_values)
+        records = Records.asked(self.config, output_hidden_states, output_attentions)
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config.text_config)
         if past_key_values is None:
             if attention_mask is None:
                 attention_mask = embeddings.new_ones(embeddings.shape[:2], dtype=torch.long)
-            states = self._padded_states(embeddings, attention_mask, hidden)
+            states = self._padded_states(embeddings, attention_mask, position_ids, records)
         else:
-            states = self._cached_states(embeddings, attention_mask, position_ids, past_key_values, hidden)
+            states = self._cached_states(embeddings, attention_mask, position_ids, past_key_values, records)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
         logits = self.logits(states[:, kept] if not isinstance(kept, int) else states)
-        loss = None
-        if labels is not None:
-            loss = nn.functional.cross_entropy(
-                rearrange(logits[:, :-1].float(), "b t v -> (b t) v"), labels[:, 1:].flatten()
-            )
         output = MllmOutput(
-            loss=loss,
+            loss=None if labels is None else next_token_loss(logits, labels),
             logits=logits,
             last_hidden_state=states,
             past_key_values=past_key_values,
-            hidden_states=None if hidden is None else tuple(hidden),
+            hidden_states=records.of("hidden"),
+            attentions=records.of("attentions"),
         )
-        if return_dict is False:
+        if not (self.config.return_dict if return_dict is None else return_dict):
             return output.to_tuple()  # type: ignore[no-any-return]
         return output
-
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        image_embeds_position_mask: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Continue the prompts: captions, answers. All of `GenerationMixin.generate`'s options apply.
-
-        Images are read once, before the first step, so any number of them may sit in a prompt, and beams and several
-        sequences a prompt work. Pads belong on the left here; a right-padded batch is moved, and the returned sequences
-        then begin with its pads.
-        """
-        if input_ids is not None and kwargs.get("inputs_embeds") is None:
-            if attention_mask is None:
-                attention_mask = (input_ids != self._pad).long()
-            slots = token_slots(attention_mask, left_padded=True)
-            input_ids, attention_mask = move(input_ids, slots), move(attention_mask, slots)
-            if image_embeds_position_mask is not None:
-                image_embeds_position_mask = move(image_embeds_position_mask, slots)
-            if pixel_values is not None:
-                kwargs["inputs_embeds"] = self.embed(input_ids, image_embeds_position_mask, pixel_values)
-            elif image_embeds_position_mask is not None:
-                self._check_slots(image_embeds_position_mask, None)
-        return super().generate(input_ids, attention_mask=attention_mask, **kwargs)
 
     @property
     def _pad(self) -> int:
@@ -215,13 +248,18 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
         """Replace the output projection."""
         self.text_model.lm_head = value  # type: ignore[assignment]
 
-    def _padded_states(self, embeddings: Tensor, attention_mask: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
+    def _padded_states(
+        self, embeddings: Tensor, attention_mask: Tensor, position_ids: Tensor | None, records: Records
+    ) -> Tensor:
         """States of a batch padded anywhere: tokens are moved left, run without a mask, and moved back."""
         slots = token_slots(attention_mask)
         real = move(attention_mask.bool(), slots)
-        states = self.text_model.model(move(embeddings, slots), position_rows(real), hidden=hidden)
-        if hidden is not None:
-            hidden[:] = [move_back(state, slots) for state in hidden]
+        rows = position_rows(real)
+        if position_ids is not None:
+            self._check_positions(position_ids)
+            rows = torch.where(real, move(position_ids.expand_as(real) + 2, slots), rows)
+        states = self.text_model.model(move(embeddings, slots), rows, **vars(records))
+        records.move_back(slots)
         return move_back(states, slots)
 
     def _cached_states(
@@ -230,7 +268,7 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
         attention_mask: Any,
         position_ids: Tensor | None,
         cache: Cache,
-        hidden: list[Tensor] | None,
+        records: Records,
     ) -> Tensor:
         length, start, limit = (
             embeddings.shape[1],
@@ -251,14 +289,23 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, GenerationMixin):
             rows = position_rows(attention_mask.bool())[:, -length:]
         else:
             rows = torch.arange(start, start + length, device=embeddings.device).unsqueeze(0) + 2
-        mask = create_causal_mask(
-            config=self.config, inputs_embeds=embeddings, attention_mask=attention_mask, past_key_values=cache
-        )
-        states: Tensor = self.text_model.model(embeddings, rows, mask=mask, cache=cache, hidden=hidden)
+        model = self.text_model.model
+        mask = model.causal_mask(embeddings, attention_mask, cache, weights=records.attentions is not None)
+        states: Tensor = model(embeddings, rows, mask=mask, cache=cache, **vars(records))
         return states
 
+    def _check_positions(self, position_ids: Tensor) -> None:
+        limit = self.config.text_config.max_position_embeddings
+        if not readable(position_ids) or position_ids.shape[-1] > limit:  # the table itself refuses longer prompts
+            return
+        if (last := int(position_ids.max())) >= limit:
+            raise PromptError(
+                f"position_ids go up to {last}, the model numbers tokens from 0 to {limit - 1} "
+                "(text_config.max_position_embeddings)"
+            )
+
     def _check_slots(self, mask: Tensor | None, image_tokens: Tensor | None) -> None:
-        slots = 0 if mask is None else int(mask.sum())
+        slots = 0 if mask is None else int(mask.bool().sum())
         images = 0 if image_tokens is None else len(image_tokens)
         each = self.config.latent_query_num
         if slots != images * each:

@@ -41,3 +41,9 @@ def move_back(values: Tensor, slots: Tensor) -> Tensor:
     """The inverse of `move`."""
     index = slots if values.ndim == 2 else slots.unsqueeze(-1).expand_as(values)
     return values.gather(1, index)
+
+
+def move_back_attention(weights: Tensor, slots: Tensor) -> Tensor:
+    """`move_back` for attention weights (B, H, T, T), along both of their axes of tokens."""
+    rows = weights.gather(2, slots[:, None, :, None].expand_as(weights))
+    return rows.gather(3, slots[:, None, None, :].expand_as(weights))

@@ -5,6 +5,7 @@ Letters: B batch, T tokens, C width. Parameter names are those of transformers' 
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -16,14 +17,18 @@ from transformers.masking_utils import create_causal_mask
 
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import PromptError
-from kosmosg.model.layers import Initialised, MagnetoLayer, linear
+from kosmosg.model.initialisation import Initialised, linear
+from kosmosg.model.layers import MagnetoLayer
 
 
 class TextModelWithHead(nn.Module):
     """The language model and its output projection, which shares the embeddings' weight."""
 
+    _supports_sdpa = True  # as transformers' models say
+
     def __init__(self, config: KosmosGConfig) -> None:
         super().__init__()
+        self.config = config.text_config
         self.model = TextModel(config)
         self.lm_head = linear(config.text_config.embed_dim, config.text_config.vocab_size, bias=False)
 
@@ -34,7 +39,7 @@ class TextModel(nn.Module):
     def __init__(self, config: KosmosGConfig) -> None:
         super().__init__()
         text = config.text_config
-        self.config = config
+        self.config = text
         self.embed_scale = math.sqrt(text.embed_dim) if text.scale_embedding else 1.0
         self.embed_tokens = TokenEmbedding(text.vocab_size, text.embed_dim, padding_idx=text.pad_token_id)
         self.embed_positions = SinusoidalPositions(text.max_position_embeddings, text.embed_dim)
@@ -42,7 +47,7 @@ class TextModel(nn.Module):
         self.layers = nn.ModuleList(
             [
                 MagnetoLayer(
-                    config,
+                    text,
                     width=text.embed_dim,
                     heads=text.attention_heads,
                     hidden=text.ffn_dim,
@@ -68,22 +73,42 @@ class TextModel(nn.Module):
         mask: Any = None,
         cache: Cache | None = None,
         hidden: list[Tensor] | None = None,
+        attentions: list[Tensor] | None = None,
     ) -> Tensor:
-        """`rows` (B, T) of the position table; `mask` None is plain causality. Fills `hidden` when given."""
+        """`rows` (B, T) of the position table; `mask` None is plain causality.
+
+        Fills `hidden` with the layers' inputs and the result, and `attentions` with the layers' weights, when given.
+        """
         x = self.embed_scale * embeddings + self.embed_positions(rows).to(embeddings.dtype)
         x = nn.functional.dropout(x, p=self.dropout, training=self.training)
-        if mask is None and cache is None and self.config._attn_implementation in ("eager", "flex_attention"):
-            # These two have no causality of their own.
-            mask = create_causal_mask(config=self.config, inputs_embeds=x, attention_mask=None, past_key_values=None)
+        if mask is None and cache is None:
+            mask = self.causal_mask(x, None, None, attentions is not None, built_in=True)
         for layer in self.layers:
             if hidden is not None:
                 hidden.append(x)
-            x = layer(x, mask, past_key_values=cache)
+            x = layer(x, mask, past_key_values=cache, attentions=attentions)
         x = self.layer_norm(x)
         if hidden is not None:
             hidden.append(x)
         states: Tensor = x
         return states
+
+    def causal_mask(
+        self, embeddings: Tensor, attention_mask: Any, cache: Cache | None, weights: bool, built_in: bool = False
+    ) -> Any:
+        """The mask that the kernel in use needs; None where its own causality (`built_in`: no pads) is enough.
+
+        `weights`: attention weights are asked for, which only the eager kernel has.
+        """
+        config = self.config
+        if weights:
+            config = copy.copy(config)
+            config._attn_implementation_internal = "eager"
+        if built_in and config._attn_implementation not in ("eager", "flex_attention"):
+            return None
+        return create_causal_mask(
+            config=config, inputs_embeds=embeddings, attention_mask=attention_mask, past_key_values=cache
+        )
 
 
 class TokenEmbedding(nn.Embedding, Initialised):

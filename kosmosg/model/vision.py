@@ -17,14 +17,18 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import ImageError
-from kosmosg.model.layers import Attention, Initialised, linear, xavier_linear
+from kosmosg.model.attention import Attention
+from kosmosg.model.initialisation import Initialised, linear, xavier_linear
 
 
 class VisionTower(nn.Module):
     """Pixels to unit-length tokens: (N, 3, S, S) to (N, 1 + P, W)."""
 
+    _supports_sdpa = True  # as transformers' models say
+
     def __init__(self, config: KosmosGConfig) -> None:
         super().__init__()
+        self.config = config.vision_config
         self.model = VisionTransformer(config)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
@@ -107,7 +111,7 @@ class VisionLayer(GradientCheckpointingLayer):
         vision = config.vision_config
         self.layer_norm1 = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
         self.self_attn = Attention(
-            config, vision.hidden_size, vision.num_attention_heads, dropout=vision.attention_dropout
+            vision, vision.hidden_size, vision.num_attention_heads, dropout=vision.attention_dropout
         )
         self.layer_norm2 = nn.LayerNorm(vision.hidden_size, eps=vision.layer_norm_eps)
         self.mlp = VisionMLP(config)
@@ -149,7 +153,7 @@ class Resampler(Initialised):
         self.latent_query = nn.Parameter(torch.empty(config.latent_query_num, width))
         # 0.1 in training like the language model's: the original hands it its own dropout, here applied on the weights.
         self.x_attn = Attention(
-            config, width, config.text_config.attention_heads, dropout=float(config.text_config.dropout)
+            config.text_config, width, config.text_config.attention_heads, dropout=float(config.text_config.dropout)
         )
         for name, gain in {"q_proj": 2**-0.5, "k_proj": 2**-0.5, "v_proj": 2**-0.5, "out_proj": 1.0}.items():
             setattr(self.x_attn, name, xavier_linear(width, width, gain=gain, zero_bias=name == "out_proj"))

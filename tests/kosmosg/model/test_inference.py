@@ -1,4 +1,4 @@
-"""Answers are those of the weights as they are now, whoever wrote them, whatever mode, device or precision is in force."""
+"""Answers are those of the weights as they are now, whoever wrote them, in whatever mode, place or precision."""
 
 import copy
 import threading
@@ -113,9 +113,7 @@ def test_any_single_value_shows_in_the_version(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("place", ["cpu", "disk"])
-def test_offloaded_models_answer(
-    model: KosmosG, tiny_processor: KosmosGProcessor, place: str, tmp_path: Path
-) -> None:
+def test_offloaded_models_answer(model: KosmosG, tiny_processor: KosmosGProcessor, place: str, tmp_path: Path) -> None:
     from accelerate import cpu_offload
 
     batch = tiny_processor([PROMPT, "a cat"])
