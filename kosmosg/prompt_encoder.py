@@ -81,7 +81,7 @@ class PromptEncoder:
     def _rows(self, prompts: list[Prompt], device: torch.device) -> list[Tensor]:
         """One (Q, D) for each prompt, from memory or from the model."""
         state = self._state(device)
-        by_key = {(*state, prompt.sha256()): prompt for prompt in prompts}
+        by_key: dict[Hashable, Prompt] = {(*state, prompt.sha256()): prompt for prompt in prompts}
         rows = self.conditions.find(by_key)
         missing = {key: prompt for key, prompt in by_key.items() if key not in rows}
         for group in self._groups(missing):
