@@ -8,11 +8,16 @@ import sys
 from collections.abc import Sequence
 
 from jobs.experiment import DEFAULT_PRESET, Experiment, from_arguments, usage
-from kosmosg.config import KosmosGConfig
+from kosmosg import KosmosGConfig, KosmosGProcessor
+from kosmosg.checkpoint.export import read_config
 from kosmosg.errors import KosmosGError
+from kosmosg.hub import resolve_model
+from kosmosg.plugins import load_plugins
+from kosmosg.shapes import MODEL_SHAPES, new_config
 from kosmosg_platform.planning.flops import decoder_cost, stage_cost
 from kosmosg_platform.planning.plan import StagePlan, plan_stage, render
 from kosmosg_platform.run_paths import STAGES
+from kosmosg_platform.training.initial_model import tokenizer_path
 
 
 def plan(arguments: Sequence[str]) -> list[StagePlan]:
@@ -27,23 +32,16 @@ def _plan(stage: str, experiment: Experiment) -> StagePlan:
 
 
 def _model(experiment: Experiment) -> KosmosGConfig:
-    """The model's shape; its vocabulary is that of the tokenizer that the preset means."""
-    shape = experiment.model.init
-    if shape == "paper":
-        return KosmosGConfig.paper()
-    if shape in ("tiny", "toyworld"):
-        from kosmosg import KosmosGProcessor
-        from kosmosg.hub import decoder_folder
-
-        tokenizer = experiment.model.tokenizer
-        path = f"{decoder_folder('toyworld')}/sentencepiece.bpe.model" if tokenizer == "toyworld" else tokenizer
-        vocabulary = KosmosGProcessor.from_sentencepiece(path).vocab_size
-        return KosmosGConfig.tiny(vocabulary) if shape == "tiny" else KosmosGConfig.toyworld(vocabulary)
-    from pathlib import Path
-
-    from kosmosg.checkpoint.export import read_config
-
-    return read_config(Path(shape))
+    """The model's shape: of a new one with the vocabulary of the preset's tokenizer, or of the one it starts from."""
+    settings = experiment.model
+    load_plugins()
+    if settings.init in MODEL_SHAPES:
+        # The paper's shape has its own vocabulary, and its tokenizer need not be here to plan.
+        if settings.init == "paper":
+            return KosmosGConfig.paper()
+        processor = KosmosGProcessor.from_sentencepiece(tokenizer_path(settings.tokenizer))
+        return new_config(settings.init, processor.vocab_size)
+    return read_config(resolve_model(settings.init))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -194,41 +194,6 @@ class KosmosGConfig(PreTrainedConfig):
             },
         )
 
-    @classmethod
-    def toyworld(cls, vocab_size: int) -> KosmosGConfig:
-        """The model of the procedural toy world: small enough to train through all three stages on a laptop CPU.
-
-        The vision tower is shaped like the toy world's CLIP, the aligner's output like what its U-Net listens to.
-        """
-        return cls(
-            text_config={
-                "vocab_size": vocab_size,
-                "max_position_embeddings": 254,
-                "embed_dim": 160,
-                "layers": 4,
-                "attention_heads": 5,
-                "ffn_dim": 640,
-                "dropout": 0.0,
-            },
-            vision_config={
-                "image_size": 32,
-                "patch_size": 4,
-                "hidden_size": 128,
-                "intermediate_size": 256,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 4,
-            },
-            latent_query_num=16,
-            aligner_config={
-                "d_model": 128,
-                "layers": 2,
-                "attention_heads": 4,
-                "ffn_dim": 512,
-                "num_queries": 24,
-                "max_position_embeddings": 256,
-            },
-        )
-
 
 def _divides(name: str, size: int, divisor_name: str, divisor: int) -> None:
     if divisor <= 0 or size % divisor:

@@ -3,9 +3,22 @@
 Kept light: entries name what they load, and load it when they are used.
 """
 
+from typing import TYPE_CHECKING
+
 from kosmosg.data.records import RECORD_KINDS, RecordKind, SampleKind
 from kosmosg.hub import MODELS, ShippedModels
+from kosmosg.shapes import MODEL_SHAPES
 from kosmosg.toyworld.assets import TRAINED, toyworld_folder
+
+if TYPE_CHECKING:
+    from kosmosg.config import KosmosGConfig
+
+
+def _new_config(vocab_size: int) -> "KosmosGConfig":
+    from kosmosg.toyworld.shape import toyworld_config
+
+    return toyworld_config(vocab_size)
+
 
 MODELS["toyworld"] = ShippedModels(
     toyworld_folder(),
@@ -14,6 +27,7 @@ MODELS["toyworld"] = ShippedModels(
     default_guidance=3.0,
     description="32 x 32 pixels, six shapes of the toy world",
 )
+MODEL_SHAPES["toyworld"] = _new_config
 
 # An image with a question and its answer for a text, read as any words about an image are.
 RECORD_KINDS["questions"] = RecordKind(

@@ -21,6 +21,7 @@ from transformers import Kosmos2Config, Kosmos2ForConditionalGeneration
 from kosmosg import KosmosG, KosmosGConfig, KosmosGPipeline, KosmosGProcessor, Prompt
 from kosmosg.convert import from_kosmos2
 from kosmosg.model.mllm import KosmosGForConditionalGeneration
+from kosmosg.shapes import new_config
 from kosmosg.toyworld.assets import toyworld_folder
 
 BATCHES = (1, 4, 8)
@@ -96,7 +97,7 @@ def generation(device: torch.device, rounds: int) -> None:
     options: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     stock = StableDiffusionPipeline.from_pretrained(folder, **options).to(device)
     processor = KosmosGProcessor.from_sentencepiece(folder / "sentencepiece.bpe.model", 32, 16)
-    pipe = KosmosGPipeline(KosmosG(KosmosGConfig.toyworld(processor.vocab_size)).eval(), processor, decoder=stock)
+    pipe = KosmosGPipeline(KosmosG(new_config("toyworld", processor.vocab_size)).eval(), processor, decoder=stock)
     pipe.to(device)
     for pipeline in (stock, pipe, pipe.decoder):
         pipeline.set_progress_bar_config(disable=True)

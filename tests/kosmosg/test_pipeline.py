@@ -28,6 +28,7 @@ from kosmosg import (
 )
 from kosmosg.checkpoint.export import save_export
 from kosmosg.diffusion.schedulers import SCHEDULERS, make_scheduler
+from kosmosg.shapes import new_config
 from kosmosg.toyworld.assets import toyworld_folder
 
 RED, BLUE = Image.new("RGB", (40, 30), "red"), Image.new("RGB", (30, 40), "blue")
@@ -348,7 +349,7 @@ def test_the_world_decoder_by_its_name() -> None:
     processor = KosmosGProcessor.from_sentencepiece(
         toyworld_folder() / "sentencepiece.bpe.model", image_size=32, num_image_tokens=16, max_length=254
     )
-    pipe = KosmosGPipeline(KosmosG(KosmosGConfig.toyworld(processor.vocab_size)), processor, decoder="toyworld")
+    pipe = KosmosGPipeline(KosmosG(new_config("toyworld", processor.vocab_size)), processor, decoder="toyworld")
     pipe.set_progress_bar_config(disable=True)
     assert (pipe.config.default_steps, pipe.config.default_guidance) == (20, 3.0)
     assert pipe.scheduler.config.final_sigmas_type == "zero"  # as it was saved, not as the published runs had it

@@ -191,17 +191,23 @@ def _checkout() -> Iterator[Finding]:
         yield Finding("bad", f"{root}/platform/__init__.py breaks `import platform`", f"rm {root}/platform/__init__.py")
 
 
-def _world() -> Iterator[Finding]:
-    from kosmosg.toyworld.assets import toyworld_folder
+def _shipped_weights() -> Iterator[Finding]:
+    """What plug-ins ship: decoders and the models trained for them."""
+    from kosmosg.hub import MODELS
+    from kosmosg.plugins import load_plugins
 
-    folder = toyworld_folder()
-    missing = [part for part in ("unet", "vae", "scheduler", "text_encoder") if not (folder / part).is_dir()]
-    if missing:
-        yield Finding(
-            "bad", f"the toy world decoder in {folder} lacks {', '.join(missing)}", "kosmosg run toyworld toyworld"
-        )
-    else:
-        yield Finding("ok", f"the toy world decoder is in {folder}")
+    load_plugins()
+    for name, shipped in MODELS.items():
+        parts = ("unet", "vae", "scheduler", "text_encoder", *shipped.models)
+        missing = [part for part in parts if not (shipped.folder / part).is_dir()]
+        if missing:
+            yield Finding(
+                "bad",
+                f"what ships as {name!r} lacks {', '.join(missing)} in {shipped.folder}",
+                "install the package again, or restore the folder from the repository",
+            )
+        else:
+            yield Finding("ok", f"decoder {name} and models {', '.join(shipped.models)} are in {shipped.folder}")
 
 
 def _room() -> Iterator[Finding]:
@@ -249,7 +255,7 @@ CHECKS: tuple[Callable[[], Iterable[Finding]], ...] = (
     _ray_authentication,
     _shadowed_platform,
     _checkout,
-    _world,
+    _shipped_weights,
     _room,
     _writable,
 )

@@ -14,17 +14,14 @@ from kosmosg.conditioners.base import CONDITIONERS, make_conditioner, with_condi
 from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg.hub import decoder_folder, resolve_model, shipped_decoder
 from kosmosg.plugins import load_plugins
+from kosmosg.shapes import MODEL_SHAPES, new_config
 from kosmosg_platform.config import Section, plain
 from kosmosg_platform.run_paths import STAGES, RunPaths
 from kosmosg_platform.storage import read_json, sha256
 
 NEW = "new"
-IMAGE_SIZES = {"tiny": 32, "toyworld": 32, "paper": 224}
-"""Models that can be made from scratch, and the pixels per side that each reads."""
-
-
 DECODER_PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
-"""What training uses of a decoder; the toy world's folder holds trained models too, which are no part of it."""
+"""What training uses of a decoder; a folder that ships holds trained models too, which are no part of it."""
 
 
 class ModelConfig(Section):
@@ -72,11 +69,11 @@ class InitialModel:
             return cls(model, decoder, _resolve("parent:", str(parent)).resolve())
         if parent is None and stage != STAGES[0]:
             return cls(model, decoder, layout.export(STAGES[STAGES.index(stage) - 1]))
-        if model.init in IMAGE_SIZES:
+        load_plugins()
+        if model.init in MODEL_SHAPES:
             return cls(model, decoder, None)
-        return cls(
-            model, decoder, _resolve(f"model.init: {model.init!r} is none of {', '.join(IMAGE_SIZES)}, and", model.init)
-        )
+        shapes = ", ".join(MODEL_SHAPES)
+        return cls(model, decoder, _resolve(f"model.init: {model.init!r} is none of {shapes}, and", model.init))
 
     def fingerprint(self) -> dict[str, Any]:
         """What identifies it: a digest of the parent's weights, or the settings of the new model.
@@ -129,17 +126,17 @@ class InitialModel:
         """The processor alone."""
         if self.parent is not None:
             return KosmosGProcessor.from_pretrained(self.parent)
-        config = _shape(self.model.init, 1000)
+        config = new_config(self.model.init, 1000)
         return KosmosGProcessor.from_sentencepiece(
             tokenizer_path(self.model.tokenizer),
-            IMAGE_SIZES[self.model.init],
+            config.vision_config.image_size,
             config.latent_query_num,
             config.max_tokens,
         )
 
     def _new(self) -> tuple[KosmosG, KosmosGProcessor]:
         processor = self.processor()
-        config = _shape(self.model.init, processor.vocab_size)
+        config = new_config(self.model.init, processor.vocab_size)
         if self.model.init == "paper":
             if config.text_config.vocab_size != processor.vocab_size:
                 raise ConfigError(
@@ -189,12 +186,6 @@ def _resolve(setting: str, name: str) -> Path:
         return resolve_model(name)
     except CheckpointError as error:
         raise ConfigError(f"{setting} {error}") from None
-
-
-def _shape(init: str, vocab_size: int) -> KosmosGConfig:
-    if init == "tiny":
-        return KosmosGConfig.tiny(vocab_size)
-    return KosmosGConfig.toyworld(vocab_size) if init == "toyworld" else KosmosGConfig.paper()
 
 
 def _fit_to_decoder(config: KosmosGConfig, decoder: str) -> None:

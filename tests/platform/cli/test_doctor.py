@@ -43,7 +43,7 @@ def test_this_machine_is_well(findings_of, capsys: pytest.CaptureFixture[str]) -
     assert show(findings) == 0
     page = capsys.readouterr().out
     assert "ray 2.60.0" in page
-    assert "the toy world decoder is in" in page
+    assert "decoder toyworld and models pretrain, align, instruct are in" in page
 
 
 def test_a_token_that_is_nowhere_is_told_with_the_remedy(findings_of, capsys: pytest.CaptureFixture[str]) -> None:
