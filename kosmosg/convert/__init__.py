@@ -1,15 +1,13 @@
-"""Published weights in our layout: the released Kosmos-G files, Kosmos-2 of transformers, and CLIP vision towers."""
+"""Published weights in our layout.
 
-from kosmosg.convert.reference import (
-    decoder_from_reference,
-    from_kosmos2,
-    from_reference,
-    grow_vocabulary,
-    import_weights,
-    load_vision,
-    plan_kosmos2,
-    plan_reference,
-)
+`reference` reads the released Kosmos-G files, `kosmos2` Kosmos-2 of transformers, `clip` CLIP's vision towers. The
+first two make a `ConversionPlan` (`conversion_plan`) from the names in `key_mapping`.
+"""
+
+from kosmosg.convert.clip import load_vision
+from kosmosg.convert.conversion_plan import import_weights
+from kosmosg.convert.kosmos2 import from_kosmos2, grow_vocabulary, plan_kosmos2
+from kosmosg.convert.reference import decoder_from_reference, from_reference, plan_reference
 
 __all__ = [
     "decoder_from_reference",

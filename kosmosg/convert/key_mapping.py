@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from torch import Tensor
-
 _VISION = "mllm.vision_model.model"
 _BLOCK = r"img_model\.visual\.transformer\.resblocks\.(\d+)"
 
@@ -64,18 +62,3 @@ def rename(name: str, names: Mapping[str, str]) -> str | None:
         if match:
             return match.expand(ours)
     return None
-
-
-def as_reference_vision(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """An OpenAI CLIP state dict in the released checkpoint's names; its joint projection becomes query, key, value."""
-    renamed: dict[str, Tensor] = {}
-    for name in weights:
-        joint = re.fullmatch(r"visual\.(transformer\.resblocks\.\d+)\.attn\.(in_proj_|out_proj\.)(weight|bias)", name)
-        if joint and joint[2] == "in_proj_":
-            for part, tensor in zip("qkv", weights[name].chunk(3), strict=True):
-                renamed[f"img_model.visual.{joint[1]}.ts_attn.{part}_proj.{joint[3]}"] = tensor
-        elif joint:
-            renamed.setdefault(f"img_model.visual.{joint[1]}.ts_attn.out_proj.{joint[3]}", weights[name])
-        else:
-            renamed[f"img_model.{name}" if name.startswith("visual.") else name] = weights[name]
-    return renamed
