@@ -26,6 +26,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils.hub import cached_file
 
 from kosmosg.config import KosmosGConfig
+from kosmosg.conversation import conversation_prompts
 from kosmosg.errors import CheckpointError, ConfigError, ImageError, PromptError
 from kosmosg.hub import local_name
 from kosmosg.prompt import Prompt
@@ -206,6 +207,31 @@ class KosmosGProcessor(ProcessorMixin):
             rows.append((ids, mask))
             images += found
         return self._collate(rows, images if with_pixels else [], padding_side)
+
+    def apply_chat_template(  # type: ignore[override]
+        self,
+        conversation: Sequence[Any],
+        chat_template: None = None,
+        *,
+        tokenize: bool = False,
+        return_dict: bool = True,
+        return_tensors: str = "pt",
+        padding_side: Literal["right", "left"] = "left",
+        add_generation_prompt: bool = False,
+    ) -> Any:
+        """Conversations as transformers' processors take them: messages, or content parts, text and images in order.
+
+        Gives the prompt's text, with `<i>` for each image, or with `tokenize=True` a batch ready for `generate()`. The
+        model knows no roles, so there is no template and `add_generation_prompt` adds nothing.
+        """
+        if chat_template is not None:
+            raise ConfigError("this model knows no roles, so it has no chat template; leave chat_template out")
+        prompts, several = conversation_prompts(conversation)
+        if not tokenize:
+            texts = [prompt.text for prompt in prompts]
+            return texts if several else texts[0]
+        batch = self(prompts, return_tensors=return_tensors, padding_side=padding_side)
+        return batch if return_dict else batch["input_ids"]
 
     def null(self, batch_size: int = 1) -> BatchFeature:
         """The batch of the null prompt, `<s>` alone: what condition dropout trained and guidance subtracts."""

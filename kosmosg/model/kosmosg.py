@@ -197,6 +197,11 @@ class KosmosG(KosmosGPreTrainedModel):
 
     def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         names = ("input_ids", "attention_mask", "image_embeds_position_mask", "pixel_values", "image_tokens")
+        if not isinstance(batch, Mapping) or "input_ids" not in batch:
+            raise PromptError(
+                f"encode takes the batch that the processor makes, got a {type(batch).__name__} without input_ids; "
+                "write model.encode(processor(prompts)), or ask PromptEncoder(model, processor), which takes prompts"
+            )
         device = execution_device(self)
         return {name: batch[name].to(device) for name in names if batch.get(name) is not None}
 

@@ -92,6 +92,8 @@ class AlignStage(nn.Module):
         matching, reconstruction = align_losses(condition, target, rebuilt, states)
         loss = matching + self.objective.reconstruction * reconstruction
         metrics = {"loss": loss, "matching": matching, "reconstruction": reconstruction}
+        if "shortened" in batch:  # the share of captions that were too long, which neither model read to the end
+            metrics["captions_shortened"] = batch["shortened"].mean()
         return StageOutput(loss, {name: value.detach() for name, value in metrics.items()})
 
     def train(self, mode: bool = True) -> Self:

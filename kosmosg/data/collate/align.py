@@ -1,25 +1,30 @@
 """Batches of stage 2: captions alone, for the language model and for CLIP's text encoder."""
 
+import bisect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from kosmosg.data.collate.base import Batch, BatchRow, KeyedRecord, fit, numbers, pad_rows
+from kosmosg.data.collate.base import Batch, BatchRow, KeyedRecord, numbers, pad_rows
 from kosmosg.data.templates.instruct import caption_of
 from kosmosg.errors import ConfigError
 from kosmosg.processor import KosmosGProcessor
 
 
 class AlignCollate:
-    """Gives `input_ids` (B, T), `image_embeds_position_mask` (B, T) all False, `clip_input_ids` (B, Q), `seed` (B,) and
-    `weight` () the number of rows.
+    """Gives `input_ids` (B, T), `image_embeds_position_mask` (B, T) all False, `clip_input_ids` (B, Q), `seed` (B,),
+    `shortened` (B,) 1 where a caption was too long, and `weight` () the number of rows.
+
+    A caption that is too long for either model loses its last words for both: what M is to learn from CLIP is then said
+    by the states that it reads.
 
     Args:
         processor: the MLLM's tokens.
         clip_tokenizer: the tokenizer of the decoder's text encoder (transformers).
         clip_length: Q, tokens that the text encoder reads and the aligner gives; 77 for Stable Diffusion.
-        length: longest row in tokens. The original leaves out captions over 85; here they are cut.
+        length: longest row in tokens. The original leaves out captions over 85; here they are shortened.
         empty: chance that the caption is replaced by the empty one, so that the null condition is aligned too.
         pad_to_length: pad every batch to `length` and not to its longest caption. The reconstruction loss counts pads,
             as the original's does, so only then does it not depend on how samples are spread over workers.
@@ -46,16 +51,36 @@ class AlignCollate:
         self.pad_to_length = pad_to_length
 
     def __call__(self, samples: Sequence[KeyedRecord]) -> Batch:
-        rows, captions = [], []
+        rows, captions, shortened = [], [], []
         for key, record in samples:
-            caption = "" if numbers(key.seed)() < self.empty else caption_of(record)
-            ids, slots, _ = fit(*self.processor.sequence([caption]), self.length, self.processor)
+            whole = "" if numbers(key.seed)() < self.empty else caption_of(record)
+            caption = longest_start(whole, self._fits)
+            ids, slots, _ = self.processor.sequence([caption])
             rows.append(BatchRow(ids, slots, key.seed))
             captions.append(caption)
+            shortened.append(float(caption != whole))
         batch = pad_rows(rows, self.processor, self.length if self.pad_to_length else 0)
         clip = self.clip_tokenizer(
             captions, padding="max_length", max_length=self.clip_length, truncation=True, return_tensors="pt"
         )
         batch["clip_input_ids"] = clip["input_ids"]
+        batch["shortened"] = torch.tensor(shortened)
         batch["weight"] = torch.tensor(float(len(rows)))
         return batch
+
+    def _fits(self, caption: str) -> bool:
+        if len(self.processor.tokenize(caption)) + 1 > self.length:  # <s>
+            return False
+        ids = self.clip_tokenizer([caption], max_length=self.clip_length + 1, truncation=True)["input_ids"][0]
+        return len(ids) <= self.clip_length
+
+
+def longest_start(text: str, fits: Callable[[str], bool]) -> str:
+    """The text, or as many of its first words as fit; of a first word that is too long, as many characters."""
+    if fits(text):
+        return text
+    ends = [match.start() for match in re.finditer(r"(?<=\S)\s", text)]
+    if not ends or not fits(text[: ends[0]]):
+        ends = list(range(ends[0] if ends else len(text)))
+    kept = bisect.bisect_left(ends, True, key=lambda end: not fits(text[:end]))  # longer ones do not fit
+    return text[: ends[kept - 1]] if kept else ""

@@ -122,7 +122,7 @@ def test_metrics_are_the_parts_of_the_loss(new_model: Any, text_encoder: CLIPTex
     output = stage(batch)
     metrics = output.metrics
     torch.testing.assert_close(output.loss, metrics["matching"] + 0.5 * metrics["reconstruction"])
-    assert list(metrics) == ["loss", "matching", "reconstruction"]
+    assert list(metrics) == ["loss", "matching", "reconstruction", "captions_shortened"]
     assert not any(value.requires_grad for value in metrics.values())
 
 
@@ -167,3 +167,38 @@ def test_what_does_not_fit_is_refused(new_model: Any, text_encoder: CLIPTextMode
         stage(batch | {"clip_input_ids": batch["clip_input_ids"][:, :24]})
     with pytest.raises(ConfigError, match="reconstruction is -1"):
         AlignObjective(reconstruction=-1)
+
+
+LONG = "a cat in the snow and a dog in the grass and a ball in the sea and a tree in the sand and a fish in the house"
+
+
+@pytest.mark.parametrize(("length", "clip_length"), [(12, 77), (200, 20), (14, 20), (7, 9), (2, 3)])
+@pytest.mark.parametrize("caption", [LONG, LONG.replace(" ", "  "), LONG.replace(" ", "")])
+def test_both_models_read_the_same_words(
+    processor: KosmosGProcessor, tiny_sd_parts: Path, place: Any, caption: str, length: int, clip_length: int
+) -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_sd_parts / "tokenizer")
+    collate = AlignCollate(processor, tokenizer, clip_length, length)
+    batch = collate([(place("caption", n), {"id": str(n), "text": text}) for n, text in enumerate((caption, ""))])
+    read = processor.decode(batch["input_ids"][0].tolist())
+    assert caption.replace(" ", "").startswith(read.replace(" ", ""))
+    expected = tokenizer([read], padding="max_length", max_length=clip_length, return_tensors="pt")["input_ids"]
+    assert expected.shape == (1, clip_length)  # so that nothing of it was cut
+    assert batch["clip_input_ids"][:1].equal(expected)
+    assert batch["shortened"].tolist() == [1.0, 0.0]
+    following = caption[len(read.rstrip()) :].split(" ")
+    if " " in caption and read:  # one more word would have been too long for one of them
+        longer = f"{read} {next(word for word in following if word)}"
+        too_long = len(processor.sequence([longer])[0]) > length, len(tokenizer(longer)["input_ids"]) > clip_length
+        assert any(too_long) or "  " in caption
+
+
+def test_the_share_of_shortened_captions_is_a_metric(
+    new_model: Any, text_encoder: CLIPTextModel, processor: KosmosGProcessor, tiny_sd_parts: Path, place: Any
+) -> None:
+    collate = AlignCollate(processor, CLIPTokenizer.from_pretrained(tiny_sd_parts / "tokenizer"), length=12)
+    batch = collate(
+        [(place("caption", n), {"id": str(n), "text": text}) for n, text in enumerate((LONG, *WORDS[:1], LONG, ""))]
+    )
+    metrics = AlignStage(new_model(), text_encoder)(batch).metrics
+    assert float(metrics["captions_shortened"]) == 0.5
