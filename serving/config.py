@@ -107,7 +107,7 @@ class ServingConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of model, U-Net and VAE; the schedulers always compute in fp32."""
     retry_after: int = Field(default=2, ge=1)
-    """Seconds that a refused client is told to wait."""
+    """Seconds after which a refused client may try again (Retry-After)."""
     defaults: RequestDefaults = RequestDefaults()
     limits: RequestLimits = RequestLimits()
     encoding: EncodingConfig = EncodingConfig()

@@ -146,7 +146,7 @@ def import_weights(
     """Stream a plan into an export folder, holding one shard in memory, and return the folder.
 
     With `processor` (from the released sentencepiece file) the export is complete; without, only the model loads. N,
-    where the checkpoint has it, goes into the subfolder `aligner_decoder`, from which stage 2 goes on. README.md says
+    where the checkpoint has it, goes into the subfolder `aligner_decoder`, from which stage 2 resumes. README.md says
     what became of every name.
     """
 

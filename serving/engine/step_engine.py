@@ -40,7 +40,7 @@ class ActiveRequest:
         self.condition = torch.cat(rows).to(device)  # (R, Q, D)
         every = self.steps / (request.previews + 1)
         self.preview_at = {round(every * (i + 1)) for i in range(request.previews)} - {0, self.steps}
-        # Ancestral schedulers draw noise at each step; the others have no such argument.
+        # Ancestral schedulers add noise at each step; the others have no such argument.
         ancestral = "generator" in inspect.signature(scheduler.step).parameters
         self._extra: dict[str, Any] = {"generator": self.generators} if ancestral else {}
 

@@ -64,7 +64,7 @@ class BatchedPromptEncoder:
     @serve.batch  # type: ignore[untyped-decorator]
     async def _encode(self, pairs: list[tuple[Prompt, Prompt]]) -> list[Condition]:
         prompts, negatives = zip(*pairs, strict=True)
-        # In a thread, so that the replica goes on collecting the next batch meanwhile.
+        # In a thread, so that the replica collects the next batch meanwhile.
         both = await asyncio.to_thread(self._encoder, prompts, negatives)
         both = both.to("cpu", torch.float32)
         return [Condition(both.positive[i : i + 1], both.negative[i : i + 1]) for i in range(len(pairs))]

@@ -123,7 +123,7 @@ def test_an_image_is_that_of_the_library(client: Client, export: Path, decoder: 
     assert served.seeds == [7, 8]
     pipeline = KosmosGPipeline.from_pretrained(export, decoder=str(decoder))
     pipeline.set_progress_bar_config(disable=True)
-    drawn = pipeline(
+    expected = pipeline(
         INTERLEAVED,
         num_inference_steps=5,
         guidance_scale=4.0,
@@ -131,7 +131,7 @@ def test_an_image_is_that_of_the_library(client: Client, export: Path, decoder: 
         num_images_per_prompt=2,
         generator=[torch.Generator().manual_seed(seed) for seed in served.seeds],
     ).images
-    for mine, theirs in zip(served.images, drawn, strict=True):
+    for mine, theirs in zip(served.images, expected, strict=True):
         assert pixels(theirs).std() > 5
         assert np.abs(pixels(mine) - pixels(theirs)).max() <= 2
 

@@ -23,7 +23,7 @@ def test_presets_resolve(preset: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "message"),
     [
         ("decoding.max_batch_row=4", "no such setting; did you mean decoding.max_batch_rows?"),
         ("decoding.max_batch_rows=1", "decoding.max_batch_rows: Input should be greater than or equal to 2"),
@@ -32,8 +32,8 @@ def test_presets_resolve(preset: str) -> None:
         ("precision=int8", "precision: Input should be 'fp32', 'bf16' or 'fp16'"),
     ],
 )
-def test_mistakes_name_their_setting(setting: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(told)):
+def test_mistakes_name_their_setting(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
         load("tiny", [setting])
 
 

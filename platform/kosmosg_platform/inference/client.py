@@ -1,4 +1,4 @@
-"""The endpoint from the caller's side: a client, and a server of one's own for as long as a block lasts.
+"""The endpoint from the caller's side: a client, and a server that lives as long as a `with` block.
 
 It speaks HTTP only, so it works from a machine that has neither the checkout nor the model.
 """
@@ -36,7 +36,7 @@ class EndpointError(KosmosGError):
         super().__init__(f"the endpoint answered {status}: {message}")
         self.status = status
         self.code = code
-        self.retry_after = retry_after  # seconds, told when the endpoint is full or starting
+        self.retry_after = retry_after  # seconds, when the endpoint is full or starting
 
 
 @dataclass(frozen=True)
@@ -132,15 +132,15 @@ class Client:
 
 @contextmanager
 def serving(words: Sequence[str], log: Path, port: int | None = None, address: str | None = None) -> Iterator[Client]:
-    """An endpoint of one's own: `kosmosg serve WORDS` in another process, ready when the block begins, gone after it.
+    """`kosmosg serve WORDS` in another process: ready when the block begins, gone after it.
 
     Args:
         words: preset and `key=value` settings, such as `["toyworld", "model=runs/demo/instruct/export"]`.
-        log: file that takes what the server says.
+        log: file for the server's output.
         port: where it listens; null takes a free one.
         address: Ray cluster to deploy on; null lets the server start one.
 
-    Raises ConfigError with the server's own sentence when it does not come up.
+    Raises ConfigError with the server's own message when it does not come up.
     """
 
     root = workspace.find()
@@ -153,7 +153,7 @@ def serving(words: Sequence[str], log: Path, port: int | None = None, address: s
             stdout=file,
             stderr=subprocess.STDOUT,
             env=workspace.environment(root),
-            start_new_session=True,  # Ctrl-C is for the caller, who then ends the server in order
+            start_new_session=True,  # Ctrl-C is for the caller, who then shuts the server down
         )
     try:
         with Client(f"http://127.0.0.1:{port}") as client:
@@ -168,7 +168,7 @@ def serving(words: Sequence[str], log: Path, port: int | None = None, address: s
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """In order if it can be, so that Ray takes its processes down; by force, with the whole group, if it cannot."""
+    """By SIGTERM, so that Ray ends its processes; if that takes too long, by SIGKILL to the whole group."""
     server.send_signal(signal.SIGTERM)
     try:
         server.wait(timeout=60)
@@ -200,8 +200,8 @@ def _refusal(response: httpx.Response) -> EndpointError:
     retry = response.headers.get("Retry-After")
     seconds = float(retry) if retry and retry.isdigit() else None
     try:
-        told = response.json()["error"]
-        return EndpointError(response.status_code, str(told["code"]), str(told["message"]), seconds)
+        error = response.json()["error"]
+        return EndpointError(response.status_code, str(error["code"]), str(error["message"]), seconds)
     except (ValueError, KeyError, TypeError):
         # Not our endpoint's shape: a proxy in between, or another server at this address.
         return EndpointError(response.status_code, "unknown", response.text.strip()[:200] or "no reason given", seconds)

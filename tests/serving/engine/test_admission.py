@@ -43,13 +43,13 @@ def test_a_request_admitted_at_any_moment_of_a_tick_is_finished_once(instant_eng
 
     tracer = sys.gettrace()
     sys.settrace(arrive)
-    told = instant_engine.tick()
+    events = instant_engine.tick()
     sys.settrace(tracer)
     for client in clients:
         client.join()
     while instant_engine.active:
-        told += instant_engine.tick()
-    finished = Counter(id(who) for who, event in told if isinstance(event, Finished))
+        events += instant_engine.tick()
+    finished = Counter(id(who) for who, event in events if isinstance(event, Finished))
     assert len(admitted) == 1 + len(clients) > 20
     assert finished == {id(who): 1 for who in admitted}
 
@@ -57,14 +57,14 @@ def test_a_request_admitted_at_any_moment_of_a_tick_is_finished_once(instant_eng
 @pytest.mark.parametrize("seed", range(3))
 def test_each_client_gets_its_own_images_whoever_else_gives_up(instant_engine: StepEngine, seed: int) -> None:
     """Clients of the decoder arrive in bursts, some close their stream half-way, at sizes and lengths of their own."""
-    draw = random.Random(seed)
+    rng = random.Random(seed)
 
     decoder = ImageDecoder(instant_engine)
 
     async def client(number: int) -> tuple[int, list[str]]:
-        await asyncio.sleep(draw.random() / 20)
+        await asyncio.sleep(rng.random() / 20)
         asked = request(seed=number, side=1 + number % 3, steps=1 + number % 5)
-        events, patience = [], draw.choice([1, 2, 99])
+        events, patience = [], rng.choice([1, 2, 99])
         stream = decoder.generate(asked)
         async for event in stream:
             events.append(type(event).__name__)
@@ -112,7 +112,7 @@ def test_a_client_that_goes_away_frees_its_place_within_one_step(instant_engine:
 
 
 def test_a_failing_step_fails_its_own_batch_only(instant_engine: StepEngine) -> None:
-    """A U-Net call that runs out of memory is told to those who were in it; others go on."""
+    """A U-Net call that runs out of memory ends the requests in it; others continue."""
 
     class Fragile(type(instant_engine.unet)):
         def forward(self, latents: Tensor, *inputs: Tensor, **options: object) -> tuple[Tensor]:

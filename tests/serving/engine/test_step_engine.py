@@ -66,27 +66,27 @@ def engine(parts: tuple[UNet2DConditionModel, AutoencoderKL], max_batch_rows: in
 
 
 def request(seeds: tuple[int, ...] = (5,), **changes: object) -> ImageRequest:
-    draw = torch.Generator().manual_seed(sum(seeds))
-    conditions = torch.randn(2, QUERIES, WIDTH, generator=draw)
+    generator = torch.Generator().manual_seed(sum(seeds))
+    conditions = torch.randn(2, QUERIES, WIDTH, generator=generator)
     settings = {"height": 32, "width": 32, "steps": 5} | changes
     return ImageRequest(conditions[0].numpy(), conditions[1].numpy(), seeds, **settings)  # type: ignore[arg-type]
 
 
 def run(engine: StepEngine) -> list[tuple[ActiveRequest, Event]]:
-    told = []
+    events = []
     while engine.active:
-        told += engine.tick()
-    return told
+        events += engine.tick()
+    return events
 
 
-def images_of(told: list[tuple[ActiveRequest, Event]], sampling: ActiveRequest) -> np.ndarray:
-    (finished,) = [event for who, event in told if who is sampling and isinstance(event, Finished)]
+def images_of(events: list[tuple[ActiveRequest, Event]], active: ActiveRequest) -> np.ndarray:
+    (finished,) = [event for who, event in events if who is active and isinstance(event, Finished)]
     return finished.images.astype(int)
 
 
 def generated_alone(engine: StepEngine, asked: ImageRequest) -> np.ndarray:
-    sampling = engine.admit(asked)
-    return images_of(run(engine), sampling)
+    active = engine.admit(asked)
+    return images_of(run(engine), active)
 
 
 def generated_by_diffusers(parts, asked: ImageRequest, scheduler: object) -> np.ndarray:
@@ -101,7 +101,7 @@ def generated_by_diffusers(parts, asked: ImageRequest, scheduler: object) -> np.
         requires_safety_checker=False,
     )
     stock.set_progress_bar_config(disable=True)
-    pictures = stock(
+    images = stock(
         prompt_embeds=torch.tensor(asked.positive)[None],
         negative_prompt_embeds=torch.tensor(asked.negative)[None],
         num_images_per_prompt=len(asked.seeds),
@@ -112,29 +112,29 @@ def generated_by_diffusers(parts, asked: ImageRequest, scheduler: object) -> np.
         width=asked.width,
         output_type="np",
     ).images
-    return np.round(pictures * 255)
+    return np.round(images * 255)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
-def test_pictures_are_those_of_stock_diffusers(parts, scheduler: str, guidance: float) -> None:
+def test_images_are_those_of_stock_diffusers(parts, scheduler: str, guidance: float) -> None:
     asked = request((5, 6), guidance=guidance, scheduler=scheduler)
     mine = engine(parts)
-    drawn = generated_alone(mine, asked)
-    assert drawn.shape == (2, 32, 32, 3)
-    assert drawn.std() > 5, "a flat image would equal any other"
+    generated = generated_alone(mine, asked)
+    assert generated.shape == (2, 32, 32, 3)
+    assert generated.std() > 5, "a flat image would equal any other"
     expected = generated_by_diffusers(parts, asked, make_scheduler(scheduler, schedule().config))
-    assert np.abs(drawn - expected).max() <= 1
+    assert np.abs(generated - expected).max() <= 1
 
 
-def test_without_a_name_the_decoders_own_sampler_draws(parts) -> None:
+def test_without_a_name_the_decoders_own_scheduler_is_used(parts) -> None:
     own = DPMSolverMultistepScheduler.from_config(schedule("v_prediction").config, final_sigmas_type="zero")
     mine = StepEngine(*parts, scheduler=own, max_batch_rows=8)
     asked = request((5,))
-    drawn = generated_alone(mine, asked)
-    assert np.abs(drawn - generated_by_diffusers(parts, asked, own)).max() <= 1
+    generated = generated_alone(mine, asked)
+    assert np.abs(generated - generated_by_diffusers(parts, asked, own)).max() <= 1
     published = generated_alone(mine, request((5,), scheduler="dpms"))
-    assert np.abs(drawn - published).max() > 1, "the published scheduler ends elsewhere, so the two must be told apart"
+    assert np.abs(generated - published).max() > 1, "the published scheduler ends elsewhere"
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -159,24 +159,24 @@ def test_a_scheduler_leaves_nothing_behind_for_the_next(parts, fresh_images, fir
         assert np.abs(images_of(events, active) - fresh_images[name]).max() <= 1, f"{name} beside and after {first}"
 
 
-def test_company_does_not_change_a_picture(parts) -> None:
+def test_company_does_not_change_an_image(parts) -> None:
     """Others join at other steps, with other schedulers, guidance and sizes, and leave half-way."""
     asked = request((11,))
     expected = generated_alone(engine(parts), asked)
 
     busy = engine(parts)
     first = busy.admit(request((1, 2), scheduler="ddim", steps=7))
-    told = busy.tick() + busy.tick()
+    events = busy.tick() + busy.tick()
     mine = busy.admit(asked)
-    told += busy.tick()
+    events += busy.tick()
     busy.admit(request((3,), guidance=1.0, scheduler="pndm"))
     busy.admit(request((4,), width=48))
     busy.leave(first)
-    told += run(busy)
-    assert np.abs(images_of(told, mine) - expected).max() <= 1
+    events += run(busy)
+    assert np.abs(images_of(events, mine) - expected).max() <= 1
 
 
-def test_orders_at_different_steps_share_one_call(parts) -> None:
+def test_requests_at_different_steps_share_one_call(parts) -> None:
     calls: list[list[int]] = []
     unet = parts[0]
     hook = unet.register_forward_pre_hook(lambda module, inputs: calls.append(inputs[1].tolist()))
@@ -191,22 +191,22 @@ def test_orders_at_different_steps_share_one_call(parts) -> None:
     assert len(calls) == 2
     early, late = calls[1][0], calls[1][1:]
     assert len(set(late)) == 1
-    assert len(late) == 2, "negative and positive row of the second order"
-    assert early < late[0], "the first order is one step further down the noise"
+    assert len(late) == 2, "negative and positive row of the second request"
+    assert early < late[0], "the first request is one step further down the noise"
 
 
 def test_a_full_batch_makes_the_last_wait_and_none_starve(parts) -> None:
     small = engine(parts, max_batch_rows=4)
-    orders = [small.admit(request((seed,))) for seed in range(3)]
-    moved = {id(sampling) for sampling, _ in small.tick()}
-    assert moved == {id(orders[0]), id(orders[1])}
-    assert {id(who) for who, event in run(small) if isinstance(event, Finished)} == {id(o) for o in orders}
+    requests = [small.admit(request((seed,))) for seed in range(3)]
+    moved = {id(active) for active, _ in small.tick()}
+    assert moved == {id(requests[0]), id(requests[1])}
+    assert {id(who) for who, event in run(small) if isinstance(event, Finished)} == {id(r) for r in requests}
 
 
-def test_an_order_larger_than_the_batch_still_runs(parts) -> None:
+def test_a_request_larger_than_the_batch_still_runs(parts) -> None:
     small = engine(parts, max_batch_rows=2)
-    sampling = small.admit(request((1, 2, 3)))
-    assert len(images_of(run(small), sampling)) == 3
+    active = small.admit(request((1, 2, 3)))
+    assert len(images_of(run(small), active)) == 3
 
 
 def test_leaving_frees_the_place_at_the_next_tick(parts) -> None:
@@ -220,15 +220,15 @@ def test_leaving_frees_the_place_at_the_next_tick(parts) -> None:
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("scheduler", ["dpms", "ddim", "euler"])
-def test_previews_come_evenly_and_approach_the_picture(parts, kind: str, scheduler: str) -> None:
-    told_engine = StepEngine(*parts, scheduler=schedule(kind), max_batch_rows=8)
-    sampling = told_engine.admit(request((7,), steps=10, previews=4, scheduler=scheduler, guidance=1.0))
-    told = [event for _, event in run(told_engine)]
-    previews = [event for event in told if isinstance(event, Preview)]
+def test_previews_come_evenly_and_approach_the_image(parts, kind: str, scheduler: str) -> None:
+    previewing = StepEngine(*parts, scheduler=schedule(kind), max_batch_rows=8)
+    active = previewing.admit(request((7,), steps=10, previews=4, scheduler=scheduler, guidance=1.0))
+    events = [event for _, event in run(previewing)]
+    previews = [event for event in events if isinstance(event, Preview)]
     assert [preview.step for preview in previews] == [2, 4, 6, 8]
-    assert [event.step for event in told if isinstance(event, DenoisingProgress)] == list(range(1, 11))
-    final = told[-1]
+    assert [event.step for event in events if isinstance(event, DenoisingProgress)] == list(range(1, 11))
+    final = events[-1]
     assert isinstance(final, Finished)
-    assert final.evaluations == sampling.rows * 10
+    assert final.evaluations == active.rows * 10
     distances = [np.abs(p.images.astype(int) - final.images.astype(int)).mean() for p in previews]
     assert distances[-1] < distances[0]

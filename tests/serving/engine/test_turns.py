@@ -39,15 +39,15 @@ def test_every_size_gets_its_share_of_calls(instant_engine: StepEngine, counts: 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_size_waits_longer_than_a_turn_of_each_other(instant_engine: StepEngine, seed: int) -> None:
     """Requests come and leave at random: a size with requests under way is served within one turn of each other."""
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     under_way: list[ActiveRequest] = []
     waited = dict.fromkeys(SIDES, 0)
     for _ in range(150):
         under_way = [active for active in under_way if not active.left]
-        if len(under_way) < 12 and draw.random() < 0.6:
-            under_way.append(instant_engine.admit(request(draw.choice(SIDES), steps=draw.randrange(1, 9))))
-        if under_way and draw.random() < 0.1:
-            instant_engine.leave(draw.choice(under_way))
+        if len(under_way) < 12 and rng.random() < 0.6:
+            under_way.append(instant_engine.admit(request(rng.choice(SIDES), steps=rng.randrange(1, 9))))
+        if under_way and rng.random() < 0.1:
+            instant_engine.leave(rng.choice(under_way))
         present = {active.request.height for active in under_way if not active.left}
         turn = {active.request.height for active in served(instant_engine)}
         for side in SIDES:
@@ -69,9 +69,9 @@ def test_a_full_engine_admits_another_size_at_once(instant_engine: StepEngine) -
 def test_within_a_size_the_oldest_go_first_and_fill_the_call(instant_engine: StepEngine, side: int) -> None:
     admitted = [instant_engine.admit(request(side, steps=4)) for _ in range(10)]
     fit = max(1, instant_engine.max_batch_rows // side**2)
-    order = []
+    finished: list[ActiveRequest] = []
     while instant_engine.active:
         turn = served(instant_engine)
-        assert turn == set([a for a in admitted if a not in order][:fit])
-        order += [active for active in admitted if active.left and active not in order]
-    assert order == admitted
+        assert turn == set([a for a in admitted if a not in finished][:fit])
+        finished += [active for active in admitted if active.left and active not in finished]
+    assert finished == admitted
