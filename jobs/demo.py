@@ -20,8 +20,10 @@ import yaml
 
 from jobs import align, build_dataset, evaluate, instruct, pretrain
 from jobs.experiment import Experiment, load, main
+from kosmosg.eval.benchmarks.base import open_benchmark
+from kosmosg.eval.protocol import find_protocol
 from kosmosg.eval.result_sheet import SheetRow, result_sheet
-from kosmosg.toyworld.benchmark import toyworld_prompts
+from kosmosg.prompt import Prompt
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest, plain, to_yaml
 from kosmosg_platform.console import echo
@@ -148,9 +150,12 @@ def judge(demo: DemoRun) -> dict[str, Any]:
 def ask_endpoint(demo: DemoRun) -> dict[str, Any]:
     """Deploy, call over HTTP with images between the words, shut down."""
     folder = demo.folder / "endpoint"
-    prompt = toyworld_prompts(1, entities=2, seed=1, style="image", layout="beside")[0].prompt
-    settings = (f"model={demo.found['instruct']['export']}", f"decoder={demo.job('instruct').decoder}")
-    with serving([demo.experiment.demo.endpoint, *settings], folder / "server.log") as client:
+    settings = demo.job("evaluate").evaluate
+    benchmark = open_benchmark(find_protocol(settings.protocol), evaluate.benchmark_settings(settings))
+    case = next(case for case in benchmark.cases if len(case.images) == 2)
+    prompt = Prompt(case.text, images=case.images)
+    words = (f"model={demo.found['instruct']['export']}", f"decoder={demo.job('instruct').decoder}")
+    with serving([demo.experiment.demo.endpoint, *words], folder / "server.log") as client:
         began = time.perf_counter()
         answer = client.generate(prompt, seed=7)
         seconds = time.perf_counter() - began

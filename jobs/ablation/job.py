@@ -32,6 +32,7 @@ from kosmosg.eval.statistics import measure_shares
 from kosmosg.hub import resolve_model
 from kosmosg.toyworld.benchmark import Correctness, Style, judge, toyworld_prompts
 from kosmosg.toyworld.edits import EditPrompt, edit_prompts, judge_edits
+from kosmosg.toyworld.judging import SETS, SetPrompt, in_turn, prompts_of_sets
 from kosmosg.toyworld.reading import answer, caption_cases, exact_match, question_cases
 from kosmosg.toyworld.trials import measure_trials
 from kosmosg_platform.cluster.session import connect
@@ -108,7 +109,7 @@ class Ablation:
 
 @dataclass(frozen=True)
 class Answers:
-    """What one model drew."""
+    """What one model generated."""
 
     styles: Mapping[str, list[Image.Image]]
     """By style of the prompts, one image for each case."""
@@ -116,17 +117,18 @@ class Answers:
 
 
 class Judge:
-    """Asks models with one strength of guidance, and marks what they draw."""
+    """Asks models with one strength of guidance, and judges what they generate."""
 
     def __init__(self, ablation: Ablation, guidance: float, cases: int) -> None:
         self.folder = ablation.folder
         self.experiment = ablation.job("evaluate", f"evaluate.cases={cases}", f"evaluate.guidance={guidance}")
 
-    def cases(self, style: Style) -> list[evaluate.Case]:
+    def cases(self, style: Style) -> list[SetPrompt]:
         """The prompts of every set; each style asks for the same scenes."""
-        return evaluate.ask(self.experiment.evaluate, style)
+        settings = self.experiment.evaluate
+        return prompts_of_sets(settings.cases, settings.seed, style)
 
-    def draw(self, name: str, export: Path, prompts: Sequence[Prompt]) -> list[Image.Image]:
+    def generate(self, name: str, export: Path, prompts: Sequence[Prompt]) -> list[Image.Image]:
         """One image for each prompt; the noise of an image follows from its place in the list."""
         sampling = sampling_of(evaluate.settle(self.experiment.evaluate))
         requests = [GenerationRequest.of(prompt) for prompt in prompts]
@@ -139,31 +141,31 @@ class Judge:
     def interview(
         self, models: Trained, styles: Sequence[Style] = ("image",), edits: Sequence[EditPrompt] = ()
     ) -> list[Answers]:
-        """The answers of each seed. Styles are asked in one go, for models take longer to start than to draw; edits
+        """The answers of each seed. Styles are asked in one go, for models take longer to start than to generate; edits
         apart, so that every model meets them with the same noise."""
         asked = {style: self.cases(style) for style in styles}
         prompts = [case.prompt for cases in asked.values() for _, case in cases]
         answers = []
         for export in models.exports:
-            drawn = iter(self.draw(models.name, export, prompts))
+            drawn = iter(self.generate(models.name, export, prompts))
             by_style: dict[str, list[Image.Image]] = {style: list(islice(drawn, len(asked[style]))) for style in styles}
-            edited = self.draw(models.name, export, [edit.prompt for edit in edits]) if edits else []
+            edited = self.generate(models.name, export, [edit.prompt for edit in edits]) if edits else []
             answers.append(Answers(by_style, edited))
         return answers
 
     def rows(self, name: str, answers: Sequence[Answers], style: Style = "image") -> list[AblationRow]:
         """The figures of a row, one for each set of prompts."""
         cases, rows = self.cases(style), []
-        for number in evaluate.SETS:
-            trials = [marks_of(number, cases, answer.styles[style]) for answer in answers]
+        for number in SETS:
+            trials = [correctness_of(number, cases, answer.styles[style]) for answer in answers]
             rows.append(AblationRow(name, number, len(trials[0].background), measure_trials(trials)))
             hue, whole = (rows[-1].figures[key].mean for key in ("hue", "whole"))
             echo(f"ablation: {name}, {number}: hue error {hue:.1f}°  whole subjects {whole:.2f}")
         return rows
 
 
-def marks_of(name: str, cases: Sequence[evaluate.Case], pictures: Sequence[Image.Image]) -> Correctness:
-    """The marks of one set of prompts."""
+def correctness_of(name: str, cases: Sequence[SetPrompt], pictures: Sequence[Image.Image]) -> Correctness:
+    """What is right in one set of prompts."""
     chosen_ones = [index for index, (of, _) in enumerate(cases) if of == name]
     return judge([pictures[index] for index in chosen_ones], [cases[index][1].scene for index in chosen_ones])
 
@@ -173,13 +175,13 @@ def tune_guidance(ablation: Ablation, model: Path) -> dict[float, float]:
     settings, found = ablation.settings, {}
     cases = [
         (name, case)
-        for name, entities in evaluate.SETS.items()
+        for name, entities in SETS.items()
         for case in toyworld_prompts(settings.validation_cases, entities, False, VALIDATION_SEED, "image")
     ]
     for guidance in settings.guidances:
         judging = Judge(ablation, guidance, settings.validation_cases)
-        pictures = judging.draw(f"guidance {guidance:g}", model, [case.prompt for _, case in cases])
-        found[guidance] = float(np.mean([marks_of(name, cases, pictures).whole.mean() for name in evaluate.SETS]))
+        pictures = judging.generate(f"guidance {guidance:g}", model, [case.prompt for _, case in cases])
+        found[guidance] = float(np.mean([correctness_of(name, cases, pictures).whole.mean() for name in SETS]))
         echo(f"ablation: guidance {guidance:g}: whole subjects {found[guidance]:.3f} (validation)")
     return found
 
@@ -268,8 +270,13 @@ def read_out(stage: str, export: str | Path, count: int) -> dict[str, float]:
 
 def sheet(judging: Judge, columns: Mapping[str, Answers], count: int) -> Image.Image:
     """The first prompts, answered by each column."""
-    drawn = {name: answer.styles["image"] for name, answer in columns.items()}
-    return result_sheet(*evaluate.sheet_rows(judging.cases("image"), drawn, count))
+    generated = {name: answer.styles["image"] for name, answer in columns.items()}
+    cases = judging.cases("image")
+    rows = [
+        SheetRow(cases[index][1].prompt, [images[index] for images in generated.values()])
+        for index in in_turn(cases)[:count]
+    ]
+    return result_sheet(rows, list(generated))
 
 
 def edit_sheet(prompts: Sequence[EditPrompt], pictures: Sequence[Image.Image], count: int) -> Image.Image:

@@ -1,7 +1,7 @@
 """What exactly was measured, as a value with a short name: `protocol_id` stands beside every number.
 
 Two papers that both say "DreamBench" or "COCO FID" have often measured different things. A `Protocol` holds everything
-that moves a number: sampler, steps, guidance, noise, prompts, images, resizing, feature networks, and, once they are
+that moves a number: scheduler, steps, guidance, noise, prompts, images, resizing, feature networks, and, once they are
 known, digests of the data and of the weights that were read. Its id is a hash of all that. Numbers may be compared when
 their ids are equal; otherwise the difference may come from the protocol.
 
@@ -18,8 +18,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from kosmosg.errors import ConfigError
-
-Benchmark = Literal["toyworld", "dreambench", "coco"]
+from kosmosg.plugins import find_entry
 
 DINO, CLIP, INCEPTION, RECOGNISER = "dino", "clip", "inception", "recogniser"
 """Feature networks, as they are called in `features` and `weights`."""
@@ -49,9 +48,10 @@ class Protocol:
     """One of `PROTOCOLS`."""
     source: str
     """Where the settings come from, for people."""
-    benchmark: Benchmark
+    benchmark: str
+    """A name of `kosmosg.eval.benchmarks.base.BENCHMARKS`."""
     solver: str
-    """Name in `kosmosg.diffusion.schedulers`; `decoder` is the sampler that the decoder was saved with."""
+    """Name in `kosmosg.diffusion.schedulers`; `decoder` is the one that the decoder was saved with."""
     steps: int
     """Denoising steps."""
     guidance: float
@@ -70,7 +70,7 @@ class Protocol:
     prompts: str
     """The rule by which prompts are made."""
     count: int | None
-    """Prompts: of each kind (world), of each subject (dreambench), captions (coco). None is all there are."""
+    """Prompts: of each kind (toyworld), of each subject (dreambench), captions (coco). None is all there are."""
     reference: str
     """The real images that images are compared with."""
     resize: str
@@ -127,26 +127,6 @@ _DREAMBENCH_FEATURES = {DINO: "facebook/dino-vits16", CLIP: "openai/clip-vit-bas
 _FID_FEATURES = {
     INCEPTION: "pt_inception-2015-12-05-6726825d"
 }  # [K] [M] by torchmetrics, which has it of torch-fidelity
-
-_TOYWORLD = Protocol(
-    name="toyworld",
-    source="kosmosg/toyworld/benchmark.py",
-    benchmark="toyworld",
-    solver="decoder",
-    steps=20,
-    guidance=3.0,
-    noise="picture",
-    seed=0,
-    batch=16,
-    size=None,
-    pictures=1,
-    subset="held-out subjects",
-    prompts="image",
-    count=32,
-    reference="the scene that the prompt asks for",
-    resize="none",
-    features={RECOGNISER: "kosmosg/assets/toyworld/recogniser"},
-)
 
 _DREAMBENCH_KOSMOSG = Protocol(
     name="dreambench-kosmosg",
@@ -219,15 +199,13 @@ _COCO_METAQUERY = dataclasses.replace(
     reference=OWN_SMOOTH,  # [M]
 )
 
-PROTOCOLS: Mapping[str, Protocol] = {
+PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
-    for protocol in (_TOYWORLD, _DREAMBENCH_KOSMOSG, _DREAMBENCH, _COCO_KOSMOSG, _COCO_CLEAN, _COCO_METAQUERY)
+    for protocol in (_DREAMBENCH_KOSMOSG, _DREAMBENCH, _COCO_KOSMOSG, _COCO_CLEAN, _COCO_METAQUERY)
 }
-"""The protocols by name."""
+"""The protocols by name; plug-ins add theirs."""
 
 
 def find_protocol(name: str) -> Protocol:
     """The protocol of that name. Raises ConfigError."""
-    if name not in PROTOCOLS:
-        raise ConfigError(f"evaluate.protocol: there is no {name!r}; choose one of {', '.join(PROTOCOLS)}")
-    return PROTOCOLS[name]
+    return find_entry(PROTOCOLS, name, "evaluate.protocol")

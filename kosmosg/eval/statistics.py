@@ -1,15 +1,17 @@
-"""Several trainings of one recipe, judged on the same prompts: the mean of the seeds and how sure it is.
+"""How sure a number is: means with intervals, over images, subjects, prompts and trainings of one recipe.
 
-Two things make such a number uncertain. Other prompts would have given others: that is what the interval says, by
-drawing whole prompts anew. Another seed would have given another: its spread stands beside the mean.
+Two things make the figure of a recipe uncertain. Other prompts would have given others: that is what the interval says,
+by drawing whole prompts anew. Another seed would have given another: its spread stands beside the mean.
 
 Letters: S seeds, B prompts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from kosmosg.errors import DataError
 
 ROUNDS = 1000  # of drawing prompts anew
 
@@ -44,3 +46,61 @@ def measure_shares(
         seeds = tuple(float(value) for value in table.mean(axis=1))
         measured[name] = Measured(float(table.mean()), float(low), float(high), seeds)
     return measured
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its interval of confidence."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def bootstrap(
+    values: np.ndarray,
+    clusters: Sequence[Hashable] | None = None,
+    level: float = 0.95,
+    rounds: int = 2000,
+    seed: int = 0,
+) -> Estimate:
+    """Mean of `values (N,)` with a percentile bootstrap interval.
+
+    `clusters`, one label for each value, are drawn as wholes: images of one subject resemble each other, and drawing
+    them singly would pretend that 3000 images of 30 subjects were 3000 independent ones. With one cluster nothing is
+    known about others, and the interval is not a number.
+    """
+    if len(values) == 0:
+        raise DataError("there are no values to take the mean of; generate at least one image")
+    labels = list(range(len(values))) if clusters is None else list(clusters)
+    if len(labels) != len(values):
+        raise DataError(f"{len(values)} values with {len(labels)} cluster labels; give one label for each value")
+    places = {label: place for place, label in enumerate(dict.fromkeys(labels))}
+    member = np.array([places[label] for label in labels])
+    sums = np.bincount(member, weights=values.astype(np.float64))
+    sizes = np.bincount(member).astype(np.float64)
+    mean = float(sums.sum() / sizes.sum())
+    if len(sums) < 2:
+        return Estimate(mean, float("nan"), float("nan"))
+    rng = np.random.default_rng(seed)
+    # How often each cluster is drawn in each round, (rounds, clusters): sums are then matrix products.
+    times = rng.multinomial(len(sums), np.full(len(sums), 1.0 / len(sums)), size=rounds).astype(np.float64)
+    means = (times @ sums) / (times @ sizes)
+    low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return Estimate(mean, float(low), float(high))
+
+
+def flat(estimates: Mapping[str, Estimate]) -> dict[str, float | None]:
+    """Mean and interval as plain numbers; what is not known (one subject) is None, because JSON has no such number."""
+    values: dict[str, float | None] = {}
+    for name, estimate in estimates.items():
+        known = estimate.low == estimate.low
+        values |= {
+            name: estimate.mean,
+            f"{name}_low": estimate.low if known else None,
+            f"{name}_high": estimate.high if known else None,
+        }
+    return values

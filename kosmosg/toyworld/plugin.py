@@ -6,6 +6,8 @@ Kept light: entries name what they load, and load it when they are used.
 from typing import TYPE_CHECKING
 
 from kosmosg.data.records import RECORD_KINDS, RecordKind, SampleKind
+from kosmosg.eval.benchmarks.base import BENCHMARKS
+from kosmosg.eval.protocol import PROTOCOLS, RECOGNISER, Protocol
 from kosmosg.hub import MODELS, ShippedModels
 from kosmosg.shapes import MODEL_SHAPES
 from kosmosg.toyworld.assets import TRAINED, toyworld_folder
@@ -35,4 +37,25 @@ RECORD_KINDS["questions"] = RecordKind(
     images=("image",),
     samples={"pretrain": SampleKind(share=1, words=24, images=1, needs_image=True, template="caption")},
     stored_as="caption",
+)
+
+BENCHMARKS["toyworld"] = "kosmosg.toyworld.judging:ToyworldBenchmark"
+PROTOCOLS["toyworld"] = Protocol(
+    name="toyworld",
+    source="kosmosg/toyworld/benchmark.py",
+    benchmark="toyworld",
+    solver="decoder",
+    steps=20,
+    guidance=3.0,
+    noise="picture",
+    seed=0,
+    batch=16,
+    size=None,
+    pictures=1,
+    subset="held-out subjects",
+    prompts="image",
+    count=32,
+    reference="the scene that the prompt asks for",
+    resize="none",
+    features={RECOGNISER: "kosmosg/assets/toyworld/recogniser"},
 )

@@ -15,9 +15,10 @@ from jobs.experiment import load
 from kosmosg import KosmosG, KosmosGPipeline, KosmosGProcessor, Prompt
 from kosmosg.checkpoint.export import save_export
 from kosmosg.errors import ConfigError, DataError, KosmosGError
-from kosmosg.eval.benchmarks.dreambench import SUBJECTS, make_cases
+from kosmosg.eval.benchmarks.base import open_benchmark
+from kosmosg.eval.benchmarks.dreambench_data import SUBJECTS, make_cases
 from kosmosg.eval.features.inception import Inception
-from kosmosg.shapes import new_config
+from kosmosg.eval.protocol import find_protocol
 from kosmosg_platform.evaluation.runner import sampling_of
 from kosmosg_platform.inference.generation import (
     GenerationRequest,
@@ -179,7 +180,9 @@ def test_dreambench_from_photos_to_a_page(
 
     folder = evaluate.run(experiment)
     assert folder == tmp_path / "evaluate" / "dreambench-kosmosg"
-    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items()), "finished blocks are not redrawn"
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items()), (
+        "finished batches are not generated again"
+    )
     assert len(list(store.rglob("0*.png"))) == 60
     rows = json.loads((folder / "scores.json").read_text())
     assert [row["set"] for row in rows] == ["all", *(subject.name for subject in SUBJECTS)]
@@ -254,17 +257,18 @@ def test_fid_from_captions_to_a_number(
 
 def test_world_has_a_protocol_too(ray_cluster: None, tmp_path: Path, tracking: str) -> None:
     """And its images are those that were drawn before there were protocols: case k has the noise of seed k."""
+    from kosmosg import KosmosGConfig
     from kosmosg.toyworld.assets import toyworld_folder
 
     torch.manual_seed(0)
     processor = KosmosGProcessor.from_sentencepiece(
         str(toyworld_folder() / "sentencepiece.bpe.model"), image_size=32, num_image_tokens=16
     )
-    model = save_export(KosmosG(new_config("toyworld", processor.vocab_size)), processor, tmp_path / "export")
+    model = save_export(KosmosG(KosmosGConfig.toyworld(processor.vocab_size)), processor, tmp_path / "export")
     few = ["evaluate.cases=1", "evaluate.text_only=false", f"tracking.uri={tracking}"]
     experiment = load("evaluate", "tiny", [f"output={tmp_path}", f"evaluate.models={{one: {model}}}", *few])
-    cases = evaluate.ask(experiment.evaluate, "image")
-    orders = [GenerationRequest.of(case.prompt) for _, case in cases]
+    cases = open_benchmark(find_protocol("toyworld"), evaluate.benchmark_settings(experiment.evaluate)).cases
+    orders = [GenerationRequest(case.text, case.images) for case in cases]
     store = tmp_path / "evaluate" / "images"
     store /= image_key(model, "toyworld", orders, sampling_of(evaluate.settle(experiment.evaluate)))
     save_requests(store, orders)
@@ -272,7 +276,9 @@ def test_world_has_a_protocol_too(ray_cluster: None, tmp_path: Path, tracking: s
     pipe = KosmosGPipeline.from_pretrained(model, decoder="toyworld")
     pipe.set_progress_bar_config(disable=True)
     noise = torch.Generator().manual_seed(1)
-    alone = pipe(cases[1][1].prompt, num_inference_steps=4, guidance_scale=3.0, generator=noise).images[0]
+    alone = pipe(
+        Prompt(cases[1].text, images=cases[1].images), num_inference_steps=4, guidance_scale=3.0, generator=noise
+    ).images[0]
     drawn = np.asarray(Image.open(image_path(store, 1)))
     assert np.abs(drawn.astype(int) - np.asarray(alone).astype(int)).max() <= 2
 
@@ -293,7 +299,7 @@ class TestMistakes:
         evaluate.run(load("evaluate", "tiny", settings(tmp_path, export, tmp_path, *more)))
 
     def test_unknown_protocol(self, tmp_path: Path, export: Path) -> None:
-        with pytest.raises(ConfigError, match="there is no 'dream'; choose one of toyworld"):
+        with pytest.raises(ConfigError, match="there is no 'dream'; .*choose one of coco-clean"):
             self.evaluate(tmp_path, export, "evaluate.protocol=dream")
 
     def test_no_data(self, tmp_path: Path, export: Path) -> None:

@@ -9,12 +9,24 @@
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kosmosg.errors import DataError
+from kosmosg.eval.baselines import COCO_FID, LABEL
+from kosmosg.eval.benchmarks.base import (
+    BenchmarkCase,
+    BenchmarkSettings,
+    Features,
+    ImagesToRead,
+    ScorePage,
+    spread_out,
+)
+from kosmosg.eval.features.networks import Framing
+from kosmosg.eval.metrics.fid import Moments, frechet_distance
+from kosmosg.eval.protocol import ALL_PLAIN, IN_ORDER, INCEPTION, OWN_SMOOTH, Protocol
 
 ANNOTATIONS = Path("annotations/captions_val2014.json")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -172,3 +184,61 @@ def _json(text: str, where: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise DataError(f"evaluate.data: {where} is not JSON ({error}); save it again") from None
+
+
+FEW = 2048
+"""Images below which the covariance of Inception's features is singular."""
+
+
+class CocoFid:
+    """FID on captions as `kosmosg.eval.benchmarks.base.Benchmark`: Frechet distance between generated and real."""
+
+    weights: Mapping[str, str] = {}
+
+    def __init__(self, protocol: Protocol, settings: BenchmarkSettings) -> None:
+        held = read_folder(settings.require_data(protocol))
+        if protocol.prompts == IN_ORDER:
+            chosen = first(held.captions, protocol.count)
+        else:
+            chosen = published_subset(held.captions, protocol.count or len(held.captions), protocol.seed)
+            protocol = protocol.changed(subset=held.origin)
+        self.protocol = protocol
+        real = own_images(chosen) if protocol.reference == OWN_SMOOTH else list(held.images)
+        plain = protocol.reference == ALL_PLAIN
+        self.data_digest = digest_captions(chosen, real)
+        self.cases = [BenchmarkCase("all", caption.text) for caption in chosen]
+        self.networks: Mapping[str, Framing | None] = {INCEPTION: Framing(protocol.resize, "" if plain else "smooth")}
+        framing = Framing(protocol.resize, "plain" if plain else "smooth")
+        self.references = {"the real images": ImagesToRead(tuple(real), {INCEPTION: framing})}
+
+    def in_words(self) -> None:
+        """The captions are words already."""
+        return None
+
+    def score(
+        self, files: Sequence[Path], features: Mapping[str, Features], real: Mapping[str, Mapping[str, Features]]
+    ) -> list[dict[str, Any]]:
+        """One row."""
+        reference = real["the real images"][INCEPTION]
+        distance = frechet_distance(Moments.of(features[INCEPTION]), Moments.of(reference))
+        return [{"set": "all", "pictures": len(files), "real": len(reference), "fid": distance}]
+
+    def shown(self, rows: int) -> list[int]:
+        """The first captions."""
+        return spread_out(len(self.cases), 1, rows)
+
+    def page(self, rows: Sequence[Mapping[str, Any]]) -> ScorePage:
+        """The distance, beside published rows."""
+        few = min(row["pictures"] for row in rows)
+        note = f" {few} images are too few for a number that means anything; FID falls as they grow."
+        cells = [
+            [row["variant"], row["protocol"], str(row["pictures"]), str(row["real"]), f"{row['fid']:.2f}"]
+            for row in rows
+        ]
+        return ScorePage(
+            headlines={row["variant"]: f"FID {row['fid']:.2f} of {row['pictures']} images" for row in rows},
+            reading="Frechet distance between Inception features of generated and real images; lower is better."
+            + (note if few < FEW else ""),
+            scores=(["model", "protocol", "images", "real images", "FID"], cells),
+            published=(["method", "protocol", "FID"], [[row.method, LABEL, f"{row.fid:.2f}"] for row in COCO_FID]),
+        )

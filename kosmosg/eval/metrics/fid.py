@@ -3,7 +3,6 @@
 All sums are taken in float64. Letters: N images, D feature dimensions.
 """
 
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,44 +84,3 @@ def _root(covariance: Doubles) -> Doubles:
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2.0)
     root: Doubles = (vectors * np.sqrt(values.clip(min=0.0))) @ vectors.T
     return root
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean and its interval of confidence."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-def bootstrap(
-    values: Floats, clusters: Sequence[Hashable] | None = None, level: float = 0.95, rounds: int = 2000, seed: int = 0
-) -> Estimate:
-    """Mean of `values (N,)` with a percentile bootstrap interval.
-
-    `clusters`, one label for each value, are drawn as wholes: images of one subject resemble each other, and drawing
-    them singly would pretend that 3000 images of 30 subjects were 3000 independent ones. With one cluster nothing is
-    known about others, and the interval is not a number.
-    """
-    if len(values) == 0:
-        raise DataError("there are no values to take the mean of; draw at least one image")
-    labels = list(range(len(values))) if clusters is None else list(clusters)
-    if len(labels) != len(values):
-        raise DataError(f"{len(values)} values with {len(labels)} cluster labels; give one label for each value")
-    places = {label: place for place, label in enumerate(dict.fromkeys(labels))}
-    member = np.array([places[label] for label in labels])
-    sums = np.bincount(member, weights=values.astype(np.float64))
-    sizes = np.bincount(member).astype(np.float64)
-    mean = float(sums.sum() / sizes.sum())
-    if len(sums) < 2:
-        return Estimate(mean, float("nan"), float("nan"))
-    rng = np.random.default_rng(seed)
-    # How often each cluster is drawn in each round, (rounds, clusters): sums are then matrix products.
-    times = rng.multinomial(len(sums), np.full(len(sums), 1.0 / len(sums)), size=rounds).astype(np.float64)
-    means = (times @ sums) / (times @ sizes)
-    low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return Estimate(mean, float(low), float(high))

@@ -1,22 +1,23 @@
 """DreamBench's three scores: how much an image shows the subject (DINO, CLIP-I) and follows the words (CLIP-T).
 
 All are cosines of features, so they lie in [-1, 1]; papers print them times 100 or not, here they are not.
-Letters: N drawn images, R real photos, S sentences, D feature dimensions.
+Letters: N generated images, R real photos, S sentences, D feature dimensions.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from kosmosg.eval.metrics.fid import Doubles, Estimate, Floats, bootstrap, cosine, unit
+from kosmosg.eval.metrics.fid import Doubles, Floats, cosine, unit
 from kosmosg.eval.protocol import CLIP, DINO
+from kosmosg.eval.statistics import Estimate, bootstrap
 
 SCORES = {"dino": "DINO", "clip_i": "CLIP-I", "clip_t": "CLIP-T"}
 """Key and title of each score."""
 
 
-def picture_scores(
-    drawn: Mapping[str, Floats],
+def image_scores(
+    generated: Mapping[str, Floats],
     real: Mapping[str, Floats],
     sentences: Floats,
     photos_of: Sequence[Sequence[int]],
@@ -24,21 +25,21 @@ def picture_scores(
 ) -> dict[str, Doubles]:
     """Each score of each image, (N,).
 
-    `drawn` and `real` hold features by network, (N, D) and (R, D); `sentences (S, D)` are CLIP's. `photos_of[n]` are
-    the rows of the real photos that image n is compared with: its score is the mean over them.
+    `generated` and `real` hold features by network, (N, D) and (R, D); `sentences (S, D)` are CLIP's. `photos_of[n]`
+    are the rows of the real photos that image n is compared with: its score is the mean over them.
     """
     return {
-        "dino": _likeness(drawn[DINO], real[DINO], photos_of),
-        "clip_i": _likeness(drawn[CLIP], real[CLIP], photos_of),
-        "clip_t": cosine(drawn[CLIP], sentences[np.asarray(sentence_of)]),
+        "dino": _likeness(generated[DINO], real[DINO], photos_of),
+        "clip_i": _likeness(generated[CLIP], real[CLIP], photos_of),
+        "clip_t": cosine(generated[CLIP], sentences[np.asarray(sentence_of)]),
     }
 
 
-def _likeness(drawn: Floats, real: Floats, photos_of: Sequence[Sequence[int]]) -> Doubles:
+def _likeness(generated: Floats, real: Floats, photos_of: Sequence[Sequence[int]]) -> Doubles:
     # A mean of cosines is the product with the mean of the directions.
     directions = unit(real)
     wanted = np.stack([directions[list(photos)].mean(axis=0) for photos in photos_of])
-    products: Doubles = np.einsum("nd,nd->n", unit(drawn), wanted)
+    products: Doubles = np.einsum("nd,nd->n", unit(generated), wanted)
     return products
 
 

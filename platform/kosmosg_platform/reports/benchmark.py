@@ -4,78 +4,31 @@ Published rows stand in a section of their own, labelled, because they were meas
 table that mixed both would invite a comparison that nobody has made.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
-from kosmosg.eval.baselines import COCO_FID, DREAMBENCH, LABEL
-from kosmosg.eval.metrics.similarity import SCORES
+from kosmosg.eval.baselines import LABEL
 from kosmosg.eval.protocol import Protocol
 from kosmosg_platform.evaluation.runner import BenchmarkResult
 from kosmosg_platform.reports.page import Figure, PageSection, Report, Table
 
-FEW = 2048  # images; the covariance of Inception's features is singular below
-
 
 def benchmark_report(found: BenchmarkResult) -> Report:
     """The page of one evaluation."""
-    protocol, overall = found.protocol, [row for row in found.rows if row["set"] == "all"]
-    dreambench = protocol.benchmark == "dreambench"
-    facts = {"protocol": protocol.label}
-    for row in overall:
-        score = f"CLIP-I {row['clip_i']:.3f}, CLIP-T {row['clip_t']:.3f}" if dreambench else f"FID {row['fid']:.2f}"
-        facts[row["variant"]] = score
+    protocol, page = found.protocol, found.benchmark.page(found.rows)
     sections = [
-        PageSection("Scores", _reading(found), table=score_table(found.rows)),
+        PageSection("Scores", page.reading, table=Table(*page.scores)),
         PageSection(
-            "Pictures",
-            "Subject after subject, or evenly through the captions; none is selected by its looks.",
+            "Images",
+            "The cases are chosen by a rule; none is selected by its looks.",
             [Figure.of(found.sheet, "reference images | prompt | results")],
         ),
+        *(PageSection(title, table=Table(*table)) for title, table in page.further.items()),
     ]
-    if dreambench:
-        sections.append(PageSection("By subject", table=subject_table(found.rows)))
-    sections += [
-        PageSection(f"Others: {LABEL}", _comparing(protocol), table=published_table(protocol)),
-        PageSection("Protocol", _deviating(protocol), table=protocol_table(protocol)),
-    ]
+    if page.published is not None:
+        sections.append(PageSection(f"Others: {LABEL}", _comparing(protocol), table=Table(*page.published)))
+    sections.append(PageSection("Protocol", _deviating(protocol), table=protocol_table(protocol)))
+    facts = {"protocol": protocol.label, **page.headlines}
     return Report(f"Evaluation: {protocol.name}", f"Measured as in {protocol.source}.", facts, sections)
-
-
-def score_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a model, over all images."""
-    overall = [row for row in rows if row["set"] == "all"]
-    if "fid" in overall[0]:
-        cells = [
-            [row["variant"], row["protocol"], str(row["pictures"]), str(row["real"]), f"{row['fid']:.2f}"]
-            for row in overall
-        ]
-        return Table(["model", "protocol", "pictures", "real images", "FID"], cells)
-    cells = [
-        [row["variant"], row["protocol"], str(row["pictures"]), *(_with_interval(row, name) for name in SCORES)]
-        for row in overall
-    ]
-    return Table(["model", "protocol", "pictures", *SCORES.values()], cells)
-
-
-def subject_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a model and subject."""
-    cells = [
-        [row["set"], row["variant"], row["protocol"], str(row["pictures"]), *(f"{row[name]:.3f}" for name in SCORES)]
-        for row in sorted(rows, key=lambda row: row["set"])
-        if row["set"] != "all"
-    ]
-    return Table(["subject", "model", "protocol", "pictures", *SCORES.values()], cells)
-
-
-def published_table(protocol: Protocol) -> Table:
-    """What others have published on the same benchmark."""
-    if protocol.benchmark == "coco":
-        return Table(["method", "protocol", "FID"], [[row.method, LABEL, f"{row.fid:.2f}"] for row in COCO_FID])
-    cells = [
-        [row.method, row.base, row.references, LABEL, *(_number(x) for x in (row.dino, row.clip_i, row.clip_t))]
-        for row in DREAMBENCH
-    ]
-    return Table(["method", "decoder", "photos given", "protocol", *SCORES.values()], cells)
 
 
 def protocol_table(protocol: Protocol) -> Table:
@@ -87,34 +40,6 @@ def protocol_table(protocol: Protocol) -> Table:
         else:
             cells.append([name, str(value)])
     return Table(["setting", "value"], cells)
-
-
-def summary(row: Mapping[str, Any]) -> str:
-    """A row's numbers in a line for the terminal."""
-    if "fid" in row:
-        return f"FID {row['fid']:.2f} of {row['pictures']} images"
-    return "  ".join(f"{title} {_with_interval(row, name)}" for name, title in SCORES.items())
-
-
-def _with_interval(row: Mapping[str, Any], name: str) -> str:
-    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    return f"{row[name]:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else "")
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _reading(found: BenchmarkResult) -> str:
-    if found.protocol.benchmark == "dreambench":
-        return (
-            "Mean cosines over all images. DINO and CLIP-I compare with real photos of the subject, CLIP-T with the "
-            "official sentence. In brackets the 95 % interval over subjects: what another choice of subjects could "
-            "have given."
-        )
-    few = min(row["pictures"] for row in found.rows)
-    note = f" {few} images are too few for a number that means anything; FID falls as they grow." if few < FEW else ""
-    return "Frechet distance between Inception features of drawn and real images; lower is better." + note
 
 
 def _comparing(protocol: Protocol) -> str:

@@ -63,7 +63,5 @@ def test_digests_of_data_and_weights_are_part_of_the_id_and_no_deviation() -> No
 
 
 def test_an_unknown_protocol_names_the_known_ones() -> None:
-    with pytest.raises(
-        ConfigError, match="there is no 'kosmos'; choose one of toyworld, dreambench-kosmosg, dreambench"
-    ):
+    with pytest.raises(ConfigError, match="there is no 'kosmos'; choose one of coco-clean, coco-kosmosg"):
         find_protocol("kosmos")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from kosmosg.errors import ConfigError, DataError
-from kosmosg.eval.benchmarks.dreambench import (
+from kosmosg.eval.benchmarks.dreambench_data import (
     OFFICIAL,
     SUBJECTS,
     ask,
@@ -18,7 +18,7 @@ from kosmosg.eval.benchmarks.dreambench import (
     read_prompts,
     real_photos,
 )
-from kosmosg.eval.metrics.similarity import by_subject, picture_scores
+from kosmosg.eval.metrics.similarity import by_subject, image_scores
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_scores_are_means_over_the_photos_of_the_subject() -> None:
     def cos(a: np.ndarray, b: np.ndarray) -> float:
         return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
-    scores = picture_scores(drawn, real, sentences, photos_of=[[0], [0, 1], [1]], sentence_of=[1, 0, 0])
+    scores = image_scores(drawn, real, sentences, photos_of=[[0], [0, 1], [1]], sentence_of=[1, 0, 0])
     both = (cos(drawn["dino"][1], real["dino"][0]) + cos(drawn["dino"][1], real["dino"][1])) / 2
     assert scores["dino"] == pytest.approx([cos(drawn["dino"][0], real["dino"][0]), both, scores["dino"][2]])
     assert scores["clip_i"][2] == pytest.approx(cos(drawn["clip"][2], real["clip"][1]))

@@ -6,7 +6,8 @@ import torch
 from scipy.linalg import sqrtm
 
 from kosmosg.errors import DataError
-from kosmosg.eval.metrics.fid import Moments, bootstrap, cosine, frechet_distance
+from kosmosg.eval.metrics.fid import Moments, cosine, frechet_distance
+from kosmosg.eval.statistics import bootstrap
 
 
 def normal(seed: int, count: int = 500, width: int = 12) -> np.ndarray:
