@@ -23,7 +23,7 @@ SetPrompt = tuple[str, ToyworldPrompt]
 
 
 def prompts_of_sets(count: int, seed: int, style: Style) -> list[SetPrompt]:
-    """`count` prompts of every set, in one list, with held-out subjects; a style asks for the same scenes as another."""
+    """`count` prompts of every set, in one list, with held-out subjects; all styles ask for the same scenes."""
     return [
         (name, prompt)
         for name, entities in SETS.items()

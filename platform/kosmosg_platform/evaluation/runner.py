@@ -63,12 +63,7 @@ def run_benchmark(evaluation: Evaluation, experiment: Scaled) -> BenchmarkResult
     specs = {
         network: [
             FeatureNetworkSpec.at(network, _weights(evaluation, network), framing)
-            for framing in dict.fromkeys(
-                [
-                    benchmark.networks.get(network),
-                    *(real.networks.get(network) for real in benchmark.references.values()),
-                ]
-            )
+            for framing in dict.fromkeys(of.get(network) for of in (benchmark.networks, *read_elsewhere))
         ]
         for network in benchmark.networks
     }

@@ -6,11 +6,13 @@ import pytest
 
 from kosmosg.errors import ConfigError
 from kosmosg.eval.protocol import PROTOCOLS, Protocol, find_protocol
+from kosmosg.plugins import load_plugins
 
 KOSMOSG = PROTOCOLS["dreambench-kosmosg"]
 
 
 def test_every_protocol_has_an_id_of_its_own() -> None:
+    load_plugins()
     ids = {protocol.protocol_id for protocol in PROTOCOLS.values()}
     assert len(ids) == len(PROTOCOLS) == 6
     assert all(len(identifier) == 10 for identifier in ids)
@@ -63,5 +65,7 @@ def test_digests_of_data_and_weights_are_part_of_the_id_and_no_deviation() -> No
 
 
 def test_an_unknown_protocol_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="there is no 'kosmos'; choose one of coco-clean, coco-kosmosg"):
+    with pytest.raises(
+        ConfigError, match="there is no 'kosmos'; did you mean .* choose one of coco-clean, coco-kosmosg, .*toyworld"
+    ):
         find_protocol("kosmos")
