@@ -299,7 +299,7 @@ class TestMistakes:
         evaluate.run(load("evaluate", "tiny", settings(tmp_path, export, tmp_path, *more)))
 
     def test_unknown_protocol(self, tmp_path: Path, export: Path) -> None:
-        with pytest.raises(ConfigError, match="there is no 'dream'; .*choose one of coco-clean"):
+        with pytest.raises(ConfigError, match=r"there is no 'dream'; .*choose one of coco-clean"):
             self.evaluate(tmp_path, export, "evaluate.protocol=dream")
 
     def test_no_data(self, tmp_path: Path, export: Path) -> None:

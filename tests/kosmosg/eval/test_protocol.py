@@ -66,6 +66,6 @@ def test_digests_of_data_and_weights_are_part_of_the_id_and_no_deviation() -> No
 
 def test_an_unknown_protocol_names_the_known_ones() -> None:
     with pytest.raises(
-        ConfigError, match="there is no 'kosmos'; did you mean .* choose one of coco-clean, coco-kosmosg, .*toyworld"
+        ConfigError, match=r"there is no 'kosmos'; did you mean .* choose one of coco-clean, coco-kosmosg, .*toyworld"
     ):
         find_protocol("kosmos")
