@@ -19,6 +19,7 @@ from kosmosg.eval.benchmarks.base import open_benchmark
 from kosmosg.eval.benchmarks.dreambench_data import SUBJECTS, make_cases
 from kosmosg.eval.features.inception import Inception
 from kosmosg.eval.protocol import find_protocol
+from kosmosg.shapes import new_config
 from kosmosg_platform.evaluation.runner import sampling_of
 from kosmosg_platform.inference.generation import (
     GenerationRequest,
@@ -257,14 +258,13 @@ def test_fid_from_captions_to_a_number(
 
 def test_world_has_a_protocol_too(ray_cluster: None, tmp_path: Path, tracking: str) -> None:
     """And its images are those that were drawn before there were protocols: case k has the noise of seed k."""
-    from kosmosg import KosmosGConfig
     from kosmosg.toyworld.assets import toyworld_folder
 
     torch.manual_seed(0)
     processor = KosmosGProcessor.from_sentencepiece(
         str(toyworld_folder() / "sentencepiece.bpe.model"), image_size=32, num_image_tokens=16
     )
-    model = save_export(KosmosG(KosmosGConfig.toyworld(processor.vocab_size)), processor, tmp_path / "export")
+    model = save_export(KosmosG(new_config("toyworld", processor.vocab_size)), processor, tmp_path / "export")
     few = ["evaluate.cases=1", "evaluate.text_only=false", f"tracking.uri={tracking}"]
     experiment = load("evaluate", "tiny", [f"output={tmp_path}", f"evaluate.models={{one: {model}}}", *few])
     cases = open_benchmark(find_protocol("toyworld"), evaluate.benchmark_settings(experiment.evaluate)).cases
