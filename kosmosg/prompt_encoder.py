@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kosmosg.errors import PromptError
-from kosmosg.model.inference import evaluating, execution_device, precision_context, summon, weights_version
+from kosmosg.model.inference import evaluating, execution_device, precision_context, summoned, weights_version
 from kosmosg.model.kosmosg import Condition, KosmosG, check_finite
 from kosmosg.processor import KosmosGProcessor
 from kosmosg.prompt import Prompt
@@ -112,8 +112,7 @@ class PromptEncoder:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _encode(self, prompts: Sequence[Prompt], device: torch.device, state: tuple[Hashable, ...]) -> list[Tensor]:
-        with evaluating(self.model):
-            summon(self.model)
+        with evaluating(self.model), summoned(self.model):
             batch = self.processor(prompts, with_pixels=False).to(device)
             conditions = self.model.conditioning(**batch, image_tokens=self._image_tokens(prompts, device, state))
         check_finite(conditions)

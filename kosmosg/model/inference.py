@@ -59,14 +59,35 @@ def execution_device(model: nn.Module) -> torch.device:
             device = getattr(each, "execution_device", None)
             if device is not None:
                 return torch.device(device)
+        group = _group_offloading(module)
+        if group is not None:
+            return torch.device(group.group.onload_device)
     return next(model.parameters()).device
 
 
-def summon(model: nn.Module) -> None:
-    """Bring a model that accelerate keeps elsewhere between calls, for whoever uses its parts and not its `forward`."""
+@contextmanager
+def summoned(model: nn.Module) -> Iterator[None]:
+    """Bring a model that is kept elsewhere between calls, for whoever uses its parts and not its `forward`.
+
+    accelerate lets it go when the pipeline has ended; what diffusers offloads in groups leaves with the block.
+    """
     hook: Any = getattr(model, "_hf_hook", None)
     if hook is not None:
         hook.pre_forward(model)
+    group = _group_offloading(model)
+    if group is not None:
+        group.pre_forward(model)
+    try:
+        yield
+    finally:
+        if group is not None:
+            group.post_forward(model, None)
+
+
+def _group_offloading(module: nn.Module) -> Any:
+    """The hook by which diffusers offloads a group of layers that this module leads; None where there is none."""
+    registry: Any = getattr(module, "_diffusers_hook", None)
+    return None if registry is None else registry.get_hook("group_offloading")
 
 
 def precision_context(device: torch.device) -> Hashable:

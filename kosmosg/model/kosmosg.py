@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from kosmosg.conditioners.base import make_conditioner
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import CheckpointError, PromptError
-from kosmosg.model.inference import evaluating, execution_device, summon
+from kosmosg.model.inference import evaluating, execution_device, summoned
 from kosmosg.model.layers import KosmosGPreTrainedModel
 from kosmosg.model.mllm import KosmosGForConditionalGeneration, Records
 from kosmosg.model.padding import move, move_back, readable, token_slots
@@ -89,8 +89,7 @@ class KosmosG(KosmosGPreTrainedModel):
         Raises `PromptError` when images and places, or positive and negative prompts, do not match, and
         `CheckpointError` when the condition is not finite.
         """
-        with evaluating(self):
-            summon(self)
+        with evaluating(self), summoned(self):
             positive = self.conditioning(**self._inputs(batch))
             other = self.null_condition() if negative is None else self.conditioning(**self._inputs(negative))
         if len(other) not in (1, len(positive)):

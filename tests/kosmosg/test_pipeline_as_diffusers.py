@@ -3,6 +3,7 @@
 diffusers' own `PipelineTesterMixin` passes too; docs/model.md says which of its tests do not apply.
 """
 
+import copy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.callbacks import SDCFGCutoffCallback
+from diffusers.hooks.group_offloading import ModuleGroup
+from PIL import Image
 from torch import nn
 
-from kosmosg import CheckpointError, ConfigError, KosmosG, KosmosGPipeline, KosmosGProcessor
+from kosmosg import CheckpointError, ConfigError, KosmosG, KosmosGPipeline, KosmosGProcessor, Prompt
 from kosmosg.checkpoint.export import save_export
 
 CALL: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 3, "guidance_scale": 4.0, "output_type": "np"}
@@ -249,3 +252,43 @@ def test_a_damaged_variant_is_not_replaced_by_other_weights(folders: dict[str, P
     damaged.write_bytes(damaged.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="has no usable unet/"):
         KosmosGPipeline.from_pretrained(folders["export"], decoder=folders["decoder"], variant="ema")
+
+
+# -- offloading groups of layers -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def put_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, what diffusers offloads stays where it is, so it is made unusable until it is loaded again."""
+    kept: dict[int, torch.Tensor] = {}
+
+    def weights(group: ModuleGroup) -> list[torch.Tensor]:
+        return [*group.parameters, *(weight for module in group.modules for weight in module.parameters())]
+
+    def offload(group: ModuleGroup) -> None:
+        for weight in weights(group):
+            kept.setdefault(id(weight), weight.data)
+            weight.data = torch.full_like(weight.data, torch.nan)
+
+    def onload(group: ModuleGroup) -> None:
+        for weight in weights(group):
+            weight.data = kept[id(weight)]
+
+    monkeypatch.setattr(ModuleGroup, "offload_", offload)
+    monkeypatch.setattr(ModuleGroup, "onload_", onload)
+
+
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+def test_every_group_of_layers_is_loaded_before_it_is_used(
+    kind: str, tiny_model: KosmosG, tiny_processor: KosmosGProcessor, tiny_sd_parts: Path, put_away: None
+) -> None:
+    pipe = quiet(KosmosGPipeline(copy.deepcopy(tiny_model), tiny_processor, decoder=tiny_sd_parts))
+    prompt = Prompt("<i> in the snow", images=[Image.new("RGB", (32, 32), "red")])
+    expected = generate(pipe, prompt=prompt, negative_prompt="a dog")
+    pipe.encoder.clear()
+    cpu = torch.device("cpu")
+    pipe.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type=kind, num_blocks_per_group=1)
+    assert all(weight.isnan().all() for weight in pipe.unet.conv_in.parameters())
+    for _ in range(2):
+        assert distance(generate(pipe, prompt=prompt, negative_prompt="a dog"), expected) < 1e-5
+    assert all(weight.isnan().all() for weight in pipe.model.aligner.parameters())  # and put away again
