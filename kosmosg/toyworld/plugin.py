@@ -27,7 +27,8 @@ MODELS["toyworld"] = ShippedModels(
     TRAINED,
     default_steps=20,
     default_guidance=3.0,
-    description="32 x 32 pixels, six shapes of the toy world; a lone `<i>` may appear twice: name its shape (`a ball <i>`)",
+    description="32 x 32 pixels, six shapes of the toy world; a lone `<i>` may appear twice unless you "
+    "name its shape (`a ball <i>`)",
 )
 MODEL_SHAPES["toyworld"] = _new_config
 

@@ -21,7 +21,8 @@ def test_its_models_and_their_size_are_what_ships() -> None:
     assert all(f"`toyworld:{model}`" in PAGE for model in TRAINED)
     megabytes = sum(path.stat().st_size for path in toyworld_folder().rglob("*") if path.is_file()) / 1e6
     told = re.search(r"`kosmosg/assets/toyworld`, (\d+) MB", PAGE)
-    assert told and abs(int(told[1]) - megabytes) <= 1, megabytes
+    assert told is not None
+    assert abs(int(told[1]) - megabytes) <= 1
 
 
 def test_its_chances_are_those_of_the_benchmark() -> None:
