@@ -48,51 +48,6 @@ class CompositionRecord(TypedDict):
     segmenter: str
 
 
-class EditRecord(TypedDict):
-    """Before, instruction, after; `caption` describes the image before."""
-
-    id: str
-    caption: str
-    instruction: str
-    before: bytes
-    after: bytes
-    source: str
-
-
-class CaptionRecord(TypedDict):
-    """A caption, with its image where there is one (stage 2 needs only the words)."""
-
-    id: str
-    text: str
-    image: bytes | None
-    width: int | None
-    height: int | None
-    source: str
-
-
-class TextRecord(TypedDict):
-    """A plain document."""
-
-    id: str
-    text: str
-    source: str
-
-
-class Part(TypedDict):
-    """A piece of an interleaved document: exactly one of the two is set."""
-
-    text: str | None
-    image: bytes | None
-
-
-class InterleavedRecord(TypedDict):
-    """Text and images in reading order."""
-
-    id: str
-    parts: list[Part]
-    source: str
-
-
 class QuarantineRow(TypedDict):
     """A row that did not become a record: kept beside the dataset so that nothing is lost without a word."""
 
@@ -183,7 +138,7 @@ RECORD_KINDS: dict[str, RecordKind] = {
         pa.schema(
             [
                 _required("id", pa.string()),
-                _required("caption", pa.string()),
+                _required("caption", pa.string()),  # of the image before
                 _required("instruction", pa.string()),
                 _required("before", pa.binary()),
                 _required("after", pa.binary()),
@@ -206,7 +161,7 @@ RECORD_KINDS: dict[str, RecordKind] = {
             [
                 _required("id", pa.string()),
                 _required("text", pa.string()),
-                pa.field("image", pa.binary()),
+                pa.field("image", pa.binary()),  # null in captions alone, which are enough for stage 2
                 pa.field("width", pa.int32()),
                 pa.field("height", pa.int32()),
                 _required("source", pa.string()),
@@ -225,7 +180,7 @@ RECORD_KINDS: dict[str, RecordKind] = {
         pa.schema(
             [
                 _required("id", pa.string()),
-                _required(
+                _required(  # in reading order; of each part, exactly one of the two is set
                     "parts", pa.list_(pa.struct([pa.field("text", pa.string()), pa.field("image", pa.binary())]))
                 ),
                 _required("source", pa.string()),

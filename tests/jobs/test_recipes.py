@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from jobs import align, build_dataset, export, instruct, pretrain
 from jobs.experiment import Experiment, load
 from kosmosg.checkpoint.export import save_export
-from kosmosg.errors import CheckpointError, ConfigError, DataError
+from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg_platform.datasets.dataset import write_manifest, write_records
 from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.storage import point
@@ -148,28 +148,6 @@ def test_rows_and_loss_of_a_batch_do_not_depend_on_workers_and_micro_batches(
     rows, same = rows_and_loss(*spread)
     assert rows == whole
     assert same == pytest.approx(loss, abs=1e-5)
-
-
-def test_kinds_without_records_are_left_out_and_said(
-    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    layout = RunPaths(output)
-    wanted = {"text": 1.0, "interleaved": 2.0, "questions": 3.0}
-    data = DataConfig(folder=tmp_path, text=write_documents(tmp_path / "documents"), weights=wanted)
-    found = find_mixture("pretrain", data, layout)
-    assert (dict(found.weights), set(found.folders)) == ({"text": 1.0}, {"text"})
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "left out for want of records" in line
-    assert "interleaved, questions (data.interleaved=FOLDER, data.datasets.questions=FOLDER)" in line
-    assert "learning from text" in line
-    find_mixture("pretrain", DataConfig(weights=wanted), layout)
-    assert capsys.readouterr().err == ""
-    with pytest.raises(ConfigError, match=r"data.datasets.questions: .* does not exist"):
-        find_mixture("pretrain", DataConfig(datasets={"questions": tmp_path / "nothing"}), layout)
-    with pytest.raises(ConfigError, match=r"data.weights: all shares are 0"):
-        find_mixture("pretrain", DataConfig(weights={"text": 0.0}), layout)
-    with pytest.raises(DataError, match=r"unknown kind of record 'sculpture'"):
-        find_mixture("pretrain", DataConfig(datasets={"sculpture": tmp_path}), layout)
 
 
 def test_the_papers_mixture_of_what_is_there(output: Path, tmp_path: Path) -> None:
