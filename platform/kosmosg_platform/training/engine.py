@@ -8,6 +8,7 @@ Facts about DeepSpeed 0.19.8 that this file lives by (each cost somebody an afte
   lock that the next process waits for without end. The kernel is switched off; gloo does the work.
 - The unfused low-precision optimizer of ZeRO-0 makes its state by a real optimizer step, weight decay included. The
   optimizer therefore starts with rate 0, and that state is thrown away.
+- Its hooks and caches outlive its last user: `destroy` lets go of them, but not in ZeRO-3.
 - Optimizer state does not exist before the first step, and ZeRO-1/2 link it to parameters only then: right after the
   first group of parameters stepped, when the other groups have no state yet. So it is linked again before it is read.
 """
@@ -131,6 +132,18 @@ class Engine:
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
+    def release(self) -> None:
+        """Give back the memory of weights, gradients and optimizer; the engine is of no use afterwards."""
+        module, masters = self.module, self._masters()
+        self._engine.destroy()
+        self._inner.state.clear()
+        if self._stage3:  # which stays alive, so what it holds is emptied
+            flat = (getattr(self._wrapper, name, None) for name in ("lp_param_buffer", "grad_partitions_flat_buffer"))
+            for tensor in (*module.parameters(), *module.buffers(), *masters, *flat):
+                for held in (tensor, getattr(tensor, "ds_tensor", None), getattr(tensor, "grad", None)):
+                    if held is not None:
+                        held.untyped_storage().resize_(0)
+
     # -- the whole state as full tensors by name ------------------------------------------------------------------
 
     def full_state(self, keep: set[str]) -> Iterator[tuple[str, Tensor]]:
@@ -154,7 +167,8 @@ class Engine:
         Writes the fp32 master weights too: DeepSpeed makes them from the rounded low-precision ones.
         """
         for flat in self._masters():
-            step = torch.tensor(float(optimizer_steps), device=flat.device if self._fused() else "cpu")
+            fused = self._inner.param_groups[0].get("fused")
+            step = torch.tensor(float(optimizer_steps), device=flat.device if fused else "cpu")
             zeros = {kind: torch.zeros_like(flat, memory_format=torch.preserve_format) for kind in MOMENTS}
             self._inner.state[flat] = {"step": step, **zeros}
         self._link()
@@ -271,9 +285,6 @@ class Engine:
             return [parameter for _, parameter in self.parameters]
         return list(chain(*self._wrapper.fp32_groups))
 
-    def _fused(self) -> bool:
-        return bool(self._inner.param_groups[0].get("fused"))
-
     def _scaler(self) -> Any:
         scaler = getattr(self._wrapper, "loss_scaler", None)
         return scaler if hasattr(scaler, "cur_scale") else getattr(self._wrapper, "loss_scale_config", None)
@@ -336,5 +347,4 @@ def _deepspeed(on_gpu: bool) -> Any:
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:
-    """The shape of the whole parameter, also when ZeRO-3 has emptied it."""
-    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))  # the whole one, also where ZeRO-3 emptied it

@@ -46,8 +46,11 @@ def work(config: Mapping[str, Any]) -> None:
     device: torch.device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    Worker(job).train()
-    gc.collect()  # DeepSpeed's engine is part of a cycle: only now the GPU has room for the stage that is exported
+    worker = Worker(job)
+    worker.train()
+    worker.engine.release()  # the device has no room for the trained stage and the exported one
+    del worker
+    gc.collect()
     if dist.get_rank() == 0:
         stage, step = export(job, job.export)
         cast(nn.Module, stage).to(device)

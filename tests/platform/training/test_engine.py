@@ -1,5 +1,6 @@
 """The engine's state is the same whatever ZeRO stage holds it: real DeepSpeed in one process."""
 
+import gc
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -153,6 +154,25 @@ def test_masters_are_fp32_although_the_forward_pass_is_bf16() -> None:
 def test_a_state_of_another_stage_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"has nothing for scale"):
         start(1, "fp32", state={"param.of_another_stage": torch.zeros(3)})
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_released_engine_holds_no_memory(zero: int, precision: str) -> None:
+    def held() -> int:
+        gc.collect()
+        tensors = [one for one in gc.get_objects() if isinstance(one, Tensor)]
+        return sum({one.untyped_storage()._cdata: one.untyped_storage().nbytes() for one in tensors}.values())
+
+    learn(start(0, precision), 0, 1)
+    before = held()
+    engine = start(zero, precision)
+    learn(engine, 0, 2)
+    weights = sum(parameter.numel() for _, parameter in TinyStage().named_parameters())
+    assert held() > before + 3 * 2 * weights, "nothing is measured"
+    engine.release()
+    del engine
+    assert held() <= before + 4 * weights / 2, "more is left than odds and ends"
 
 
 def test_offloading_needs_something_to_offload() -> None:
