@@ -2,7 +2,7 @@
 
     kosmosg run export source=runs/align/3f2a91c0d4e5 dest=early   # a run that may be unfinished
     kosmosg run export dest=my_pipeline                            # the newest model and its decoder for diffusers
-    kosmosg run export source=runs/align/export dest=my_pipeline   # the same for a given export
+    kosmosg run export source=toyworld:instruct dest=my_pipeline   # the same for a given model, by any of its names
 
 A run folder becomes an export folder (config.json, weights, processor). An export folder becomes a pipeline folder in
 the layout of diffusers, which `KosmosGPipeline.from_pretrained` opens.
@@ -16,6 +16,7 @@ import yaml
 from jobs.experiment import Experiment, main
 from kosmosg.checkpoint.export import load_export
 from kosmosg.errors import ConfigError
+from kosmosg.hub import resolve_model
 from kosmosg_platform.config import validate
 from kosmosg_platform.console import echo
 from kosmosg_platform.run_paths import STAGES, RunPaths
@@ -27,14 +28,17 @@ from kosmosg_platform.training.trainer import run_key
 
 
 def run(experiment: Experiment) -> Path:
-    """Write the folder; gives its path."""
+    """Write the folder and return its path.
+
+    Raises ConfigError or CheckpointError when the source is neither a run nor a model.
+    """
     layout = RunPaths(experiment.output)
-    source = Path(experiment.source).absolute() if experiment.source else layout.newest_export()
-    if (source / "checkpoints").is_dir():
-        return export_run(source, (experiment.dest or source / "export").absolute())
-    return export_pipeline(
-        source, experiment.decoder, (experiment.dest or layout.job("export") / "pipeline").absolute()
-    )
+    run_folder = Path(experiment.source or "").absolute()
+    if experiment.source and (run_folder / "checkpoints").is_dir():
+        return export_run(run_folder, (experiment.dest or run_folder / "export").absolute())
+    source = resolve_model(experiment.source) if experiment.source else layout.newest_export()
+    dest = experiment.dest or layout.job("export") / "pipeline"
+    return export_pipeline(source, experiment.decoder, dest.absolute())
 
 
 def export_run(folder: Path, dest: Path) -> Path:

@@ -304,6 +304,14 @@ def test_a_new_models_aligner_fits_its_decoder(output: Path) -> None:
     assert config.text_config.vocab_size == recipe.initial.processor().vocab_size
 
 
+def test_a_model_is_exported_by_its_name(output: Path, tmp_path: Path) -> None:
+    folder = export.run(tiny("export", output, "source=toyworld:instruct", f"dest={tmp_path / 'pipeline'}"))
+    assert folder == tmp_path / "pipeline"
+    assert (folder / "model_index.json").is_file()
+    with pytest.raises(CheckpointError, match="there is no model 'toyworld:instrct'"):
+        export.run(tiny("export", output, "source=toyworld:instrct"))
+
+
 def test_export_refuses_what_is_no_run(output: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ConfigError, match="is no run folder"):
