@@ -25,10 +25,17 @@ def token_slots(attention_mask: Tensor, left_padded: bool = False) -> Tensor:
     Right-padded (the default) or left-padded; the order of tokens stays. No value is read back from the device.
     """
     real = attention_mask.bool()
-    rank, pad_rank = real.long().cumsum(dim=1) - 1, (~real).long().cumsum(dim=1) - 1
+    rank = real.long().cumsum(dim=1) - 1
     if left_padded:
+        pad_rank = (~real).long().cumsum(dim=1) - 1
         return torch.where(real, rank + (~real).sum(dim=1, keepdim=True), pad_rank)
-    return torch.where(real, rank, pad_rank + real.sum(dim=1, keepdim=True))
+    # Pads that follow the last token stay next to it, so that pads on the left change no value there either.
+    behind = real.flip(1).long().cumsum(dim=1).flip(1) == 0
+    before = ~(real | behind)
+    pad_rank = torch.where(
+        behind, behind.long().cumsum(dim=1), before.long().cumsum(dim=1) + behind.sum(dim=1, keepdim=True)
+    )
+    return torch.where(real, rank, pad_rank - 1 + real.sum(dim=1, keepdim=True))
 
 
 def move(values: Tensor, slots: Tensor) -> Tensor:

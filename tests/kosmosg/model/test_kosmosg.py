@@ -121,6 +121,14 @@ def test_token_slots_is_a_permutation_that_move_back_undoes() -> None:
         assert [row[real.bool()].tolist() for row, real in zip(move(values, slots), moved, strict=True)] == kept
 
 
+def test_pads_on_the_left_change_nothing_at_pads_on_the_right(model: KosmosG) -> None:
+    prompts = batch(ROWS)
+    fills = {"input_ids": PAD, "attention_mask": 0, "image_embeds_position_mask": False}
+    wider = {name: torch.nn.functional.pad(prompts[name], (3, 0), value=fill) for name, fill in fills.items()}
+    found = model.mllm(**wider, pixel_values=prompts["pixel_values"]).logits[:, 3:]
+    torch.testing.assert_close(found, model.mllm(**prompts).logits)
+
+
 @pytest.fixture
 def masks_seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...] | None, bool]]:
     """Shape of the mask and causality of every attention that runs."""
