@@ -13,11 +13,10 @@ from pathlib import Path
 
 from jobs.experiment import Experiment, main
 from kosmosg.data.records import record_kind
-from kosmosg.data.sources.base import Reader
-from kosmosg.errors import DataError
+from kosmosg.data.sources.base import SOURCES, Reader, open_source
 from kosmosg_platform.cluster.session import connect
+from kosmosg_platform.config import Section, plain
 from kosmosg_platform.console import echo
-from kosmosg_platform.datasets.annotation import image_folder_reader, text_lines_reader, toyworld_readers
 from kosmosg_platform.datasets.build import BuildResult, build
 from kosmosg_platform.datasets.dataset import RecordDataset
 from kosmosg_platform.owned_folder import refuse_overlap
@@ -54,19 +53,17 @@ def targets(experiment: Experiment) -> list[tuple[Path, Reader]]:
     """Every dataset folder to build, with the reader of its source. Raises DataError when there is no source."""
     config = experiment.build
     layout = RunPaths(experiment.output)
-    if config.reader == "toyworld":
-        toyworld = experiment.toyworld
-        readers = toyworld_readers(
-            config, toyworld.scenes, toyworld.edits, toyworld.questions, toyworld.seed, toyworld.edit_kinds
-        )
+    section = getattr(experiment, config.reader, None)
+    options = plain(section) if isinstance(section, Section) else {}
+    source = None if experiment.source is None else Path(experiment.source)
+    readers = open_source(config.reader, config.source_settings(source, options))
+    if SOURCES[config.reader].is_generated:
         folder = experiment.dest or layout.job("build_dataset")
         return [(folder / name, reader) for name, reader in readers.items()]
-    if experiment.source is None:
-        raise DataError("source: say what to read, for example source=my_photos")
-    source = Path(experiment.source)
-    reader = image_folder_reader(config, source) if config.reader == "photos" else text_lines_reader(config, source)
+    (reader,) = readers.values()
     dest = experiment.dest or layout.dataset(reader.kind)
-    refuse_overlap(source, dest)
+    if source is not None:
+        refuse_overlap(source, dest)
     return [(dest, reader)]
 
 

@@ -22,8 +22,6 @@ from kosmosg.errors import ConfigError, KosmosGError
 from kosmosg.stages.align import AlignObjective
 from kosmosg.stages.instruct import InstructObjective
 from kosmosg.stages.pretrain import PretrainObjective
-from kosmosg.toyworld.assets import ToyworldBuildConfig
-from kosmosg.toyworld.scene import EDIT_KINDS, EditKind
 from kosmosg_platform.config import Section, describe, resolve
 from kosmosg_platform.console import quiet_libraries
 from kosmosg_platform.datasets.annotation import BuildConfig
@@ -33,8 +31,12 @@ PRESETS = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "tiny"
 
 
+EditKind = Literal["ground", "time", "color", "pattern", "kind"]
+EDIT_KINDS: tuple[EditKind, ...] = ("ground", "ground", "time", "color", "pattern", "kind")
+
+
 class ToyworldConfig(Section):
-    """How much of the procedural world `build_dataset world` draws."""
+    """How much of the toy world `build_dataset toyworld` generates."""
 
     scenes: int = Field(default=8000, ge=1)
     """Composition records."""
@@ -46,6 +48,17 @@ class ToyworldConfig(Section):
     """Caption records that ask about an image and answer, for stage 1."""
     seed: int = 0
     """Seed of all scenes; the same seed gives the same records."""
+
+
+class ToyworldBuildConfig(Section):
+    """How thoroughly the job `toyworld` trains and measures its decoder."""
+
+    effort: float = Field(default=1.0, gt=0)
+    """Share of the shipped weights' steps, for every part; 0.01 only shows that everything runs."""
+    scenes: int = Field(default=192, ge=1)
+    """Held-out scenes for each row of the scores."""
+    seed: int = 0
+    """Seed of all weights and all data."""
 
 
 class TemplatesConfig(Section):

@@ -10,7 +10,6 @@ is not worth starting before class and pattern reach 0.9 and background 0.95 wit
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from jobs.experiment import Experiment, main
 from kosmosg.toyworld.acceptance import Scores, shortfalls
 from kosmosg.toyworld.build import FITS, INDEPENDENT, assemble, scaled, train_part
 from kosmosg_platform.cluster.session import connect
-from kosmosg_platform.config import digest
+from kosmosg_platform.config import digest, plain
 from kosmosg_platform.console import echo
 from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.tracking import Run
@@ -63,7 +62,7 @@ def train(parts: tuple[str, ...], work: Path, experiment: Experiment) -> None:
 
 def track(experiment: Experiment, work: Path, destination: Path, scores: Scores) -> None:
     """Curves of every part, scores and the model card as one MLflow run."""
-    settings = asdict(experiment.toyworld_build)
+    settings = plain(experiment.toyworld_build)
     run = Run.open(
         experiment.tracking,
         RunPaths(experiment.output),

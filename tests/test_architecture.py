@@ -1,5 +1,6 @@
 """The walls of the house: who may import whom, and what must never lie where."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -94,3 +95,22 @@ def test_nothing_is_unpickled() -> None:
             if unsafe_load or "import pickle" in line or "weights_only=False" in line:
                 offenders.append(f"{file}:{number}: {line.strip()}")
     assert offenders == []
+
+
+def test_nothing_outside_imports_the_toy_world() -> None:
+    """It is a plug-in: the registries name it. Only its own two jobs and tests know it."""
+    its_own = ("kosmosg/toyworld/", "jobs/ablation/", "jobs/toyworld.py", "tests/")
+    offenders = []
+    for file in tracked_files():
+        if file.suffix != ".py" or file.as_posix().startswith(its_own):
+            continue
+        tree = ast.parse((ROOT / file).read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            else:
+                continue
+            offenders += [f"{file}:{node.lineno}" for name in names if name.startswith("kosmosg.toyworld")]
+    assert sorted(set(offenders)) == []

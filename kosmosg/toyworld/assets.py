@@ -5,22 +5,9 @@
 ships in `kosmosg/assets/toyworld`.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 TRAINED = ("pretrain", "align", "instruct")
-
-
-@dataclass(frozen=True)
-class ToyworldBuildConfig:
-    """How thoroughly the job `toyworld` trains and measures."""
-
-    effort: float = 1.0
-    """Share of the shipped weights' steps, for every part; 0.01 only shows that everything runs."""
-    scenes: int = 192
-    """Held-out scenes for each row of the scores."""
-    seed: int = 0
-    """Seed of all weights and all data."""
 
 
 def toyworld_folder() -> Path:

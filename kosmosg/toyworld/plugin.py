@@ -5,7 +5,9 @@ Kept light: entries name what they load, and load it when they are used.
 
 from typing import TYPE_CHECKING
 
+from kosmosg.data.annotators.base import ANNOTATORS, AnnotatorEntry
 from kosmosg.data.records import RECORD_KINDS, RecordKind, SampleKind
+from kosmosg.data.sources.base import SOURCES, SourceEntry
 from kosmosg.eval.benchmarks.base import BENCHMARKS
 from kosmosg.eval.protocol import PROTOCOLS, RECOGNISER, Protocol
 from kosmosg.hub import MODELS, ShippedModels
@@ -39,6 +41,14 @@ RECORD_KINDS["questions"] = RecordKind(
     samples={"pretrain": SampleKind(share=1, words=24, images=1, needs_image=True, template="caption")},
     stored_as="caption",
 )
+
+SOURCES["toyworld"] = SourceEntry("kosmosg.toyworld.source:open_toyworld", is_generated=True)
+for _section, _class in (
+    ("captioner", "ToyworldCaptioner"),
+    ("entities", "ToyworldEntityFinder"),
+    ("masks", "ToyworldSegmenter"),
+):
+    ANNOTATORS[_section]["toyworld"] = AnnotatorEntry(f"kosmosg.toyworld.annotators:{_class}", source="toyworld")
 
 BENCHMARKS["toyworld"] = "kosmosg.toyworld.judging:ToyworldBenchmark"
 PROTOCOLS["toyworld"] = Protocol(

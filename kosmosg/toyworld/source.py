@@ -13,8 +13,8 @@ from PIL import Image
 
 from kosmosg.data.annotators.base import Sample
 from kosmosg.data.image_bytes import encode_image
-from kosmosg.data.sources.base import ReadyRow, SourceRow, WorkUnit
-from kosmosg.errors import DataError
+from kosmosg.data.sources.base import Reader, ReadyRow, SourceRow, SourceSettings, WorkUnit
+from kosmosg.errors import ConfigError, DataError
 from kosmosg.toyworld.questions import sample_question
 from kosmosg.toyworld.scene import EDIT_KINDS, SIZE, caption, render, sample_edit, sample_scene, sample_words
 
@@ -122,3 +122,22 @@ class QuestionReader(_Numbered):
                         "source": "toy world",
                     }
                 )
+
+
+def open_toyworld(settings: SourceSettings) -> dict[str, Reader]:
+    """The entry of `SOURCES`: scenes, then edits and questions if there are to be any.
+
+    Options: `scenes`, `edits`, `questions` (rows of each), `seed`, `edit_kinds` (what edits change).
+    """
+    options = settings.options
+    kinds = options.get("edit_kinds", EDIT_KINDS)
+    if unknown := sorted(set(kinds) - set(EDIT_KINDS)):
+        known = ", ".join(dict.fromkeys(EDIT_KINDS))
+        raise ConfigError(f"toyworld.edit_kinds: there is no {unknown[0]!r}; choose from {known}")
+    rows, seed = settings.shard_rows or 500, int(options.get("seed", 0))
+    readers: dict[str, Reader] = {"composition": SceneReader(int(options.get("scenes", 0)), seed, rows)}
+    if edits := int(options.get("edits", 0)):
+        readers["edit"] = EditReader(edits, seed, rows, kinds)
+    if questions := int(options.get("questions", 0)):
+        readers["questions"] = QuestionReader(questions, seed, rows)
+    return readers

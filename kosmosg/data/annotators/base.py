@@ -82,6 +82,43 @@ class Sample:
         return read_image(self.encoded, name=self.id)
 
 
+@dataclass(frozen=True)
+class AnnotatorEntry:
+    """How an annotator is made."""
+
+    annotator: str
+    """`module:class`."""
+    model: str | None = None
+    """Hub id of the model that it loads by default, given as first argument with a `Loading`; None for none."""
+    source: str | None = None
+    """The only source whose samples it can read; None for images of any."""
+    options: tuple[str, ...] = ()
+    """Settings that it takes as arguments."""
+
+
+CAPTIONERS: dict[str, AnnotatorEntry] = {
+    "sidecar": AnnotatorEntry("kosmosg.data.annotators.sidecar:SidecarCaptioner", options=("template",)),
+    "blip2": AnnotatorEntry("kosmosg.data.annotators.blip2:Blip2Captioner", "Salesforce/blip2-opt-2.7b"),
+}
+ENTITY_FINDERS: dict[str, AnnotatorEntry] = {
+    "noun": AnnotatorEntry("kosmosg.data.annotators.nouns:NounFinder"),
+    # What the original used is too old to be asked for in every case: its language model needs code from the hub.
+    "language": AnnotatorEntry(
+        "kosmosg.data.annotators.language_model:LanguageEntityFinder", "Qwen/Qwen2.5-1.5B-Instruct"
+    ),
+}
+SEGMENTERS: dict[str, AnnotatorEntry] = {
+    "grabcut": AnnotatorEntry("kosmosg.data.annotators.grabcut:GrabCutSegmenter"),
+    "clipseg": AnnotatorEntry("kosmosg.data.annotators.clipseg:ClipSegSegmenter", "CIDAS/clipseg-rd64-refined"),
+}
+ANNOTATORS: dict[str, dict[str, AnnotatorEntry]] = {
+    "captioner": CAPTIONERS,
+    "entities": ENTITY_FINDERS,
+    "masks": SEGMENTERS,
+}
+"""Section of `build` -> word of its setting `use` -> annotator. A plug-in adds its own (`kosmosg.plugins`)."""
+
+
 class Annotator(Protocol):
     """What the three kinds have in common; an answer is str, EntitySpans or list[EntityMask]."""
 

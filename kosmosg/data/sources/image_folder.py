@@ -11,7 +11,7 @@ from kosmosg.data.annotators.apply import refusal
 from kosmosg.data.annotators.base import Sample
 from kosmosg.data.composition import shrink
 from kosmosg.data.image_bytes import encode_image
-from kosmosg.data.sources.base import RejectedRow, SourceRow, WorkUnit, digest
+from kosmosg.data.sources.base import Reader, RejectedRow, SourceRow, SourceSettings, WorkUnit, digest
 from kosmosg.errors import DataError, ImageError
 from kosmosg.prompt import DEFAULT_LIMITS, PromptLimits, read_image
 
@@ -139,3 +139,11 @@ def sidecar_text(path: Path) -> str:
             f"{path.name} beside the photo is longer than {SIDECAR_CHARACTERS} characters; is it a caption?"
         )
     return " ".join(text.split())
+
+
+def open_image_folder(settings: SourceSettings) -> dict[str, Reader]:
+    """The entry of `SOURCES`."""
+    reader = ImageFolderReader(
+        settings.required_path(), settings.shard_rows or 8, settings.square, settings.working_size
+    )
+    return {reader.kind: reader}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from kosmosg.data.sources.base import ReadyRow, RejectedRow, SourceRow, WorkUnit
+from kosmosg.data.sources.base import Reader, ReadyRow, RejectedRow, SourceRow, SourceSettings, WorkUnit
 from kosmosg.errors import DataError
 
 SUFFIXES = (".txt", ".tsv", ".jsonl")
@@ -191,3 +191,9 @@ def _form(path: Path) -> str:
 
 def _bad(at: str, stage: str, reason: str, message: str) -> RejectedRow:
     return RejectedRow({"id": at, "source": at.rsplit(":", 1)[0], "stage": stage, "reason": reason, "message": message})
+
+
+def open_text_lines(settings: SourceSettings) -> dict[str, Reader]:
+    """The entry of `SOURCES`."""
+    reader = TextLinesReader(settings.required_path(), settings.kind, settings.column, settings.shard_rows or 16_384)
+    return {reader.kind: reader}

@@ -14,12 +14,13 @@ from PIL import Image
 
 from kosmosg.data.annotators.base import EntityMask, EntitySpans, Rejection, Sample, Span
 from kosmosg.data.composition import ComposeOptions
+from kosmosg.data.sources.base import open_source
 from kosmosg.data.sources.image_folder import ImageFolderReader
 from kosmosg.data.sources.text_lines import TextLinesReader
 from kosmosg.errors import ConfigError, DataError
 from kosmosg.toyworld.source import SceneReader
 from kosmosg_platform.config import validate
-from kosmosg_platform.datasets.annotation import BuildConfig, image_folder_reader, toyworld_readers
+from kosmosg_platform.datasets.annotation import BuildConfig
 from kosmosg_platform.datasets.build import BuildResult, build
 from kosmosg_platform.datasets.dataset import RecordDataset, read_manifest
 from kosmosg_platform.datasets.pipeline import AnnotationStep
@@ -39,7 +40,7 @@ class Teller:
 
 def world(folder: Path, scenes: int = 60, **given: Any) -> BuildResult:
     config = BuildConfig(shard_rows=10)
-    reader = toyworld_readers(config, scenes, 0, 0, seed=0)["composition"]
+    reader = open_source("toyworld", config.source_settings(options={"scenes": scenes}))["composition"]
     return build(
         folder, reader, config.stages(reader), config.compose, config.settings(reader), **{"say": Teller()} | given
     )
@@ -276,12 +277,12 @@ def test_annotators_must_fit_their_source(tmp_path: Path) -> None:
         name: {"use": use} for name, use in (("captioner", "blip2"), ("entities", "language"), ("masks", "clipseg"))
     }
     config = validate(BuildConfig, {"reader": "photos"} | given)
-    stages = config.stages(image_folder_reader(config, tmp_path))
+    reader = open_source("photos", config.source_settings(tmp_path))["composition"]
+    stages = config.stages(reader)
     assert [(stage.name, stage.actors) for stage in stages] == [("caption", 1), ("entities", 1), ("masks", 1)]
     faster = validate(
         BuildConfig, {"reader": "photos"} | given | {"captioner": {"use": "blip2", "actors": 8, "gpus": 1}}
     )
-    reader = image_folder_reader(config, tmp_path)
     assert faster.settings(reader) == config.settings(reader)  # where a model runs does not change what it says
 
 
@@ -309,6 +310,6 @@ def test_a_wrong_model_is_told_before_anything_starts(tmp_path: Path) -> None:
             "masks": {"use": "grabcut"},
         },
     )
-    reader = image_folder_reader(config, tmp_path / "photos")
+    reader = open_source("photos", config.source_settings(tmp_path / "photos"))["composition"]
     with pytest.raises(DataError, match="neither a model folder here"):
         build(tmp_path / "set", reader, config.stages(reader), config.compose, config.settings(reader), say=Teller())
