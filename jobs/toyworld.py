@@ -1,12 +1,12 @@
 """Train the frozen decoder of the toy world from scratch: VAE, CLIP and recogniser side by side, then the U-Net.
 
-    kosmosg run toyworld toyworld                               # three quarters of an hour on two free cores
-    kosmosg run toyworld toyworld dest=kosmosg/assets/toyworld     # replaces the weights that ship with the package
-    kosmosg run toyworld tiny toyworld_build.effort=0.01     # minutes; shows that everything runs, draws nothing yet
+    kosmosg run toyworld toyworld                                 # three quarters of an hour on two free cores
+    kosmosg run toyworld toyworld dest=kosmosg/assets/toyworld    # replaces the weights that ship with the package
+    kosmosg run toyworld tiny toyworld_build.effort=0.01          # minutes; shows that everything runs
 
-Leaves a folder in the diffusers layout (default <output>/toyworld/decoder) with a model card and scores.json; use it
-with decoder=FOLDER. Stopped at any moment, the same command goes on. Says which bars of the gate are missed: stage 3
-is not worth starting before class and pattern reach 0.9 and background 0.95 with perfect words.
+Leaves a folder in the diffusers layout (default <output>/toyworld/toyworld) with a model card and scores.json; use it
+with decoder=FOLDER. Stopped at any moment, the same command resumes. Says which thresholds are missed: stage 3
+is not worth starting before shape and pattern reach 0.9 and background 0.95 with perfect words.
 """
 
 import json
@@ -26,7 +26,7 @@ _REPORT_SECONDS = 10.0
 
 
 def run(experiment: Experiment) -> Path:
-    """Train what is not trained yet and put it together; gives the folder of the decoder."""
+    """Train what is not trained yet and put it together; returns the folder of the decoder."""
     settings = experiment.toyworld_build
     work = RunPaths(experiment.output).job("toyworld")
     destination = experiment.dest or work / "toyworld"
@@ -74,7 +74,7 @@ def track(experiment: Experiment, work: Path, destination: Path, scores: Scores)
         for line in map(json.loads, _lines(work, name)):
             run.log_metrics({f"{name}/{key}": value for key, value in line.items() if key != "step"}, step=line["step"])
     for row, values in scores.items():
-        run.log_metrics({f"gate/{row}/{key}": value for key, value in values.items()}, step=0)
+        run.log_metrics({f"acceptance/{row}/{key}": value for key, value in values.items()}, step=0)
     for file in ("README.md", "scores.json"):
         run.log_file(destination / file)
     run.close()

@@ -12,10 +12,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kosmosg.toyworld.benchmark import score
-from kosmosg.toyworld.clip import mix_colors, text_states, tokenize
+from kosmosg.toyworld.contrastive import mix_colors, text_states, tokenize
 from kosmosg.toyworld.recogniser import Recogniser
 from kosmosg.toyworld.scene import CaptionWords, caption, render, sample_scene
-from kosmosg.toyworld.unet import paint
+from kosmosg.toyworld.unet import generate
 from kosmosg.toyworld.vae import decode, encode, reconstruction_psnr
 
 THRESHOLDS = {"shape": 0.9, "pattern": 0.9, "background": 0.95}
@@ -52,7 +52,7 @@ def measure(folder: Path, n: int = 192, seed: int = 11, guidance: float = 3.0, s
                 continue
             with torch.no_grad():
                 told = text_states(text_model, mix_colors(rng, tokenizer, texts, scenes, words, chance=exact))
-            scores[label] = score(paint(unet, vae, told, null, steps, guidance, seed), scenes, recogniser)
+            scores[label] = score(generate(unet, vae, told, null, steps, guidance, seed), scenes, recogniser)
         scores[f"{name} ceiling"] = score(decode(vae, encode(vae, render(scenes))), scenes, recogniser)
     return scores
 

@@ -1,7 +1,7 @@
-"""Exact annotators of the toy world: the scene that was painted says what is in the image.
+"""Exact annotators of the toy world: the scene that was rendered says what is in the image.
 
 A scene travels as JSON in the hint `scene`. All choices (which words a caption spends, in which other scene the
-reference is painted) are drawn from a generator seeded by the sample's id, so a record depends on nothing else.
+reference is rendered) come from a generator seeded by the sample's id, so a record depends on nothing else.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ class ToyworldEntityFinder:
 
 
 class ToyworldSegmenter:
-    """The painted pixels of every entity, with a reference: the same subject painted in another scene."""
+    """The pixels of every entity, with a reference: the same subject rendered in another scene."""
 
     name = "toyworld painter"
 
@@ -53,14 +53,14 @@ class ToyworldSegmenter:
         others = [
             [other_scene(e, _rng(s, f"reference {i}")) for i, e in enumerate(_scene(s).entities)] for s in samples
         ]
-        painted = iter(render([scene for row in others for scene, _ in row]))
+        rendered = iter(render([scene for row in others for scene, _ in row]))
         answers = []
         for sample, row in zip(samples, others, strict=True):
             cuts = []
             for mask, (scene, index) in zip(masks(_scene(sample)), row, strict=True):
                 box = scene.entities[index].box
-                picture = Image.fromarray(crop(next(painted), box))
-                reference = Reference(picture, crop(masks(scene)[index].astype(np.uint8), box) > 0)
+                image = Image.fromarray(crop(next(rendered), box))
+                reference = Reference(image, crop(masks(scene)[index].astype(np.uint8), box) > 0)
                 cuts.append(EntityMask(mask.astype(np.uint8) * 255, reference))
             answers.append(cuts)
         return answers

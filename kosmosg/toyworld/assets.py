@@ -1,8 +1,8 @@
 """The frozen decoder of the toy world: what Stable Diffusion is to the paper, made from scratch on a CPU.
 
-`vae`, `clip`, `recogniser` and `unet` train one part each with the loop of `fit`; `gate` measures the result and
-`build` puts it into one folder in the diffusers layout. `kosmosg run toyworld toyworld` does all of it; what it made
-ships in `kosmosg/assets/toyworld`.
+`vae`, `contrastive` (CLIP), `recogniser` and `unet` train one part each with the loop of `training_loop`; `acceptance`
+measures the result and `build` puts it into one folder in the diffusers layout. `kosmosg run toyworld toyworld` does
+all of it; what it made ships in `kosmosg/assets/toyworld`.
 """
 
 from pathlib import Path

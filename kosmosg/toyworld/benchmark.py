@@ -81,12 +81,12 @@ class Correctness:
 
 
 def judge(
-    pictures: Sequence[Image.Image] | Bytes, scenes: Sequence[Scene], recogniser: Recogniser | None = None
+    images: Sequence[Image.Image] | Bytes, scenes: Sequence[Scene], recogniser: Recogniser | None = None
 ) -> Correctness:
     """Compare images (PIL images of any size, or (B, 32, 32, 3) bytes) with the scenes that they should show."""
-    if len(pictures) != len(scenes):
-        raise ValueError(f"{len(pictures)} images for {len(scenes)} scenes; give one image per scene")
-    reading = (recogniser or shipped_recogniser()).read(_as_bytes(pictures), scenes)
+    if len(images) != len(scenes):
+        raise ValueError(f"{len(images)} images for {len(scenes)} scenes; give one image per scene")
+    reading = (recogniser or shipped_recogniser()).read(_as_bytes(images), scenes)
     places = [(row, column, entity) for row, scene in enumerate(scenes) for column, entity in enumerate(scene.entities)]
     rows, columns = np.array([place[0] for place in places]), np.array([place[1] for place in places])
     entities = [place[2] for place in places]
@@ -102,10 +102,10 @@ def judge(
 
 
 def score(
-    pictures: Sequence[Image.Image] | Bytes, scenes: Sequence[Scene], recogniser: Recogniser | None = None
+    images: Sequence[Image.Image] | Bytes, scenes: Sequence[Scene], recogniser: Recogniser | None = None
 ) -> dict[str, float]:
     """`judge(...).scores()`: shape, pattern, hue (median, degrees), hue_mean, background, whole, image."""
-    return judge(pictures, scenes, recogniser).scores()
+    return judge(images, scenes, recogniser).scores()
 
 
 def toyworld_prompts(
@@ -137,7 +137,7 @@ def toyworld_prompts(
 
 
 def another_view(rng: np.random.Generator, entity: SceneEntity, background: bool) -> Bytes:
-    """A reference image (32, 32, 3) of the same subject, cut out of a newly drawn scene."""
+    """A reference image (32, 32, 3) of the same subject, cut out of a new scene."""
     scene = sample_scene(rng)
     index = int(rng.integers(len(scene.entities)))
     there = scene.entities[index]
@@ -162,18 +162,18 @@ def _prompt(scene: Scene, references: Sequence[Image.Image], style: Style) -> Pr
         raise ValueError(f"unknown style {style!r}; known: class, image, text, full")
     parts: list[str | Image.Image] = []
     end = 0
-    for (start, stop), picture in zip(spans, references, strict=True):
+    for (start, stop), image in zip(spans, references, strict=True):
         lead = text[end:stop] + " " if style == "class" else text[end:start]
-        parts += [lead, picture] if lead else [picture]
+        parts += [lead, image] if lead else [image]
         end = stop
     return Prompt.from_parts([*parts, text[end:]])
 
 
-def _as_bytes(pictures: Sequence[Image.Image] | Bytes) -> Bytes:
-    if isinstance(pictures, np.ndarray):
-        return pictures
+def _as_bytes(images: Sequence[Image.Image] | Bytes) -> Bytes:
+    if isinstance(images, np.ndarray):
+        return images
     size = (32, 32)
-    images = [image.convert("RGB") for image in pictures]
+    rgb = [image.convert("RGB") for image in images]
     # Images may come enlarged for human eyes; the area mean undoes a whole-number enlargement exactly.
-    small = [image if image.size == size else image.resize(size, Image.Resampling.BOX) for image in images]
+    small = [image if image.size == size else image.resize(size, Image.Resampling.BOX) for image in rgb]
     return np.stack([np.asarray(image) for image in small])

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from transformers import CLIPModel
 
 from kosmosg.toyworld.acceptance import Scores, measure, shortfalls
-from kosmosg.toyworld.clip import CLIP_FIT, train_clip
+from kosmosg.toyworld.contrastive import CLIP_FIT, train_clip
 from kosmosg.toyworld.recogniser import RECOGNISER_FIT, Recogniser, train_recogniser
 from kosmosg.toyworld.tokenizers import clip_tokenizer, train_sentencepiece
 from kosmosg.toyworld.training_loop import FitConfig, Fitted, Report, load_average
@@ -106,7 +106,7 @@ def assemble(work: Path, destination: Path, n: int = 192, note: str = "", report
 
     scores = measure(destination, n)
     report("\n".join(f"{name}: {json.dumps({k: round(v, 3) for k, v in row.items()})}" for name, row in scores.items()))
-    report("; ".join(shortfalls(scores)) or "the gate is passed")
+    report("; ".join(shortfalls(scores)) or "all thresholds are reached")
     (destination / "scores.json").write_text(json.dumps({"n": n, "scores": scores, "training": bills}, indent=2) + "\n")
     (destination / "README.md").write_text(card(destination, bills, scores, n, note))
     return scores
@@ -139,7 +139,7 @@ def card(folder: Path, bills: Mapping[str, Any], scores: Scores, n: int, note: s
         line="|---" * (len(columns) + 1) + "|",
         rows="\n".join(rows),
         psnr=scores["vae"]["psnr"],
-        gate="; ".join(shortfalls(scores)) or "passed",
+        thresholds="; ".join(shortfalls(scores)) or "passed",
         hashes="\n".join(hashes),
     )
 
@@ -181,16 +181,16 @@ training are mixtures of two neighbours that say the exact hue. So the condition
 
 ## Measured
 Held-out subjects, {n} scenes a row, 20 DPM-Solver++ steps, guidance 3, read by the recogniser. `one`, `two` and
-`three` entities are painted from perfect words, `two exact` from colour words mixed to the exact hue; `ceiling` is the
-autoencoder's reconstruction of the true image. shape and pattern: share right, per entity; hue: median and mean error
-in degrees (eight words alone leave 11.25 on average); background: ground and time both right; whole: shape and pattern
-right and hue within 22.5 degrees; image: everything right.
+`three` entities are generated from perfect words, `two exact` from colour words mixed to the exact hue; `ceiling` is
+the autoencoder's reconstruction of the true image. shape and pattern: share right, per entity; hue: median and mean
+error in degrees (eight words alone leave 11.25 on average); background: ground and time both right; whole: shape and
+pattern right and hue within 22.5 degrees; image: everything right.
 
 | | {columns} |
 {line}
 {rows}
 
-Autoencoder on held-out scenes: {psnr:.1f} dB. Thresholds (shape and pattern .9, background .95): {gate}.
+Autoencoder on held-out scenes: {psnr:.1f} dB. Thresholds (shape and pattern .9, background .95): {thresholds}.
 
 ## Files
 | file | bytes | sha256 |

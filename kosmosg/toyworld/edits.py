@@ -68,13 +68,13 @@ def edit_prompts(n: int, seed: int = 0) -> list[EditPrompt]:
 
 
 def judge_edits(
-    pictures: Sequence[Image.Image], prompts: Sequence[EditPrompt], recogniser: Recogniser | None = None
+    images: Sequence[Image.Image], prompts: Sequence[EditPrompt], recogniser: Recogniser | None = None
 ) -> EditCorrectness:
     """Compare the answers (32 x 32 pixels) with what was asked. Raises ValueError when their numbers differ."""
-    if len(pictures) != len(prompts):
-        raise ValueError(f"{len(pictures)} images for {len(prompts)} prompts; give one for each")
+    if len(images) != len(prompts):
+        raise ValueError(f"{len(images)} images for {len(prompts)} prompts; give one for each")
     scenes = [prompt.edit.after for prompt in prompts]
-    pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
     reading = (recogniser or shipped_recogniser()).read(pixels, scenes)
     kinds, patterns, hues = reading.kind[:, 0], reading.pattern[:, 0], reading.hue[:, 0]
     rows = []

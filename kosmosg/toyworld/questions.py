@@ -1,6 +1,6 @@
 """Questions about the toy world, each with the one right answer in the toy world's own words.
 
-What stage 1 learns of pictures can then be counted: an answer is right or it is not (`kosmosg.toyworld.reading`).
+What stage 1 learns of images can then be counted: an answer is right or it is not (`kosmosg.toyworld.reading`).
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ class Question(NamedTuple):
 
     @property
     def asked(self) -> str:
-        """What stands behind the picture and before the answer."""
+        """What stands behind the image and before the answer."""
         return f"Question: {self.text} Answer:"
 
 

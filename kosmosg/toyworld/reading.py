@@ -38,10 +38,8 @@ def caption_cases(count: int, seed: int = 0, held_out: bool = True) -> list[Read
     cases = []
     for _ in range(count):
         entity = sample_entity(rng, held_out, 16, 16, 8)
-        picture = Image.fromarray(another_view(rng, entity, background=False))
-        cases.append(
-            ReadingCase("caption", Prompt("<i>", images=[picture]), describe(entity, CaptionWords(size=False)))
-        )
+        image = Image.fromarray(another_view(rng, entity, background=False))
+        cases.append(ReadingCase("caption", Prompt("<i>", images=[image]), describe(entity, CaptionWords(size=False))))
     return cases
 
 

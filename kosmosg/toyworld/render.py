@@ -1,7 +1,7 @@
-"""Pixel art of the toy world: six shapes, five patterns, eight backgrounds, painted on 32 x 32 pixels.
+"""Pixel art of the toy world: six shapes, five patterns, eight backgrounds, on 32 x 32 pixels.
 
-The drawing half of `kosmosg.toyworld.scene`; users import from there. Every sprite is looked up in a table of label
-images (one per shape, pattern and radius), so that painting a batch is a handful of numpy gathers: several thousand
+The pixels behind `kosmosg.toyworld.scene`; users import from there. Every sprite is looked up in a table of label
+images (one per shape, pattern and radius), so that rendering a batch is a handful of numpy gathers: several thousand
 images a second on one core. Hard edges throughout: a pixel is background, ink, main colour or white.
 """
 
@@ -47,10 +47,10 @@ def hue_to_rgb(hue: npt.ArrayLike, saturation: float = 0.85, value: float = 0.95
     return colors
 
 
-def paint(
+def rasterize(
     ground: Ints, night: Bools, kind: Ints, pattern: Ints, radius: Ints, x: Ints, y: Ints, hue: Floats, present: Bools
 ) -> Bytes:
-    """Paint B scenes of up to E entities: the arguments are indices and pixels, (B,) or (B, E). Gives (B, 32, 32, 3)"""
+    """Render B scenes of up to E entities: indices and pixels, (B,) or (B, E), to images (B, 32, 32, 3)."""
     canvas = _backgrounds()[ground, night.astype(np.int64)].copy()
     for entity in range(kind.shape[1]):
         label = place(

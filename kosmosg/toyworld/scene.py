@@ -1,7 +1,7 @@
-"""The toy world: a procedural universe of pictures and captions in which every claim of the model can be measured.
+"""The toy world: a procedural universe of images and captions in which every claim of the model can be measured.
 
 A scene holds one to three entities on one of eight backgrounds. An entity is a shape, a pattern and one *continuous*
-hue; captions only know eight colour words, so a picture of a subject says more about it than any caption can. One
+hue; captions only know eight colour words, so an image of a subject says more about it than any caption can. One
 seventh of all (shape, colour word, pattern) combinations is held out: no training stage ever sees them.
 
     rng = np.random.default_rng(0)
@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from kosmosg.errors import DataError
-from kosmosg.toyworld.render import GROUNDS, KINDS, PATTERNS, RADII, SIZE, Bools, Bytes, Ints, paint, place
+from kosmosg.toyworld.render import GROUNDS, KINDS, PATTERNS, RADII, SIZE, Bools, Bytes, Ints, place, rasterize
 
 __all__ = [
     "COLORS",
@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 COLORS = ("red", "orange", "lime", "green", "cyan", "blue", "purple", "pink")  # centred on 0, 45, ... 315 degrees
-SIZES = {6: "small", 8: "", 11: "large"}  # radius in pixels -> word; entities that share a picture are always small
+SIZES = {6: "small", 8: "", 11: "large"}  # radius in pixels -> word; entities that share an image are always small
 PLACES = {"grass": "on the grass", "snow": "in the snow", "sand": "on the sand", "sea": "at sea"}
 EditKind = Literal["ground", "time", "color", "pattern", "kind"]  # what an edit changes
 EDIT_KINDS: tuple[EditKind, ...] = ("ground", "ground", "time", "color", "pattern", "kind")  # places twice as often
@@ -108,7 +108,7 @@ class SceneEntity:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows; `entities` stand in the order of the layout's places, which a caption follows."""
+    """What an image shows; `entities` stand in the order of the layout's places, which a caption follows."""
 
     ground: str
     night: bool
@@ -231,8 +231,8 @@ def describe(entity: SceneEntity, words: CaptionWords | None = None) -> str:
 
 
 def render(scenes: Sequence[Scene]) -> Bytes:
-    """Paint scenes: (B, 32, 32, 3), 0..255."""
-    return paint(
+    """Render scenes: (B, 32, 32, 3), 0..255."""
+    return rasterize(
         np.array([GROUNDS.index(scene.ground) for scene in scenes], dtype=np.int64),
         np.array([scene.night for scene in scenes], dtype=bool),
         **_columns(scenes),
@@ -247,7 +247,7 @@ def masks(scene: Scene) -> Bools:
 
 
 def reference(scene: Scene, index: int, background: bool = False) -> Bytes:
-    """A picture of one entity alone: its square crop, on white unless `background`, enlarged to (32, 32, 3)."""
+    """An image of one entity alone: its square crop, on white unless `background`, enlarged to (32, 32, 3)."""
     pixels = render([scene])[0]
     if not background:
         pixels = np.where(masks(scene)[index][:, :, None], pixels, np.uint8(255))
@@ -263,9 +263,9 @@ def crop(pixels: Bytes, box: tuple[int, int, int, int], size: int = SIZE) -> Byt
 
 
 def sample_edit(rng: np.random.Generator, entities: int | None = None, kinds: Sequence[str] = EDIT_KINDS) -> SceneEdit:
-    """Draw an editing example: another place or time, or one entity with another colour, pattern or shape.
+    """Sample an editing example: another place or time, or one entity with another colour, pattern or shape.
 
-    One of `kinds` is drawn; naming one twice makes it twice as frequent.
+    One of `kinds` is sampled; naming one twice makes it twice as frequent.
     """
     before = sample_scene(rng, entities=entities)
     index = int(rng.integers(len(before.entities)))

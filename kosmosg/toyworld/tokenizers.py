@@ -18,7 +18,7 @@ from kosmosg.toyworld.scene import vocabulary
 TEXT_LENGTH = 24  # CLIP tokens, start and end included; the longest caption takes 21
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _SPM_PIECES = 640
-# Words of prompts that are not captions: questions, templates of the stages, ways of asking for a picture.
+# Words of prompts that are not captions: questions, templates of the stages, ways of asking for an image.
 _PROMPTS = (
     "what is in the picture? what color is the ball? which pattern has the cat? where is it? how many?",
     "an image of, a picture of, a photo of. in the style of, with, without, next to, and then, day, night, the same",

@@ -1,4 +1,4 @@
-"""The U-Net of the toy world: it learns to paint what CLIP's text states say.
+"""The U-Net of the toy world: it learns to generate what CLIP's text states say.
 
 A stock `diffusers.UNet2DConditionModel` on 8 x 8 x 8 latents, trained on v-prediction. What makes a CPU hour enough:
 
@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kosmosg.toyworld.clip import WIDTH, TextBatch, mix_colors, text_states, tokenize
+from kosmosg.toyworld.contrastive import WIDTH, TextBatch, mix_colors, text_states, tokenize
 from kosmosg.toyworld.scene import Bytes, caption, render, sample_scene, sample_words
 from kosmosg.toyworld.tokenizers import TEXT_LENGTH
 from kosmosg.toyworld.training_loop import FitConfig, Fitted, Report, fit, generator, half
@@ -194,7 +194,7 @@ class _FloatAttention:
 
 
 @torch.no_grad()
-def paint(
+def generate(
     unet: UNet2DConditionModel,
     vae: AutoencoderKL,
     states: Tensor,

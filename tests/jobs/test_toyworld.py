@@ -31,7 +31,7 @@ def test_the_job_leaves_a_decoder_and_a_second_run_only_measures(
     assert {name: bill["steps"] for name, bill in bills.items()} == {
         name: max(1, round(config.steps * 0.001)) for name, config in FITS.items()
     }
-    assert "Gate" in (folder / "README.md").read_text()
+    assert "Thresholds (" in (folder / "README.md").read_text()
 
     made = {name: (tmp_path / "toyworld" / name / "bill.json").stat().st_mtime_ns for name in FITS}
     began = time.perf_counter()

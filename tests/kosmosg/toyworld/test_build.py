@@ -15,7 +15,7 @@ from kosmosg.toyworld.acceptance import THRESHOLDS, shortfalls
 from kosmosg.toyworld.assets import toyworld_folder
 from kosmosg.toyworld.benchmark import score, shipped_recogniser
 from kosmosg.toyworld.build import FITS, scaled, train_part
-from kosmosg.toyworld.clip import mix_colors, text_states, tokenize
+from kosmosg.toyworld.contrastive import mix_colors, text_states, tokenize
 from kosmosg.toyworld.recogniser import cut, expected_places
 from kosmosg.toyworld.scene import CaptionWords, Scene, SceneEntity, caption, render, sample_scene
 from kosmosg.toyworld.tokenizers import TEXT_LENGTH, clip_tokenizer, train_sentencepiece

@@ -98,8 +98,8 @@ class GroundedCLIP(nn.Module):
         end = (text.ids == self.clip.text_model.eos_token_id).int().argmax(1)
         sentence = F.normalize(self.clip.text_projection(states[torch.arange(len(end)), end]).float(), dim=-1)
         vision = self.clip.vision_model(pixels)
-        picture = F.normalize(self.clip.visual_projection(vision.pooler_output).float(), dim=-1)
-        logits = self.clip.logit_scale.exp().clamp(max=100.0) * sentence @ picture.T
+        image = F.normalize(self.clip.visual_projection(vision.pooler_output).float(), dim=-1)
+        logits = self.clip.logit_scale.exp().clamp(max=100.0) * sentence @ image.T
         pairs = torch.arange(len(logits))
         contrast = 0.5 * (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs))
         patches = self.clip.vision_model.post_layernorm(vision.last_hidden_state)[:, 1:]
@@ -119,17 +119,19 @@ def train_clip(folder: Path, config: FitConfig = CLIP_FIT, report: Report = prin
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = generator(config.seed, step)
-        drawn = [sample_scene(rng) for _ in range(config.batch)]
-        words = [sample_words(rng, scene) for scene in drawn]
-        texts = [caption(scene, some, place=rng.random() > 0.06).text for scene, some in zip(drawn, words, strict=True)]
-        pixels, occupants = render(drawn), np.stack([_occupants(scene) for scene in drawn])
+        sampled = [sample_scene(rng) for _ in range(config.batch)]
+        words = [sample_words(rng, scene) for scene in sampled]
+        texts = [
+            caption(scene, some, place=rng.random() > 0.06).text for scene, some in zip(sampled, words, strict=True)
+        ]
+        pixels, occupants = render(sampled), np.stack([_occupants(scene) for scene in sampled])
         for row in range(scenes, config.batch):
             texts[row], words[row], pixels[row], occupants[row] = _close_up(
-                rng, drawn[row], words[row], pixels[row], occupants[row]
+                rng, sampled[row], words[row], pixels[row], occupants[row]
             )
-        text = mix_colors(rng, tokenizer, texts, drawn, words, chance=0.5)
+        text = mix_colors(rng, tokenizer, texts, sampled, words, chance=0.5)
         with half():
-            contrast, seen, told = forward(text, to_clip(pixels), _targets(drawn, occupants), scenes)
+            contrast, seen, told = forward(text, to_clip(pixels), _targets(sampled, occupants), scenes)
         parts = {"contrast": contrast.item(), "seen": seen.item(), "told": told.item()}
         return contrast + seen + told, parts
 
