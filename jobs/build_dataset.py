@@ -14,6 +14,8 @@ from pathlib import Path
 from jobs.experiment import Experiment, main
 from kosmosg.data.records import record_kind
 from kosmosg.data.sources.base import SOURCES, Reader, open_source
+from kosmosg.errors import ConfigError
+from kosmosg.plugins import find_entry
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import Section, plain
 from kosmosg_platform.console import echo
@@ -56,8 +58,14 @@ def targets(experiment: Experiment) -> list[tuple[Path, Reader]]:
     section = getattr(experiment, config.reader, None)
     options = plain(section) if isinstance(section, Section) else {}
     source = None if experiment.source is None else Path(experiment.source)
+    generated = find_entry(SOURCES, config.reader, "build.reader").is_generated
+    if generated and source is not None:
+        raise ConfigError(
+            f"source: {config.reader} generates its data and reads no {source}; leave it out, or use the preset photos "
+            "or captions"
+        )
     readers = open_source(config.reader, config.source_settings(source, options))
-    if SOURCES[config.reader].is_generated:
+    if generated:
         folder = experiment.dest or layout.job("build_dataset")
         return [(folder / name, reader) for name, reader in readers.items()]
     (reader,) = readers.values()

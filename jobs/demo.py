@@ -178,4 +178,4 @@ STEPS: Mapping[str, Step] = {
 
 
 if __name__ == "__main__":
-    main("demo", run, own=("output", "tracking", "demo"))
+    main("demo", run)

@@ -16,14 +16,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from jobs.settings import JOBS, JOBS_OF_JOBS, reads, usage
 from kosmosg.data.templates.instruct import InstructTemplates
 from kosmosg.data.templates.pretrain import PretrainTemplates
 from kosmosg.errors import ConfigError, KosmosGError
 from kosmosg.stages.align import AlignObjective
 from kosmosg.stages.instruct import InstructObjective
 from kosmosg.stages.pretrain import PretrainObjective
-from kosmosg_platform.config import Section, describe, resolve
-from kosmosg_platform.console import quiet_libraries
+from kosmosg_platform.config import Section, resolve
+from kosmosg_platform.console import echo, quiet_libraries
 from kosmosg_platform.datasets.annotation import BuildConfig
 from kosmosg_platform.training.stage_recipe import StageExperiment
 
@@ -206,16 +207,8 @@ def load(job: str, preset: str = DEFAULT_PRESET, overrides: Sequence[str] = ()) 
     return resolve(Experiment, preset, job, overrides, PRESETS)
 
 
-def main(
-    job: str,
-    run: Callable[[Experiment], Any],
-    arguments: Sequence[str] | None = None,
-    own: tuple[str, ...] = (),
-) -> None:
+def main(job: str, run: Callable[[Experiment], Any], arguments: Sequence[str] | None = None) -> None:
     """Entry of `python -m jobs.JOB [PRESET] [key=value ...] [--help]`; ends the process.
-
-    A job that is made of other jobs names its `own` sections; what is set beside them would change nothing, and is
-    refused.
 
     Exit codes: 0 done, 2 a mistake of the user (one sentence on standard error), 130 stopped from the keyboard.
     Anything else that goes wrong keeps its traceback.
@@ -225,13 +218,11 @@ def main(
     # `python -m` names the module __main__; Ray workers must find the job's classes under their real name.
     run = getattr(module, run.__name__)
     if any(argument in ("-h", "--help") for argument in given):
-        print(usage(job, module.__doc__ or "", own))
+        print(usage(job))
         sys.exit(0)
     quiet_libraries()
     try:
         experiment = from_arguments(job, given)
-        if own:
-            refuse_others(job, own, given, getattr(experiment, job).settings)
         run(experiment)
     except KosmosGError as error:
         print(f"kosmosg {job}: {error}", file=sys.stderr)
@@ -242,45 +233,35 @@ def main(
     sys.exit(0)
 
 
-def refuse_others(job: str, own: Sequence[str], arguments: Sequence[str], settings: Sequence[str]) -> None:
-    """Raise ConfigError for a key=value outside the sections that a job of jobs reads itself.
-
-    `settings` are those that its jobs get already: the key that would replace them is named with them.
-    """
-    for argument in arguments:
-        key = argument.partition("=")[0]
-        if "=" in argument and key.partition(".")[0] not in own:
-            wanted = json.dumps([*settings, argument], ensure_ascii=False)
-            raise ConfigError(
-                f"{key}: `{job}` starts other jobs, with the settings of {job}.preset, and reads itself only "
-                f"{', '.join(own)}; for all of its jobs: '{job}.settings={wanted}'"
-            )
-
-
 def from_arguments(job: str, arguments: Sequence[str]) -> Experiment:
-    """`["toyworld", "train.steps=10"]` as an experiment; without a preset the default one is used."""
+    """`["toyworld", "train.steps=10"]` as an experiment; without a preset the job's default is used, and named.
+
+    Raises ConfigError, also for a setting that the job does not read: it would change nothing.
+    """
     presets = [argument for argument in arguments if "=" not in argument]
     if len(presets) > 1 or any(argument.startswith("-") for argument in presets):
         raise ConfigError(f"{' '.join(presets)}: give at most one preset, then key=value; see --help")
+    if not presets:
+        echo(f"{job}: no preset was named, so with `{JOBS[job].preset}`")
     overrides = [argument for argument in arguments if "=" in argument]
-    return load(job, presets[0] if presets else DEFAULT_PRESET, overrides)
+    experiment = load(job, presets[0] if presets else JOBS[job].preset, overrides)
+    for argument in overrides:
+        refuse_unread(job, argument, experiment)
+    return experiment
 
 
-def usage(job: str, text: str, own: Sequence[str] = ()) -> str:
-    """The help page of a job: what it does, an example, presets, every key with its default."""
-    example = f"kosmosg run {job} {DEFAULT_PRESET} output=/tmp/try" + ("" if own else " train.seed=1")
-    presets = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
-    rows = [f"  {path} = {default}\n      {help_}" for path, default, help_ in describe(Experiment)]
-    return "\n".join(
-        [
-            f"usage: kosmosg run {job} [PRESET] [key=value ...]",
-            "",
-            text.strip(),
-            "",
-            f"example: {example}",
-            f"presets: {presets}; or the path of a YAML file, such as a saved experiment.yaml",
-            "",
-            "keys:",
-            *rows,
-        ]
+def refuse_unread(job: str, argument: str, experiment: Experiment) -> None:
+    """Raise ConfigError for a key=value that the job does not read, with what it could mean instead."""
+    key = argument.partition("=")[0].strip()
+    if reads(job, key):
+        return
+    if job in JOBS_OF_JOBS:
+        wanted = json.dumps([*getattr(experiment, job).settings, argument], ensure_ascii=False)
+        raise ConfigError(
+            f"{key}: `{job}` starts other jobs, with the settings of {job}.preset, and reads itself only "
+            f"{', '.join(JOBS[job].reads)}; for all of its jobs: '{job}.settings={wanted}'"
+        )
+    others = [name for name in JOBS if name not in JOBS_OF_JOBS and reads(name, key)]
+    raise ConfigError(
+        f"{key}: `{job}` does not read it, so it would change nothing; it is read by {', '.join(others) or 'no job'}"
     )

@@ -7,13 +7,15 @@ for on a device is said with its remedy. Exit code 1 when a stage fits on none o
 import sys
 from collections.abc import Sequence
 
-from jobs.experiment import DEFAULT_PRESET, Experiment, from_arguments, usage
+from jobs.experiment import Experiment, load
+from jobs.settings import JOBS, reads, usage
 from kosmosg import KosmosGConfig, KosmosGProcessor
 from kosmosg.checkpoint.export import read_config
-from kosmosg.errors import KosmosGError
+from kosmosg.errors import ConfigError, KosmosGError
 from kosmosg.hub import resolve_model
 from kosmosg.plugins import load_plugins
 from kosmosg.shapes import MODEL_SHAPES, new_config
+from kosmosg_platform.console import echo
 from kosmosg_platform.planning.flops import decoder_cost, stage_cost
 from kosmosg_platform.planning.plan import StagePlan, plan_stage, render
 from kosmosg_platform.run_paths import STAGES
@@ -22,8 +24,19 @@ from kosmosg_platform.training.initial_model import tokenizer_path
 
 def plan(arguments: Sequence[str]) -> list[StagePlan]:
     """The plans of the three stages, each with the settings that its own job would have. Raises ConfigError."""
-    experiments = {stage: from_arguments(stage, arguments) for stage in STAGES}
+    experiments = {stage: _experiment(stage, arguments) for stage in STAGES}
     return [_plan(stage, experiment) for stage, experiment in experiments.items()]
+
+
+def _experiment(stage: str, arguments: Sequence[str]) -> Experiment:
+    presets = [word for word in arguments if "=" not in word]
+    if len(presets) > 1:
+        raise ConfigError(f"{' '.join(presets)}: give at most one preset, then key=value; see --help")
+    overrides = [word for word in arguments if "=" in word]
+    unread = next((word.partition("=")[0] for word in overrides if not reads("plan", word.partition("=")[0])), None)
+    if unread:
+        raise ConfigError(f"{unread}: a plan does not depend on it; see `kosmosg plan --help` for what it reads")
+    return load(stage, presets[0] if presets else JOBS["plan"].preset, overrides)
 
 
 def _plan(stage: str, experiment: Experiment) -> StagePlan:
@@ -48,11 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `python -m jobs.plan`; ends the process."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if any(word in ("-h", "--help") for word in given):
-        print(usage("plan", __doc__ or "").replace("kosmosg run plan", "kosmosg plan"))
+        print(usage("plan"))
         sys.exit(0)
     try:
-        plans = plan(given or [DEFAULT_PRESET])
-        shared = from_arguments(STAGES[-1], given)
+        if all("=" in word for word in given):
+            echo(f"plan: no preset was named, so with `{JOBS['plan'].preset}`")
+        plans = plan(given)
+        shared = _experiment(STAGES[-1], given)
     except KosmosGError as error:
         print(f"kosmosg plan: {error}", file=sys.stderr)
         sys.exit(2)

@@ -4,4 +4,4 @@ from jobs.ablation.job import run
 from jobs.experiment import main
 
 if __name__ == "__main__":
-    main("ablation", run, own=("output", "tracking", "dest", "ablation"))
+    main("ablation", run)

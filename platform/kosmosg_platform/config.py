@@ -6,10 +6,14 @@ that exists; a value of the wrong kind is an error that names both. What comes o
 preset, because a preset is nothing but such a value with holes.
 """
 
+import ast
 import dataclasses
 import difflib
 import hashlib
+import inspect
+import itertools
 import json
+import textwrap
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +27,9 @@ from kosmosg.errors import ConfigError
 
 RENAMED: dict[str, str] = {
     "world": "toyworld",
+    "foundation": "toyworld_build",
+    "proof": "ablation",
+    "evaluate.solver": "evaluate.scheduler",
     "decoding.orders": "decoding.max_concurrent",
     "decoding.rows": "decoding.max_batch_rows",
     "encoding.batch": "encoding.max_batch_size",
@@ -36,6 +43,8 @@ RENAMED: dict[str, str] = {
     "train.rates": "train.lr_multipliers",
 }
 """Settings of earlier releases and their new names; an empty one says that the setting is gone."""
+
+RENAMED_PRESETS = {"world": "toyworld"}
 
 
 class Section(BaseModel):
@@ -59,8 +68,33 @@ def resolve(kind: type[S], preset: str, job: str, overrides: Sequence[str], pres
         raise ConfigError(f"jobs: preset {preset!r} must map job names to settings, not {type(overlays).__name__}")
     values = merge(values, overlays.get(job) or {})
     for text in overrides:
-        values = merge(values, parse_override(text))
+        values = merge(_without_replaced(kind, values, text), parse_override(text))
     return validate(kind, values)
+
+
+def _without_replaced(kind: Any, values: dict[str, Any], override: str) -> dict[str, Any]:
+    """The values without the mapping that an override replaces: one whose keys are not settings, such as
+    `data.weights`. A section given as a mapping is merged key by key, and so is a key inside of a mapping."""
+    *path, name = override.partition("=")[0].strip().split(".")
+    field: Any = kind
+    for part in [*path, name]:
+        field = _structured(_fields(field).get(part)) if field is not None and part in _fields(field) else None
+        if field is None and part != name:
+            return values  # a key inside of a plain mapping, or one that is not there and will be refused
+    if field is not None:
+        return values
+    inner: Any = values
+    for part in path:
+        inner = inner.get(part) if isinstance(inner, Mapping) else None
+    if not isinstance(inner, Mapping) or not isinstance(inner.get(name), Mapping):
+        return values
+    emptied: Any = {key: value for key, value in inner.items() if key != name}
+    for depth in range(len(path), 0, -1):
+        parent: Any = values
+        for part in path[: depth - 1]:
+            parent = parent[part]
+        emptied = {**parent, path[depth - 1]: emptied}
+    return typing.cast(dict[str, Any], emptied)
 
 
 def validate(kind: type[S], values: Mapping[str, Any]) -> S:
@@ -79,6 +113,8 @@ def validate(kind: type[S], values: Mapping[str, Any]) -> S:
 def read_preset(preset: str, presets: Path) -> dict[str, Any]:
     """The plain values of a preset, by name or by path."""
     path = Path(preset) if preset.endswith((".yaml", ".yml")) else presets / f"{preset}.yaml"
+    if preset in RENAMED_PRESETS and not path.is_file():
+        raise ConfigError(f"preset: {preset!r} is called {RENAMED_PRESETS[preset]!r} now")
     if not path.is_file():
         names = sorted(p.stem for p in presets.glob("*.yaml"))
         raise ConfigError(
@@ -156,8 +192,19 @@ def _documented(kind: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         if inner is not None:
             yield from _documented(inner, f"{prefix}{name}.")
             continue
-        text = kind.model_fields[name].description if issubclass(kind, BaseModel) else ""
+        text = kind.model_fields[name].description if issubclass(kind, BaseModel) else _docstrings(kind).get(name)
         yield f"{prefix}{name}", " ".join((text or "").split())
+
+
+def _docstrings(kind: type) -> dict[str, str]:
+    """The strings behind the fields of a dataclass; pydantic finds those of sections itself."""
+    (declared,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    found: dict[str, str] = {}
+    body = declared.body if isinstance(declared, ast.ClassDef) else []
+    for field, text in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            found[field.target.id] = str(getattr(text.value, "value", ""))
+    return found
 
 
 def _refuse_unknown(kind: Any, values: Mapping[str, Any], path: tuple[str, ...]) -> None:

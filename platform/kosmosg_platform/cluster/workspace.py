@@ -13,6 +13,8 @@ from typing import NoReturn
 import kosmosg_platform
 from kosmosg.errors import ConfigError
 
+RENAMED_JOBS = {"foundation": "toyworld", "proof": "ablation"}
+
 
 def find(start: Path | None = None) -> Path:
     """The checkout around `start` (the current folder), else the one this package is installed from.
@@ -38,13 +40,15 @@ def _is_checkout(folder: Path) -> bool:
 def jobs(checkout: Path) -> list[str]:
     """The jobs that a checkout offers: modules of `jobs` (but `experiment`, which they share) and runnable packages."""
     folder = checkout / "jobs"
-    modules = {path.stem for path in folder.glob("[a-z]*.py")} - {"experiment"}
+    modules = {path.stem for path in folder.glob("[a-z]*.py") if "\nif __name__ ==" in path.read_text("utf-8")}
     return sorted(modules | {path.parent.name for path in folder.glob("*/__main__.py")})
 
 
 def require_job(checkout: Path, job: str) -> None:
     """Raises ConfigError, with the nearest name, when there is no such job."""
     known = jobs(checkout)
+    if job in RENAMED_JOBS:
+        raise ConfigError(f"the job {job!r} is called {RENAMED_JOBS[job]!r} now")
     if job not in known:
         close = difflib.get_close_matches(job, known, n=1)
         hint = f"did you mean {close[0]}? " if close else ""

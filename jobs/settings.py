@@ -1,0 +1,143 @@
+"""Which settings each job reads, for help, refusals and documentation. Light: knows no torch, no Ray, no pydantic.
+
+The settings themselves are declared in typed sections, beside what they configure; importing those takes seconds. So
+what `--help` prints is kept in settings.json, which `write` makes from the sections and a test keeps fresh, together
+with docs/configuration.md.
+"""
+
+import ast
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "configuration.md"
+
+_RUN = ("output", "scale", "tracking")
+_TRAIN = (*_RUN, "train", "engine", "model", "decoder", "parent", "data")
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """What a job reads: names of sections, single settings, or parts of sections such as `templates.instruct`."""
+
+    reads: tuple[str, ...]
+    preset: str = "tiny"
+    """What is taken when the user names none."""
+    example: str = ""
+
+
+JOBS = {
+    "build_dataset": JobSettings(("output", "scale", "source", "dest", "limit", "build", "toyworld")),
+    "toyworld": JobSettings(("output", "tracking", "dest", "toyworld_build")),
+    "pretrain": JobSettings((*_TRAIN, "pretrain", "templates.pretrain"), example="train.seed=1"),
+    "align": JobSettings((*_TRAIN, "align"), example="train.seed=1"),
+    "instruct": JobSettings((*_TRAIN, "instruct", "templates.instruct"), example="train.seed=1"),
+    "generate": JobSettings(("output", "scale", "source", "dest", "limit", "decoder", "generate")),
+    "evaluate": JobSettings((*_RUN, "decoder", "evaluate")),
+    "export": JobSettings(("output", "source", "dest", "decoder")),
+    "demo": JobSettings(("output", "tracking", "demo"), preset="minutes"),
+    "ablation": JobSettings(("output", "tracking", "dest", "ablation")),
+    "plan": JobSettings((*_TRAIN, "pretrain", "align", "instruct", "templates"), example="scale.workers=2"),
+}
+JOBS_OF_JOBS = ("demo", "ablation")
+"""They start other jobs; `JOB.settings` is passed on to these."""
+
+
+def reads(job: str, key: str) -> bool:
+    """Whether a job reads a setting, by its dotted key."""
+    return any(key == part or key.startswith(f"{part}.") or part.startswith(f"{key}.") for part in JOBS[job].reads)
+
+
+def usage(job: str) -> str:
+    """The help page of a job: what it does, an example, presets, its keys with defaults."""
+    own = JOBS[job]
+    command = "kosmosg plan" if job == "plan" else f"kosmosg run {job}"
+    presets = ", ".join(sorted(path.stem for path in (HERE / "presets").glob("*.yaml")))
+    lines = [
+        f"usage: {command} [PRESET] [key=value ...]",
+        "",
+        _docstring(job).strip(),
+        "",
+        f"example: {command} {own.preset} output=/tmp/try {own.example}".rstrip(),
+        f"presets: {presets}; without one, {own.preset}; or the path of a YAML file, such as a saved experiment.yaml",
+        "",
+        "settings, with their defaults:",
+    ]
+    for key, default, text in settings(job):
+        lines += [f"  {key} = {default}", f"      {text}"]
+    return "\n".join(lines)
+
+
+def settings(job: str) -> Iterator[tuple[str, str, str]]:
+    """(dotted key, default, description) of everything that a job reads."""
+    for key, default, text in json.loads((HERE / "settings.json").read_text(encoding="utf-8")):
+        if reads(job, key):
+            yield key, default, text
+
+
+def answer_help(command: Sequence[str]) -> None:
+    """Print the help page and end the process where `command` is `python -m jobs.JOB ... --help`."""
+    modules = [word.removeprefix("jobs.") for word in command if word.startswith("jobs.")]
+    if modules and modules[0] in JOBS and {"-h", "--help"} & set(command):
+        print(usage(modules[0]))
+        sys.exit(0)
+
+
+def write() -> None:
+    """Make settings.json and docs/configuration.md from the typed sections; takes the seconds of their imports."""
+    (HERE / "settings.json").write_text(rendered_settings(), encoding="utf-8")
+    PAGE.write_text(rendered_page(), encoding="utf-8")
+
+
+def rendered_settings() -> str:
+    """What settings.json should hold."""
+    return json.dumps([list(row) for row in _described()], indent=1, ensure_ascii=False) + "\n"
+
+
+def rendered_page() -> str:
+    """What docs/configuration.md should hold."""
+    lines = [
+        "# Configuration",
+        "Every setting of every job: `key=value` on the command line, or a place in a preset. Generated from the typed",
+        "sections; do not edit it by hand. The last column says which jobs read it; the others refuse it.",
+        "",
+        "Precedence: these defaults, the preset, the preset's `jobs.JOB`, the command line. A mapping given on the",
+        "command line replaces the preset's; a dotted key changes one entry of it.",
+    ]
+    section = None
+    for key, default, text in _described():
+        first = key.partition(".")[0]
+        title = first if "." in key else "general"
+        if title != section:
+            lines += [
+                "",
+                f"## `{title}`" if title != "general" else "## General",
+                "",
+                "| key | default | meaning | read by |",
+            ]
+            lines.append("|---|---|---|---|")
+            section = title
+        cells = (f"`{key}`", f"`{default}`" if default else "", text.replace("|", "\\|"))
+        lines.append(f"| {' | '.join(cells)} | {', '.join(job for job in JOBS if reads(job, key))} |")
+    return "\n".join(lines) + "\n"
+
+
+def _described() -> list[tuple[str, str, str]]:
+    from jobs.experiment import Experiment
+    from kosmosg_platform.config import describe
+
+    rows = list(describe(Experiment))
+    general = [row for row in rows if "." not in row[0]]
+    return general + [row for row in rows if "." in row[0]]
+
+
+def _docstring(job: str) -> str:
+    """Of the job's module, read from its source."""
+    path: Any = HERE / f"{job}.py"
+    if not path.is_file():
+        path = HERE / job / "__init__.py"
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
