@@ -4,6 +4,7 @@ A benchmark generates nothing and extracts nothing itself; the platform does bot
 `score`. An entry of `BENCHMARKS` names a class, so that listing benchmarks loads none of them.
 """
 
+import hashlib
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -130,6 +131,43 @@ class Benchmark(typing.Protocol):
     def page(self, rows: Sequence[Mapping[str, Any]]) -> ScorePage:
         """How rows of all models are told."""
         ...
+
+
+class BenchmarkDefaults:
+    """What most benchmarks share. A subclass hands its cases to `__init__` and defines `score`."""
+
+    weights: Mapping[str, str] = {}
+    networks: Mapping[str, "Framing | None"] = {}
+    references: Mapping[str, ImagesToRead] = {}
+
+    def __init__(self, protocol: Protocol, cases: Sequence[BenchmarkCase]) -> None:
+        self.protocol = protocol
+        self.cases = cases
+        self.data_digest = hashlib.sha256(repr([(case.group, case.text) for case in cases]).encode()).hexdigest()[:16]
+
+    def in_words(self) -> "Benchmark | None":
+        """There is no such thing."""
+        return None
+
+    def shown(self, rows: int) -> list[int]:
+        """The first cases."""
+        return list(range(min(rows, len(self.cases))))
+
+    def page(self, rows: Sequence[Mapping[str, Any]]) -> ScorePage:
+        """Every figure of every row, as it is called."""
+        figures = [name for name, value in rows[0].items() if isinstance(value, float)]
+        told = [[f"{row[name]:.3f}" for name in figures] for row in rows]
+        return ScorePage(
+            headlines={
+                f"{row['variant']}, {row['set']}": "  ".join(map(" ".join, zip(figures, cells, strict=True)))
+                for row, cells in zip(rows, told, strict=True)
+            },
+            reading="",
+            scores=(
+                ["model", "set", *figures],
+                [[row["variant"], row["set"], *cells] for row, cells in zip(rows, told, strict=True)],
+            ),
+        )
 
 
 def open_benchmark(protocol: Protocol, settings: BenchmarkSettings) -> Benchmark:
