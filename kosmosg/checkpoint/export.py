@@ -26,8 +26,8 @@ from kosmosg.checkpoint.state_dict import open_weights, shape_of
 from kosmosg.conditioners.alignernet import AlignerDecoder
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import CheckpointError, KosmosGError
+from kosmosg.layers.magneto import KosmosGPreTrainedModel
 from kosmosg.model import KosmosG
-from kosmosg.model.layers import KosmosGPreTrainedModel
 from kosmosg.processor import KosmosGProcessor
 
 SHARD_BYTES = 2_000_000_000

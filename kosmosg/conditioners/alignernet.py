@@ -20,8 +20,8 @@ from transformers import initialization as init
 
 from kosmosg.config import KosmosGAlignerConfig, KosmosGConfig
 from kosmosg.errors import PromptError
-from kosmosg.model.initialisation import Initialised, linear
-from kosmosg.model.layers import CrossLayer, KosmosGPreTrainedModel, MagnetoLayer
+from kosmosg.layers.initialisation import Initialised, linear
+from kosmosg.layers.magneto import CrossLayer, KosmosGPreTrainedModel, MagnetoLayer
 
 
 class AlignerNet(KosmosGPreTrainedModel):

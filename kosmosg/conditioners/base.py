@@ -15,7 +15,7 @@ from kosmosg.conditioners.linear import LinearConditioner
 from kosmosg.conditioners.mlp import MLPConditioner
 from kosmosg.config import KosmosGAlignerConfig, KosmosGConfig
 from kosmosg.errors import ConfigError
-from kosmosg.model.layers import KosmosGPreTrainedModel
+from kosmosg.layers.magneto import KosmosGPreTrainedModel
 from kosmosg.plugins import find_entry
 
 

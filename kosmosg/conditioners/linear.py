@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kosmosg.config import KosmosGAlignerConfig, KosmosGConfig
 from kosmosg.errors import PromptError
-from kosmosg.model.initialisation import linear
-from kosmosg.model.layers import KosmosGPreTrainedModel
+from kosmosg.layers.initialisation import linear
+from kosmosg.layers.magneto import KosmosGPreTrainedModel
 
 VECTORS_PER_QUERY = 4
 """Vectors of this condition for each query of AlignerNet."""

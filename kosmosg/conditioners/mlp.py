@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from kosmosg.conditioners.linear import pad_states
 from kosmosg.config import KosmosGAlignerConfig, KosmosGConfig
-from kosmosg.model.initialisation import linear
-from kosmosg.model.layers import KosmosGPreTrainedModel
+from kosmosg.layers.initialisation import linear
+from kosmosg.layers.magneto import KosmosGPreTrainedModel
 
 TOKENS_PER_QUERY = 4
 """Tokens that are read for each query of AlignerNet."""

@@ -33,8 +33,8 @@ from kosmosg.conditioners.alignernet import AlignerDecoder, AlignerNet
 from kosmosg.config import KosmosGConfig
 from kosmosg.convert.key_mapping import TRIMMED, rename
 from kosmosg.errors import CheckpointError
+from kosmosg.layers.magneto import KosmosGPreTrainedModel
 from kosmosg.model import KosmosG
-from kosmosg.model.layers import KosmosGPreTrainedModel
 from kosmosg.processor import KosmosGProcessor
 
 Model = TypeVar("Model", bound=KosmosGPreTrainedModel)

@@ -19,8 +19,8 @@ from transformers.utils import ModelOutput
 from kosmosg.conditioners.base import make_conditioner
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import CheckpointError, PromptError
+from kosmosg.layers.magneto import KosmosGPreTrainedModel
 from kosmosg.model.inference import evaluating, execution_device, summoned
-from kosmosg.model.layers import KosmosGPreTrainedModel
 from kosmosg.model.mllm import KosmosGForConditionalGeneration, Records
 from kosmosg.model.padding import move, move_back, readable, token_slots
 

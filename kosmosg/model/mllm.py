@@ -25,8 +25,8 @@ from transformers.utils import ModelOutput
 
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import PromptError
+from kosmosg.layers.magneto import KosmosGPreTrainedModel
 from kosmosg.model.generation import InterleavedGenerationMixin
-from kosmosg.model.layers import KosmosGPreTrainedModel
 from kosmosg.model.padding import (
     move,
     move_back,

@@ -17,8 +17,8 @@ from transformers.masking_utils import create_causal_mask
 
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import PromptError
-from kosmosg.model.initialisation import Initialised, linear
-from kosmosg.model.layers import MagnetoLayer
+from kosmosg.layers.initialisation import Initialised, linear
+from kosmosg.layers.magneto import MagnetoLayer
 
 
 class TextModelWithHead(nn.Module):

@@ -17,8 +17,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import ImageError
-from kosmosg.model.attention import Attention
-from kosmosg.model.initialisation import Initialised, linear, xavier_linear
+from kosmosg.layers.attention import Attention
+from kosmosg.layers.initialisation import Initialised, linear, xavier_linear
 
 
 class VisionTower(nn.Module):

@@ -5,7 +5,7 @@ from fastapi import FastAPI
 import kosmosg
 from serving.api import health, models, native
 from serving.api.backend import Backend
-from serving.api.errors import install
+from serving.api.errors import ApiError, install
 from serving.config import ServingConfig
 from serving.middleware.body_limit import BodyLimit
 
@@ -17,7 +17,9 @@ def http_app(backend: Backend, config: ServingConfig) -> FastAPI:
         version=kosmosg.__version__,
         description="Images from prompts in which images stand between the words.",
     )
-    app.add_middleware(BodyLimit, limit=config.limits.body_bytes)
+    limit = config.limits.body_bytes
+    too_large = ApiError(413, "body_too_large", f"the request is larger than the limit of {limit} bytes")
+    app.add_middleware(BodyLimit, limit=limit, refusal=too_large.response())
     install(app)
     for part in (native, models, health):
         app.include_router(part.routes(backend, config))

@@ -2,21 +2,19 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.api.errors import ApiError
-
 
 class BodyLimit:
-    """ASGI middleware: a body of more than `limit` bytes is refused with 413 and never wholly in memory."""
+    """ASGI middleware: a body of more than `limit` bytes gets the answer `refusal` and is never wholly in memory."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, refusal: ASGIApp) -> None:
         self.app = app
         self.limit = limit
+        self.refusal = refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
             await self.app(scope, receive, send)
             return
-        error = ApiError(413, "body_too_large", f"the request is larger than the limit of {self.limit} bytes")
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         messages: list[Message] = []
         size = int(declared) if declared.isdigit() else 0
@@ -28,7 +26,7 @@ class BodyLimit:
             size = max(size, received)
             more = messages[-1].get("more_body", False) and size <= self.limit
         if size > self.limit:
-            await error.response()(scope, receive, send)
+            await self.refusal(scope, receive, send)
             return
         messages.reverse()
 

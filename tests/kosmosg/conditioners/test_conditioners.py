@@ -11,8 +11,8 @@ from kosmosg.conditioners.linear import VECTORS_PER_QUERY, LinearConditioner
 from kosmosg.conditioners.mlp import MLPConditioner
 from kosmosg.config import KosmosGAlignerConfig
 from kosmosg.errors import ConfigError, PromptError
-from kosmosg.model.initialisation import linear
-from kosmosg.model.layers import KosmosGPreTrainedModel
+from kosmosg.layers.initialisation import linear
+from kosmosg.layers.magneto import KosmosGPreTrainedModel
 from kosmosg_platform.training.initial_model import ModelConfig, replace_conditioner
 
 PAD = 1

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from kosmosg.model.initialisation import linear
+from kosmosg.layers.initialisation import linear
 
 
 class Attention(nn.Module):

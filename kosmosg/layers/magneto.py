@@ -22,8 +22,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import ConfigError
 from kosmosg.hub import local_name
-from kosmosg.model.attention import Attention
-from kosmosg.model.initialisation import Initialised, init_linear, linear
+from kosmosg.layers.attention import Attention
+from kosmosg.layers.initialisation import Initialised, init_linear, linear
 
 
 class KosmosGPreTrainedModel(PreTrainedModel):
