@@ -28,7 +28,7 @@ def test_a_folder_with_files_of_others_is_refused(tmp_path: Path, name: str) -> 
 
 def test_a_folder_of_another_job_or_content_is_refused(tmp_path: Path) -> None:
     claim_folder(tmp_path, "build_dataset", "photos 'a'")
-    with pytest.raises(ConfigError, match="is a folder of the job build_dataset, not of generate"):
+    with pytest.raises(ConfigError, match="was written by the job build_dataset, not generate"):
         claim_folder(tmp_path, "generate")
     with pytest.raises(ConfigError, match="holds photos 'a', not photos 'b'"):
         claim_folder(tmp_path, "build_dataset", "photos 'b'")
