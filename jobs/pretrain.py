@@ -13,7 +13,7 @@ from jobs.experiment import Experiment, main
 from kosmosg.data.collate.pretrain import PretrainCollate
 from kosmosg.data.packing import DocumentGroups
 from kosmosg.stages.pretrain import PretrainStage
-from kosmosg_platform.training.recipe import Records
+from kosmosg_platform.training.recipe import RecordSource
 from kosmosg_platform.training.stage_recipe import StageRecipe
 from kosmosg_platform.training.trainer import FitResult, fit
 
@@ -33,7 +33,7 @@ class PretrainRecipe(StageRecipe):
         model, _ = self.initial.load()
         return PretrainStage(model, self.experiment.pretrain)
 
-    def datasets(self) -> Mapping[str, Records]:
+    def datasets(self) -> Mapping[str, RecordSource]:
         together = self.experiment.templates.pretrain.documents_per_row
         datasets = super().datasets()
         return {name: DocumentGroups(one, together) if name == "text" else one for name, one in datasets.items()}

@@ -1,4 +1,5 @@
-"""The endpoint.
+"""The application that you deploy: interleaved prompts in over HTTP, images out.
 
-`config` (`ServingConfig`), `app` (the Ray Serve deployments), `api` (HTTP), `engine`, `replicas`, `middleware`.
+`config` is the endpoint as one value, `app` the Ray Serve application; `api`, `engine`, `replicas` and `middleware` are
+its rooms.
 """

@@ -1,5 +1,5 @@
-"""Conditioners: what turns the hidden states of the language model into the condition of the U-Net.
+"""Conditioners: what turns the hidden states of the language model into the condition that a U-Net reads.
 
-`base` has the protocol (`Conditioner`) and the table of kinds (`CONDITIONERS`); one module each: `AlignerNet`, which is
-the paper's, and what it was compared with, `LinearConditioner` and `MLPConditioner`.
+`base` has the protocol and the table of kinds; `alignernet` is the paper's, `linear` and `mlp` are what it was compared
+with.
 """

@@ -5,7 +5,7 @@
     engine.step()
     log(out.metrics)
 
-`kosmosg.stages.pretrain`, `.align` and `.instruct` hold one stage each and share no parent. Their formulas stand in
+`pretrain`, `align` and `instruct` hold one stage each and share no parent. Their formulas stand in
 `docs/training.md`.
 """
 

@@ -1,5 +1,3 @@
-"""The HTTP side: schemas, routes, errors. It knows nothing of Ray.
-
-A request goes through `schema` (`GenerateRequest`), `resolve` (`ResolvedRequest`), `native` and `backend` (`Backend`).
-Beside them: `models`, `health`, `errors` (`ApiError`), `sse`; `http_app` puts all of them together.
+"""The HTTP side, which knows nothing of Ray: `schema` of requests and answers and how they `resolve`; the routes
+`native`, `models` and `health` over a `backend`, streamed by `sse`, refused by `errors`; `http_app` puts them together.
 """

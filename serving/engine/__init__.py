@@ -1,4 +1,3 @@
-"""The step engine, in which requests at different denoising steps share one U-Net batch, and its messages.
-
-`ImageRequest` -> `StepEngine` (one `ActiveRequest` each) -> `DenoisingProgress`, `Preview`, `Finished`.
+"""The step engine: `step_engine` denoises requests at different steps in one U-Net batch, `messages` are what it
+gets and gives.
 """

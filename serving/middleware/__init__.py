@@ -1,1 +1,1 @@
-"""ASGI middleware around the routes: `BodyLimit`."""
+"""ASGI middleware around the routes: `body_limit`."""

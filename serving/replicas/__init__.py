@@ -1,4 +1,1 @@
-"""What computes, one process each.
-
-`BatchedPromptEncoder`: prompts to conditions; `ImageDecoder`: conditions to images.
-"""
+"""The Ray Serve deployments: `prompt_encoder` and `image_decoder`."""

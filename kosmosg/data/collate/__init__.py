@@ -1,5 +1,4 @@
-"""Collates: records in, one training batch out, run in every data loader.
+"""Collate functions, run in every data loader: records in, one training batch out.
 
-`base` holds what they share (`SampleKey`, `BatchRow`, padding and cutting of rows); `PretrainCollate`, `AlignCollate`
-and `InstructCollate` make the batches of the three stages.
+`base` is what they share; `pretrain`, `align` and `instruct` are those of the three stages.
 """

@@ -1,1 +1,5 @@
-"""Sources: each file knows one real layout of source data. `base` has the protocol and the row types."""
+"""Sources: each module knows one real layout of source data.
+
+`base` has the protocol, the row types and the registry; `image_folder` reads photos, `text_lines` captions and
+documents.
+"""

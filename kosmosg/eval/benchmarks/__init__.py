@@ -1,1 +1,5 @@
-"""Benchmarks: what a model is asked, and with which reference images and captions."""
+"""Benchmarks: what a model is asked, and with what its answers are compared.
+
+`base` has the protocol and the registry; `dreambench` (subjects and prompts are in `dreambench_data`) and `coco` are
+entries.
+"""

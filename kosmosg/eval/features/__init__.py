@@ -1,1 +1,3 @@
-"""Feature networks and the preprocessing that published numbers were made with."""
+"""Feature networks: `networks` (DINO, CLIP, and how weights are found), `inception` for FID, and the `preprocessing`
+that published numbers were made with.
+"""

@@ -1,1 +1,1 @@
-"""Metrics: from features or answers to numbers."""
+"""Metrics: from features to numbers, `similarity` for DreamBench and `fid` for COCO."""

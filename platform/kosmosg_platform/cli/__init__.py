@@ -1,1 +1,1 @@
-"""The command `kosmosg`."""
+"""The command `kosmosg`: `main` has the verbs, `generate` and `doctor` what two of them do."""

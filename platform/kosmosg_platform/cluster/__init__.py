@@ -1,1 +1,1 @@
-"""Where jobs run: the Ray session of this process, submission to a cluster, the workspace with the jobs."""
+"""Where jobs run: the Ray `session` of this process, `submit` to a cluster, the `workspace` that holds the jobs."""

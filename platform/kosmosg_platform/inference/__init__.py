@@ -1,1 +1,1 @@
-"""Generating images and measuring features at scale with Ray actors, and calling an endpoint."""
+"""Many images at once: `generation` and `features` by Ray `actors`, and a `client` of the endpoint."""

@@ -1,1 +1,1 @@
-"""Before spending: FLOPs, memory, days and storage of a run."""
+"""Before spending: `flops` counts what a stage computes and keeps, `plan` says if it fits and how long it takes."""

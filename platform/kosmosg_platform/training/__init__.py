@@ -1,6 +1,6 @@
-"""Training with Ray Train and DeepSpeed: from an experiment to checkpoints, metrics and an export.
+"""Training with Ray Train and DeepSpeed, from settings to an export.
 
-In the order of a run: `TrainingExperiment` (settings), `Mixture` and `InitialModel` (what they mean), `StageRecipe`
-(what a stage adds), `TrainRun` (what travels to the workers), `fit` (the driver), `Worker` (the loop), `MixtureSampler`
-(which sample comes when), `Engine` (DeepSpeed), `WeightEma`, `checkpoints`, `export`.
+What is trained: `recipe` (what a job hands over), `stage_recipe` (what the stages share), `initial_model`, `mixture`,
+`sampler`, `dataloader`, `lr_schedule`. How: `trainer` on the driver, `loop` on every worker, `engine` around DeepSpeed,
+`checkpoints`, `ema`. What is left: `metrics`, `sample_images`, `export`, `model_card`.
 """

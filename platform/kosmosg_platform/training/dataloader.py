@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from kosmosg.stages import Batch
-from kosmosg_platform.training.recipe import Record, Records, TrainRun
+from kosmosg_platform.training.recipe import Record, RecordSource, TrainRun
 from kosmosg_platform.training.sampler import MixtureSampler, SampleIndex
 
 
@@ -35,7 +35,7 @@ def micro_batches(job: TrainRun, start: int, micro: int, rank: int, world_size: 
 class _Ordered(Dataset[tuple[SampleIndex, Record]]):
     """All sources as one dataset, in the order of the run."""
 
-    def __init__(self, datasets: Mapping[str, Records]) -> None:
+    def __init__(self, datasets: Mapping[str, RecordSource]) -> None:
         self._datasets = datasets
 
     def __getitem__(self, sample: SampleIndex) -> tuple[SampleIndex, Record]:

@@ -32,7 +32,7 @@ class TrainingExperiment(Section):
     tracking: TrackingConfig = TrackingConfig()
 
 
-class Records(Protocol):
+class RecordSource(Protocol):
     """A dataset with random access."""
 
     def __len__(self) -> int: ...
@@ -64,7 +64,7 @@ class Recipe(Protocol):
         """The stage before its first step, on the CPU, the same on every worker (torch's seed is set)."""
         ...
 
-    def datasets(self) -> Mapping[str, Records]:
+    def datasets(self) -> Mapping[str, RecordSource]:
         """The sources by name."""
         ...
 

@@ -22,7 +22,7 @@ from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.training.initial_model import InitialModel, ModelConfig, absolute
 from kosmosg_platform.training.mixture import DataConfig, Mixture, find_mixture
 from kosmosg_platform.training.model_card import model_card
-from kosmosg_platform.training.recipe import Collate, Records, TrainingExperiment
+from kosmosg_platform.training.recipe import Collate, RecordSource, TrainingExperiment
 
 
 class StageExperiment(TrainingExperiment):
@@ -99,7 +99,7 @@ class StageRecipe(ABC):
         """Where the stage came from, as tags of its MLflow run."""
         return self.initial.lineage()
 
-    def datasets(self) -> Mapping[str, Records]:
+    def datasets(self) -> Mapping[str, RecordSource]:
         """The sources by kind of sample."""
         return self.mixture.open()
 
