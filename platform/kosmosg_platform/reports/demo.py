@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL import Image
 
+from kosmosg.config import KosmosGConfig
 from kosmosg_platform.console import read_metrics
 from kosmosg_platform.reports.page import Figure, PageSection, Report, Table, curves
 from kosmosg_platform.run_paths import STAGES
@@ -36,7 +37,8 @@ def demo_report(folder: Path, found: Mapping[str, Mapping[str, Any]], tracking: 
             "Subjects it has never seen",
             "Each row is one prompt, none selected. The reference images show subjects whose combination of shape, "
             "colour and pattern was kept from every training stage, cut out of other scenes than the one asked for. "
-            + _short(found, two),
+            + _short(found, two)
+            + _conditioner(Path(found["instruct"]["export"])),
             [Figure.of(Image.open(folder / "evaluate" / "sheet.png"), "reference images | prompt | result")],
         ),
         PageSection("Scores", _reading(), table=score_table(scores)),
@@ -90,6 +92,17 @@ def _short(found: Mapping[str, Mapping[str, Any]], two: Mapping[str, Mapping[str
         f"This is a short run: stage 3 saw {samples:,} samples, a few minutes' worth. The column “shipped model” shows "
         "the same prompts with the model that comes with the package, trained for longer: of its subjects, two in an "
         f"image, {shipped['whole']:.0%} are wholly right."
+    )
+
+
+def _conditioner(export: Path) -> str:
+    """A sentence where the model is not the paper's."""
+    kind = KosmosGConfig.from_pretrained(export).aligner_config.kind
+    if kind == "alignernet":
+        return ""
+    return (
+        f" In the place of the paper's AlignerNet this run trains a simpler conditioner ({kind}), which finds patterns "
+        "in fewer steps; the shipped model has AlignerNet."
     )
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from kosmosg import KosmosGConfig
 from kosmosg.checkpoint.export import load_export
+from kosmosg.conditioners.base import CONDITIONERS, with_conditioner
 
 ROOT = Path(__file__).resolve().parents[3]
 SECONDS = 540
@@ -27,6 +29,16 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = demo(folder)
     assert result.returncode == 0, result.stderr[-4000:]
     return folder
+
+
+@pytest.mark.parametrize("kind", sorted(CONDITIONERS))
+def test_the_page_says_when_the_model_is_not_the_papers(tmp_path: Path, kind: str) -> None:
+    from kosmosg_platform.reports.demo import _conditioner
+
+    with_conditioner(KosmosGConfig.tiny(), kind).save_pretrained(tmp_path)
+    told = _conditioner(tmp_path)
+    assert (told == "") == (kind == "alignernet")
+    assert kind == "alignernet" or f"a simpler conditioner ({kind})" in told
 
 
 @pytest.mark.slow
