@@ -31,9 +31,10 @@ from kosmosg.data.annotators.language_model import TASK, LanguageEntityFinder
 from kosmosg.data.annotators.pretrained import Loading, require_model
 from kosmosg.data.annotators.table import PipelineRow
 from kosmosg.data.image_bytes import encode_image
+from kosmosg.data.sources.image_folder import ImageFolderReader
 from kosmosg.errors import DataError
 from kosmosg_platform.config import validate
-from kosmosg_platform.datasets.annotation import BuildConfig, image_folder_reader
+from kosmosg_platform.datasets.annotation import BuildConfig
 from kosmosg_platform.datasets.pipeline import annotate
 
 WORDS = ["a cat and a dog in the garden", "Description Things . , :", TASK]
@@ -210,7 +211,7 @@ def test_chosen_by_configuration_they_annotate_a_photo(blip2: Path, language_mod
     given = {"blip2": ("captioner", blip2), "language": ("entities", language_model), "clipseg": ("masks", clipseg)}
     values = {name: {"use": use, "model": str(model), "device": "cpu"} for use, (name, model) in given.items()}
     config = validate(BuildConfig, {"reader": "photos"} | values)
-    stages = config.stages(image_folder_reader(config, Path()))
+    stages = config.stages(ImageFolderReader(Path()))
     captioner, finder, segmenter = (stage.make() for stage in stages)
     (row,) = annotate(stages[0], captioner, [PipelineRow(0, 1, pictures(1)[0])])
     if row.sample is None:  # random weights may say nothing; then there is a refusal in its place
