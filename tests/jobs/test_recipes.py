@@ -175,7 +175,7 @@ def test_the_papers_mixture_of_what_is_there(output: Path, tmp_path: Path) -> No
         (
             "pretrain",
             ["model.init=huge"],
-            r"^model.init: 'huge' is none of tiny, toyworld, paper, and there is no model",
+            r"^model.init: 'huge' is none of tiny, paper, toyworld, and there is no model",
         ),
         ("instruct", ["parent=new", "decoder=/nowhere"], r"neither a Stable Diffusion folder nor a reachable Hub id"),
     ],
