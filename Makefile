@@ -1,4 +1,4 @@
-# Everything runs in .venv, which every target sets up by itself. `make help` lists the targets.
+# Everything runs in .venv, which the targets create when it is missing. `make help` lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := platform,annotate,eval,docs,dev
@@ -12,9 +12,9 @@ help: ## list the targets
 
 setup: $(READY) ## create .venv and install the platform with pinned versions
 
-# The version check comes first: on an old Python pip would fail much later and less clearly.
+# Check the version first: on an old Python, pip would fail much later and less clearly.
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, {v.major}.{v.minor} was found; set PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is required, found {v.major}.{v.minor}; set PYTHON=python3.11")'
 	@test -x $(BIN)/python || { echo "creating .venv"; $(PYTHON) -m venv .venv; }
 	@echo "installing the pinned packages (about two minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
@@ -23,26 +23,26 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## end to end on this machine: data, three stages, evaluation, endpoint, report
 	@$(BIN)/kosmosg run demo toyworld
 
-test: check ## lint, types, layers and the whole test suite
+test: check ## lint, type checks, import layers and the whole test suite
 	@$(BIN)/python -m pytest -q --durations=15
 
-check: $(READY) ## lint, format, types and layers only
+check: $(READY) ## lint, formatting, type checks and import layers only
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-gpu-test: $(READY) ## the tests that need a CUDA device
+gpu-test: $(READY) ## run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -q -m gpu
 
-bench: $(READY) ## side-by-side benchmarks (never fail on a speed)
+bench: $(READY) ## run the side-by-side speed benchmarks (they never fail on a timing)
 	@for file in tests/benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
-docs: $(READY) ## build the documentation as a site into runs/site (no network), links checked
+docs: $(READY) ## build the documentation site into runs/site, offline, and check its links
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo "runs/site/index.html"
 
 image: ## build the container image that clusters run
 	docker build -f platform/infra/Dockerfile -t kosmosg:latest .
 
-clean: ## remove caches, not results and not .venv
+clean: ## remove caches, but neither results nor .venv
 	@rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
