@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kosmosg.errors import ConfigError
 
@@ -40,3 +40,12 @@ def find_entry(registry: Mapping[str, Entry], name: str, setting: str) -> Entry:
         hint = f"did you mean {close[0]}? " if close else ""
         raise ConfigError(f"{setting}: there is no {name!r}; {hint}choose one of {', '.join(sorted(registry))}")
     return registry[name]
+
+
+def load_entry(registry: Mapping[str, Any], name: str, setting: str) -> Any:
+    """The entry of a registry whose values are classes or `module:class`, imported now. Raises ConfigError."""
+    entry = find_entry(registry, name, setting)
+    if not isinstance(entry, str):
+        return entry
+    module, _, attribute = entry.partition(":")
+    return getattr(import_module(module), attribute)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from kosmosg.data.annotators.base import EntityMask, EntitySpans, Reference, Sample, Span
+from kosmosg.data.annotators.base import EntityMask, EntitySpans, NoSettings, Reference, Sample, Span
 from kosmosg.toyworld.scene import (
     Scene,
     SceneCaption,
@@ -28,6 +28,9 @@ from kosmosg.toyworld.scene import (
 class ToyworldCaptioner:
     """The scene in the toy world's grammar; colour and pattern words are left out at random, entity by entity."""
 
+    fills = "caption"
+    settings = NoSettings
+    hint = "scene"
     name = "toyworld grammar"
 
     def __call__(self, samples: Sequence[Sample]) -> list[str]:
@@ -37,6 +40,9 @@ class ToyworldCaptioner:
 class ToyworldEntityFinder:
     """The noun phrase of every entity, exactly where the grammar put it."""
 
+    fills = "entities"
+    settings = NoSettings
+    hint = "scene"
     name = "toyworld grammar"
 
     def __call__(self, samples: Sequence[Sample]) -> list[EntitySpans]:
@@ -47,6 +53,9 @@ class ToyworldEntityFinder:
 class ToyworldSegmenter:
     """The pixels of every entity, with a reference: the same subject rendered in another scene."""
 
+    fills = "masks"
+    settings = NoSettings
+    hint = "scene"
     name = "toyworld painter"
 
     def __call__(self, samples: Sequence[Sample]) -> list[list[EntityMask]]:

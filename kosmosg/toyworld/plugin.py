@@ -5,9 +5,9 @@ Kept light: entries name what they load, and load it when they are used.
 
 from typing import TYPE_CHECKING
 
-from kosmosg.data.annotators.base import ANNOTATORS, AnnotatorEntry
+from kosmosg.data.annotators.base import ANNOTATORS
 from kosmosg.data.records import RECORD_KINDS, RecordKind, SampleKind
-from kosmosg.data.sources.base import SOURCES, SourceEntry
+from kosmosg.data.sources.base import SOURCES
 from kosmosg.eval.benchmarks.base import BENCHMARKS
 from kosmosg.eval.protocol import PROTOCOLS, RECOGNISER, Protocol
 from kosmosg.hub import MODELS, ShippedModels
@@ -42,13 +42,12 @@ RECORD_KINDS["questions"] = RecordKind(
     stored_as="caption",
 )
 
-SOURCES["toyworld"] = SourceEntry("kosmosg.toyworld.source:open_toyworld", is_generated=True)
-for _section, _class in (
-    ("captioner", "ToyworldCaptioner"),
-    ("entities", "ToyworldEntityFinder"),
-    ("masks", "ToyworldSegmenter"),
-):
-    ANNOTATORS[_section]["toyworld"] = AnnotatorEntry(f"kosmosg.toyworld.annotators:{_class}", source="toyworld")
+SOURCES["toyworld"] = "kosmosg.toyworld.source:Toyworld"
+ANNOTATORS |= {
+    "toyworld_captions": "kosmosg.toyworld.annotators:ToyworldCaptioner",
+    "toyworld_entities": "kosmosg.toyworld.annotators:ToyworldEntityFinder",
+    "toyworld_masks": "kosmosg.toyworld.annotators:ToyworldSegmenter",
+}
 
 BENCHMARKS["toyworld"] = "kosmosg.toyworld.judging:ToyworldBenchmark"
 PROTOCOLS["toyworld"] = Protocol(

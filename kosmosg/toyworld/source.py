@@ -6,14 +6,16 @@ subjects never appear: what is sampled here is for training.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
 
 from kosmosg.data.annotators.base import Sample
 from kosmosg.data.image_bytes import encode_image
-from kosmosg.data.sources.base import Reader, ReadyRow, SourceRow, SourceSettings, WorkUnit
+from kosmosg.data.sources.base import Reader, ReadyRow, SourceRow, WorkUnit
 from kosmosg.errors import ConfigError, DataError
 from kosmosg.toyworld.questions import sample_question
 from kosmosg.toyworld.scene import EDIT_KINDS, SIZE, caption, render, sample_edit, sample_scene, sample_words
@@ -124,20 +126,42 @@ class QuestionReader(_Numbered):
                 )
 
 
-def open_toyworld(settings: SourceSettings) -> dict[str, Reader]:
-    """The entry of `SOURCES`: scenes, then edits and questions if there are to be any.
+@dataclass(frozen=True)
+class Toyworld:
+    """The entry of `SOURCES`: scenes, then edits and questions if there are to be any."""
 
-    Options: `scenes`, `edits`, `questions` (rows of each), `seed`, `edit_kinds` (what edits change).
-    """
-    options = settings.options
-    kinds = options.get("edit_kinds", EDIT_KINDS)
-    if unknown := sorted(set(kinds) - set(EDIT_KINDS)):
-        known = ", ".join(dict.fromkeys(EDIT_KINDS))
-        raise ConfigError(f"toyworld.edit_kinds: there is no {unknown[0]!r}; choose from {known}")
-    rows, seed = settings.shard_rows or 500, int(options.get("seed", 0))
-    readers: dict[str, Reader] = {"composition": SceneReader(int(options.get("scenes", 0)), seed, rows)}
-    if edits := int(options.get("edits", 0)):
-        readers["edit"] = EditReader(edits, seed, rows, kinds)
-    if questions := int(options.get("questions", 0)):
-        readers["questions"] = QuestionReader(questions, seed, rows)
-    return readers
+    steps: ClassVar[tuple[str, ...]] = ("toyworld_captions", "toyworld_entities", "toyworld_masks")
+    hints: ClassVar[tuple[str, ...]] = ("scene",)
+    reads_path: ClassVar[bool] = False
+
+    scenes: int = 8000
+    """Composition records."""
+    edits: int = 0
+    """Edit records (before, instruction, after)."""
+    edit_kinds: tuple[str, ...] = EDIT_KINDS
+    """What an edit changes, one of these for each; one that stands here twice is twice as frequent."""
+    questions: int = 0
+    """Caption records that ask about an image and answer."""
+    seed: int = 0
+    """Seed of all scenes; the same seed gives the same records."""
+    shard_rows: int = 500
+    """Rows in a shard."""
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.edit_kinds) - set(EDIT_KINDS)):
+            known = ", ".join(dict.fromkeys(EDIT_KINDS))
+            raise ConfigError(f"edit_kinds: there is no {unknown[0]!r}; choose from {known}")
+        if self.shard_rows < 1:
+            raise ConfigError(f"shard_rows is {self.shard_rows}; a shard has at least 1 row")
+
+    def open(self, path: Path | None) -> dict[str, Reader]:
+        """A reader for each dataset. There is nothing to read, so a path is refused (ConfigError)."""
+        if path is not None:
+            raise ConfigError(f"source: the toy world generates its data and does not read {path}; leave it out")
+        rows, seed = self.shard_rows, self.seed
+        readers: dict[str, Reader] = {"composition": SceneReader(self.scenes, seed, rows)}
+        if self.edits:
+            readers["edit"] = EditReader(self.edits, seed, rows, self.edit_kinds)
+        if self.questions:
+            readers["questions"] = QuestionReader(self.questions, seed, rows)
+        return readers

@@ -7,13 +7,14 @@ answer a sample, and where it has none a `Rejection` with the reason, never a gu
     entity_finder(samples)  -> [EntitySpans | Rejection]        the words of the caption that are things in the image
     segmenter(samples)      -> [list[EntityMask] | Rejection]    for every span, in order, where that thing is
 
-Every annotator carries a `name` that goes into the records: with the model's id, a dataset says who made it.
+Every annotator carries a `name` that goes into the records: with the model's id, a dataset says who made it. Which of
+them run, and in which order, is a list of the configuration (`build.steps`).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,47 +82,69 @@ class Sample:
         """The image, upright RGB, decoded on first use. Raises ImageError."""
         return read_image(self.encoded, name=self.id)
 
+    def fill(self, name: str, answer: Any) -> None:
+        """Take an annotator's answer for the field `name`, one of `FIELDS`."""
+        if name == "caption":
+            self.caption = answer
+        elif name == "entities":
+            self.spans = answer.spans
+            self.dropped += [dropped.reason for dropped in answer.dropped]
+        elif name == "masks":
+            self.cuts = answer
+        else:
+            raise ValueError(f"a sample has no field {name!r} to fill, only {', '.join(FIELDS)}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The decoded pixels do not travel between processes: they are many times the encoded bytes.
+        return {key: value for key, value in self.__dict__.items() if key != "image"}
+
 
 @dataclass(frozen=True)
-class AnnotatorEntry:
-    """How an annotator is made."""
-
-    annotator: str
-    """`module:class`."""
-    model: str | None = None
-    """Hub id of the model that it loads by default, given as first argument with a `Loading`; None for none."""
-    source: str | None = None
-    """The only source whose samples it can read; None for images of any."""
-    options: tuple[str, ...] = ()
-    """Settings that it takes as arguments."""
-
-
-CAPTIONERS: dict[str, AnnotatorEntry] = {
-    "sidecar": AnnotatorEntry("kosmosg.data.annotators.sidecar:SidecarCaptioner", options=("template",)),
-    "blip2": AnnotatorEntry("kosmosg.data.annotators.blip2:Blip2Captioner", "Salesforce/blip2-opt-2.7b"),
-}
-ENTITY_FINDERS: dict[str, AnnotatorEntry] = {
-    "noun": AnnotatorEntry("kosmosg.data.annotators.nouns:NounFinder"),
-    # What the original used is too old to be asked for in every case: its language model needs code from the hub.
-    "language": AnnotatorEntry(
-        "kosmosg.data.annotators.language_model:LanguageEntityFinder", "Qwen/Qwen2.5-1.5B-Instruct"
-    ),
-}
-SEGMENTERS: dict[str, AnnotatorEntry] = {
-    "grabcut": AnnotatorEntry("kosmosg.data.annotators.grabcut:GrabCutSegmenter"),
-    "clipseg": AnnotatorEntry("kosmosg.data.annotators.clipseg:ClipSegSegmenter", "CIDAS/clipseg-rd64-refined"),
-}
-ANNOTATORS: dict[str, dict[str, AnnotatorEntry]] = {
-    "captioner": CAPTIONERS,
-    "entities": ENTITY_FINDERS,
-    "masks": SEGMENTERS,
-}
-"""Section of `build` -> word of its setting `use` -> annotator. A plug-in adds its own (`kosmosg.plugins`)."""
+class NoSettings:
+    """Of an annotator that leaves nothing to choose."""
 
 
 class Annotator(Protocol):
-    """What the three kinds have in common; an answer is str, EntitySpans or list[EntityMask]."""
+    """One annotator; an answer is str, EntitySpans or list[EntityMask], by what it fills.
 
+    A class is made with the fields of its `settings` as keyword arguments, in the process where it runs. Settings with
+    a field `model` (hub id or folder) say that it loads weights: it then runs in processes of its own.
+    """
+
+    fills: ClassVar[str]
+    """The field of the sample that it answers for, one of `FIELDS`."""
+    settings: ClassVar[type]
+    """A frozen dataclass: what a step of the configuration may say beside `use`."""
+    hint: ClassVar[str]
+    """A hint of the sample that it cannot do without; "" for none."""
     name: str
+    """Goes into the records."""
 
     def __call__(self, samples: Sequence[Sample]) -> Sequence[Any]: ...
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a sample that annotators fill."""
+
+    needs: tuple[str, ...]
+    """Fields that must be filled before."""
+    credit: str
+    """The field of a record that names the annotator."""
+
+
+FIELDS: dict[str, Field] = {
+    "caption": Field((), "captioner"),
+    "entities": Field(("caption",), "entity_finder"),
+    "masks": Field(("entities",), "segmenter"),
+}
+
+ANNOTATORS: dict[str, str | type] = {
+    "sidecar": "kosmosg.data.annotators.sidecar:SidecarCaptioner",
+    "blip2": "kosmosg.data.annotators.blip2:Blip2Captioner",
+    "nouns": "kosmosg.data.annotators.nouns:NounFinder",
+    "language_model": "kosmosg.data.annotators.language_model:LanguageEntityFinder",
+    "grabcut": "kosmosg.data.annotators.grabcut:GrabCutSegmenter",
+    "clipseg": "kosmosg.data.annotators.clipseg:ClipSegSegmenter",
+}
+"""Word of `use` in a step of `build.steps` -> class or `module:class`. A plug-in adds its own (`kosmosg.plugins`)."""

@@ -1,12 +1,23 @@
 """Captions by BLIP-2 (the original used `Salesforce/blip2-opt-2.7b`, greedy, at most 20 new tokens, no prompt)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
 from kosmosg.data.annotators.base import Rejection, Sample
-from kosmosg.data.annotators.pretrained import AUTO, Loading, load_pretrained
+from kosmosg.data.annotators.pretrained import Loading, PretrainedSettings, load_pretrained
+
+
+@dataclass(frozen=True)
+class Blip2Settings(PretrainedSettings):
+    """What `blip2` takes."""
+
+    model: str = "Salesforce/blip2-opt-2.7b"
+    """Hub id or local folder of any BLIP-2 with a language model."""
+    max_new_tokens: int = 20
+    """Length limit of a caption."""
 
 
 class Blip2Captioner:
@@ -14,13 +25,18 @@ class Blip2Captioner:
 
     Args:
         model: hub id or local folder of any BLIP-2 with a language model.
-        loading: device and dtype.
+        device: torch device; auto is the GPU where there is one.
+        dtype: auto is float16 on a GPU, float32 on a CPU.
         max_new_tokens: length limit of a caption.
     """
 
-    def __init__(self, model: str, loading: Loading = AUTO, max_new_tokens: int = 20) -> None:
+    fills = "caption"
+    settings = Blip2Settings
+    hint = ""
+
+    def __init__(self, model: str, device: str = "auto", dtype: str = "auto", max_new_tokens: int = 20) -> None:
         self.network, self.processor, self.name = load_pretrained(
-            Blip2ForConditionalGeneration, Blip2Processor, model, loading
+            Blip2ForConditionalGeneration, Blip2Processor, model, Loading(device, dtype)
         )
         self.max_new_tokens = max_new_tokens
 

@@ -1,13 +1,22 @@
 """Masks by CLIPSeg, which finds what a few words say (the original used `CIDAS/clipseg-rd64-refined` in fp16)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
 from kosmosg.data.annotators.base import EntityMask, Sample
-from kosmosg.data.annotators.pretrained import AUTO, Loading, load_pretrained
+from kosmosg.data.annotators.pretrained import Loading, PretrainedSettings, load_pretrained
+
+
+@dataclass(frozen=True)
+class ClipSegSettings(PretrainedSettings):
+    """What `clipseg` takes."""
+
+    model: str = "CIDAS/clipseg-rd64-refined"
+    """Hub id or local folder of a CLIPSeg."""
 
 
 class ClipSegSegmenter:
@@ -15,12 +24,17 @@ class ClipSegSegmenter:
 
     Args:
         model: hub id or local folder of a CLIPSeg.
-        loading: device and dtype.
+        device: torch device; auto is the GPU where there is one.
+        dtype: auto is float16 on a GPU, float32 on a CPU.
     """
 
-    def __init__(self, model: str, loading: Loading = AUTO) -> None:
+    fills = "masks"
+    settings = ClipSegSettings
+    hint = ""
+
+    def __init__(self, model: str, device: str = "auto", dtype: str = "auto") -> None:
         self.network, self.processor, self.name = load_pretrained(
-            CLIPSegForImageSegmentation, CLIPSegProcessor, model, loading
+            CLIPSegForImageSegmentation, CLIPSegProcessor, model, Loading(device, dtype)
         )
 
     @torch.inference_mode()

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from kosmosg.data.annotators.base import EntityMask, Sample
+from kosmosg.data.annotators.base import EntityMask, NoSettings, Sample
 
 WORK = 320  # pixels of the longer side while cutting; finer finds no better borders and costs the square
 ITERATIONS = 5
@@ -32,6 +32,9 @@ class GrabCutSegmenter:
     """Cuts out the one subject of a photo. With several entities the first gets the cut and the others get nothing,
     since colours alone cannot tell which is which."""
 
+    fills = "masks"
+    settings = NoSettings
+    hint = ""
     name = f"GrabCut (opencv {cv2.__version__})"
 
     def __init__(self) -> None:

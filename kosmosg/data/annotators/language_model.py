@@ -4,6 +4,7 @@ The model reads the caption only. It answers with a list of words, of which thos
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kosmosg.data.annotators.base import EntitySpans, Rejection, Sample
 from kosmosg.data.annotators.nouns import find_spans
-from kosmosg.data.annotators.pretrained import AUTO, Loading, load_pretrained
+from kosmosg.data.annotators.pretrained import Loading, PretrainedSettings, load_pretrained
 
 TASK = (
     "Name the things that can be seen in a picture with this description. Take single nouns from the description, "
@@ -24,22 +25,37 @@ EXAMPLES = (
 )
 
 
+@dataclass(frozen=True)
+class LanguageModelSettings(PretrainedSettings):
+    """What `language_model` takes."""
+
+    model: str = "Qwen/Qwen2.5-1.5B-Instruct"
+    """Hub id or local folder of a causal language model; its chat template is used where it has one."""
+    max_new_tokens: int = 32
+    """Length limit of the answer (the original's 10 cut it after three or four things)."""
+
+
 class LanguageEntityFinder:
     """Asks a causal language model for the things in a caption; greedy, so that two builds agree.
 
     Args:
         model: hub id or local folder of a causal language model; its chat template is used where it has one.
-        loading: device and dtype.
+        device: torch device; auto is the GPU where there is one.
+        dtype: auto is float16 on a GPU, float32 on a CPU.
         max_new_tokens: length limit of the answer (the original's 10 cut it after three or four things).
     """
+
+    fills = "entities"
+    settings = LanguageModelSettings
+    hint = ""
 
     def __init__(
         self,
         model: str,
-        loading: Loading = AUTO,
+        device: str = "auto", dtype: str = "auto",
         max_new_tokens: int = 32,
     ) -> None:
-        self.network, self.tokenizer, self.name = load_pretrained(AutoModelForCausalLM, AutoTokenizer, model, loading)
+        self.network, self.tokenizer, self.name = load_pretrained(AutoModelForCausalLM, AutoTokenizer, model, Loading(device, dtype))
         self.max_new_tokens = max_new_tokens
         self.tokenizer.padding_side = "left"  # the answer must follow the question directly in every row
         if self.tokenizer.pad_token is None:

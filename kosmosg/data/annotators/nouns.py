@@ -7,7 +7,7 @@ one), applied once when the dataset is built and each with a name, instead of at
 import re
 from collections.abc import Sequence
 
-from kosmosg.data.annotators.base import EntitySpans, Rejection, Sample, Span
+from kosmosg.data.annotators.base import EntitySpans, NoSettings, Rejection, Sample, Span
 
 
 def word_set(text: str) -> frozenset[str]:
@@ -69,6 +69,9 @@ class NounFinder:
     in free prose it takes the first phrase, which is often but not always the subject.
     """
 
+    fills = "entities"
+    settings = NoSettings
+    hint = ""
     name = "first noun phrase"
 
     def __call__(self, samples: Sequence[Sample]) -> list[EntitySpans | Rejection]:

@@ -34,7 +34,16 @@ class Loading:
         return device, dtype
 
 
-AUTO = Loading()
+@dataclass(frozen=True)
+class PretrainedSettings:
+    """What every annotator with a model takes."""
+
+    model: str
+    """Hub id or local folder."""
+    device: str = "auto"
+    """Torch device; auto is the GPU of the process where it has one, else the CPU."""
+    dtype: str = "auto"
+    """float32, float16 or bfloat16; auto is float16 on a GPU, float32 on a CPU."""
 
 
 def load_pretrained(model_class: Any, processor_class: Any, model: str, loading: Loading) -> tuple[Any, Any, str]:

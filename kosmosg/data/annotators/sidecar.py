@@ -2,12 +2,26 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from kosmosg.data.annotators.base import Rejection, Sample
 from kosmosg.data.annotators.nouns import word_set
+from kosmosg.errors import ConfigError
 
 # What cameras and phones call their files: no word about what the photo shows.
 CAMERA_WORDS = word_set("img dsc dscn dscf pxl image photo picture pic screenshot file untitled copy unnamed mvimg")
+
+
+@dataclass(frozen=True)
+class SidecarSettings:
+    """What `sidecar` takes."""
+
+    template: str = "a photo of {name}"
+    """The sentence around the name of a folder or file; `{name}` stands for the name with its article."""
+
+    def __post_init__(self) -> None:
+        if "{name}" not in self.template:
+            raise ConfigError(f"template: {self.template!r} has no place {{name}} for the name of a folder")
 
 
 class SidecarCaptioner:
@@ -18,6 +32,9 @@ class SidecarCaptioner:
         template: the sentence around a name; `{name}` stands for the name with its article.
     """
 
+    fills = "caption"
+    settings = SidecarSettings
+    hint = "stem"
     name = "sidecar text or folder name"
 
     def __init__(self, template: str = "a photo of {name}") -> None:

@@ -9,15 +9,13 @@ Planning happens on the driver and is light (names, sizes, counts); reading happ
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from importlib import import_module
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from kosmosg.data.annotators.base import Sample
 from kosmosg.data.records import QuarantineRow
 from kosmosg.errors import DataError
-from kosmosg.plugins import find_entry
 
 
 @dataclass(frozen=True)
@@ -68,61 +66,33 @@ class Reader(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class SourceEntry:
-    """How a source is opened."""
+class Source(Protocol):
+    """A source as it is chosen: a frozen dataclass, whose fields are what `build.source` may say beside `use`."""
 
-    open: str
-    """`module:function`, from `SourceSettings` to readers by the name of their dataset's folder."""
-    is_annotated: bool = True
-    """Its rows are images for the annotators, not records that are ready."""
-    is_generated: bool = False
-    """It makes its rows itself, so there is no path to read, and each of its datasets has a folder of its own."""
+    steps: ClassVar[tuple[str, ...]]
+    """Annotators that fill its samples where the build names none; empty where its records are ready."""
+    hints: ClassVar[tuple[str, ...]]
+    """What its samples carry for annotators (`Sample.hints`)."""
+    reads_path: ClassVar[bool]
+    """It reads the setting `source`; false for one that makes its rows itself, several datasets at once."""
+
+    def open(self, path: Path | None) -> dict[str, Reader]:
+        """The readers, by the name of their dataset's folder. Raises ConfigError, DataError."""
+        ...
 
 
-SOURCES: dict[str, SourceEntry] = {
-    "photos": SourceEntry("kosmosg.data.sources.image_folder:open_image_folder"),
-    "lines": SourceEntry("kosmosg.data.sources.text_lines:open_text_lines", is_annotated=False),
+SOURCES: dict[str, str | type] = {
+    "image_folder": "kosmosg.data.sources.image_folder:ImageFolder",
+    "text_lines": "kosmosg.data.sources.text_lines:TextLines",
 }
-"""Word of the setting `build.reader` -> source."""
+"""Word of `build.source.use` -> class or `module:class`. A plug-in adds its own (`kosmosg.plugins`)."""
 
 
-@dataclass(frozen=True)
-class SourceSettings:
-    """What a user may choose; a source reads what concerns it."""
-
-    path: Path | None = None
-    """File or folder to read; None for sources that make their rows."""
-    kind: str = "caption"
-    """Kind of records, where a source can make several."""
-    column: str | None = None
-    """Column or key that holds the text."""
-    shard_rows: int | None = None
-    """Source rows in a shard, about; None takes what suits the source."""
-    square: bool = True
-    """Cut the middle square of every image first."""
-    working_size: int = 1024
-    """Longest side in pixels at which images are annotated."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """The section of the experiment that has the source's name."""
-
-    def required_path(self) -> Path:
-        """The path. Raises DataError where none was given."""
-        if self.path is None:
-            raise DataError("source: say what to read, for example source=my_photos")
-        return self.path
-
-
-def open_source(name: str, settings: SourceSettings) -> dict[str, Reader]:
-    """The readers of a source, by the name of their dataset's folder.
-
-    Raises:
-        ConfigError: there is no such source, or its options are wrong.
-        DataError: it needs a path and has none.
-    """
-    module, _, function = find_entry(SOURCES, name, "build.reader").open.partition(":")
-    readers: dict[str, Reader] = getattr(import_module(module), function)(settings)
-    return readers
+def required(path: Path | None) -> Path:
+    """The path to read. Raises DataError where none was given."""
+    if path is None:
+        raise DataError("source: say what to read, for example source=my_photos")
+    return path
 
 
 def digest(text: str) -> str:

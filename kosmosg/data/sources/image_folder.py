@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
@@ -11,8 +12,8 @@ from kosmosg.data.annotators.apply import refusal
 from kosmosg.data.annotators.base import Sample
 from kosmosg.data.composition import shrink
 from kosmosg.data.image_bytes import encode_image
-from kosmosg.data.sources.base import Reader, RejectedRow, SourceRow, SourceSettings, WorkUnit, digest
-from kosmosg.errors import DataError, ImageError
+from kosmosg.data.sources.base import Reader, RejectedRow, SourceRow, WorkUnit, digest, required
+from kosmosg.errors import ConfigError, DataError, ImageError
 from kosmosg.prompt import DEFAULT_LIMITS, PromptLimits, read_image
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
@@ -141,9 +142,27 @@ def sidecar_text(path: Path) -> str:
     return " ".join(text.split())
 
 
-def open_image_folder(settings: SourceSettings) -> dict[str, Reader]:
-    """The entry of `SOURCES`."""
-    reader = ImageFolderReader(
-        settings.required_path(), settings.shard_rows or 8, settings.square, settings.working_size
-    )
-    return {reader.kind: reader}
+@dataclass(frozen=True)
+class ImageFolder:
+    """The entry of `SOURCES`: all photos under a folder."""
+
+    steps: ClassVar[tuple[str, ...]] = ("sidecar", "nouns", "grabcut")
+    hints: ClassVar[tuple[str, ...]] = ("sidecar", "folder", "stem", "root")
+    reads_path: ClassVar[bool] = True
+
+    shard_rows: int = 8
+    """Photos in a shard, about."""
+    square: bool = True
+    """Cut the middle square of every photo first, as the original did."""
+    working_size: int = 1024
+    """Longest side in pixels at which photos are annotated, 64 at least."""
+
+    def __post_init__(self) -> None:
+        if self.shard_rows < 1 or self.working_size < 64:
+            raise ConfigError(
+                f"shard_rows is {self.shard_rows} and working_size {self.working_size}; they are at least 1 and 64"
+            )
+
+    def open(self, path: Path | None) -> dict[str, Reader]:
+        """One reader, of compositions. Raises DataError without a path."""
+        return {"composition": ImageFolderReader(required(path), self.shard_rows, self.square, self.working_size)}

@@ -4,11 +4,12 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, ClassVar, Literal, cast
 
-from kosmosg.data.sources.base import Reader, ReadyRow, RejectedRow, SourceRow, SourceSettings, WorkUnit
-from kosmosg.errors import DataError
+from kosmosg.data.sources.base import Reader, ReadyRow, RejectedRow, SourceRow, WorkUnit, required
+from kosmosg.errors import ConfigError, DataError
 
 SUFFIXES = (".txt", ".tsv", ".jsonl")
 COLUMNS = ("caption", "text", "prompt", "title")  # names under which captions usually stand
@@ -118,7 +119,7 @@ class TextLinesReader:
     def _member(self, value: Any) -> str:
         names = [self.column] if self.column is not None else [name for name in COLUMNS if name in value]
         if not names:
-            raise KeyError(f"none of the keys {', '.join(COLUMNS)}; set build.column")
+            raise KeyError(f"none of the keys {', '.join(COLUMNS)}; set build.source.column")
         text = value[names[0]]
         if not isinstance(text, str):
             raise TypeError(f"{names[0]!r} is a {type(text).__name__}, not a text")
@@ -132,7 +133,7 @@ class TextLinesReader:
                 return int(self.column)
             if self.column.lower() not in cells:
                 raise DataError(
-                    f"build.column: there is no column {self.column!r}; the first line has {', '.join(cells)}"
+                    f"build.source.column: there is no column {self.column!r}; the first line has {', '.join(cells)}"
                 )
             return cells.index(self.column.lower())
         return next((cells.index(name) for name in COLUMNS if name in cells), 0)
@@ -193,7 +194,25 @@ def _bad(at: str, stage: str, reason: str, message: str) -> RejectedRow:
     return RejectedRow({"id": at, "source": at.rsplit(":", 1)[0], "stage": stage, "reason": reason, "message": message})
 
 
-def open_text_lines(settings: SourceSettings) -> dict[str, Reader]:
-    """The entry of `SOURCES`."""
-    reader = TextLinesReader(settings.required_path(), settings.kind, settings.column, settings.shard_rows or 16_384)
-    return {reader.kind: reader}
+@dataclass(frozen=True)
+class TextLines:
+    """The entry of `SOURCES`: text files with a caption or a document a line."""
+
+    steps: ClassVar[tuple[str, ...]] = ()
+    hints: ClassVar[tuple[str, ...]] = ()
+    reads_path: ClassVar[bool] = True
+
+    kind: Literal["caption", "text"] = "caption"
+    """The records to make: captions (stage 2) or plain documents (stage 1)."""
+    column: str | None = None
+    """Column of a .tsv (name, or number from 0) or key of a .jsonl that holds the text; null guesses."""
+    shard_rows: int = 16_384
+    """Lines in a shard."""
+
+    def __post_init__(self) -> None:
+        if self.shard_rows < 1:
+            raise ConfigError(f"shard_rows is {self.shard_rows}; a shard has at least 1 row")
+
+    def open(self, path: Path | None) -> dict[str, Reader]:
+        """One reader, of records of `kind`. Raises DataError without a path."""
+        return {self.kind: TextLinesReader(required(path), self.kind, self.column, self.shard_rows)}
