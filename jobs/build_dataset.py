@@ -13,9 +13,7 @@ from pathlib import Path
 
 from jobs.experiment import Experiment, main
 from kosmosg.data.records import record_kind
-from kosmosg.data.sources.base import SOURCES, Reader, open_source
-from kosmosg.errors import ConfigError
-from kosmosg.plugins import find_entry
+from kosmosg.data.sources.base import Reader, Source
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import Section, plain
 from kosmosg_platform.console import echo
@@ -29,17 +27,18 @@ SHEET_RECORDS = 40
 
 def run(experiment: Experiment) -> list[BuildResult]:
     """Build every dataset of the experiment; returns what each holds."""
+    config, source = experiment.build, chosen_source(experiment)
     results = []
     with ExitStack() as stack:
-        for folder, reader in targets(experiment):
+        for folder, reader in targets(experiment, source):
             result = build(
                 folder,
                 reader,
-                experiment.build.stages(reader),
-                experiment.build.compose,
-                experiment.build.settings(reader),
+                config.pipeline_steps(source) if reader.annotated else [],
+                config.compose,
+                config.settings(source) if reader.annotated else {},
                 limit=experiment.limit,
-                max_refused=experiment.build.max_refused,
+                max_refused=config.max_refused,
                 start_ray=lambda: stack.enter_context(connect(experiment)),
                 say=echo,
             )
@@ -51,28 +50,27 @@ def run(experiment: Experiment) -> list[BuildResult]:
     return results
 
 
-def targets(experiment: Experiment) -> list[tuple[Path, Reader]]:
-    """Every dataset folder to build, with the reader of its source. Raises DataError when there is no source."""
-    config = experiment.build
+def chosen_source(experiment: Experiment) -> Source:
+    """The source with its settings: those of `build.source`, then those of the section that has its name."""
+    section = getattr(experiment, experiment.build.source_name, None)
+    return experiment.build.opened_source(plain(section) if isinstance(section, Section) else {})
+
+
+def targets(experiment: Experiment, source: Source) -> list[tuple[Path, Reader]]:
+    """Every dataset folder to build, with its reader. Raises ConfigError, and DataError when there is no source."""
     layout = RunPaths(experiment.output)
-    section = getattr(experiment, config.reader, None)
-    options = plain(section) if isinstance(section, Section) else {}
-    source = None if experiment.source is None else Path(experiment.source)
-    generated = find_entry(SOURCES, config.reader, "build.reader").is_generated
-    if generated and source is not None:
-        raise ConfigError(
-            f"source: {config.reader} generates its data and reads no {source}; leave it out, or use the preset photos "
-            "or captions"
-        )
-    readers = open_source(config.reader, config.source_settings(source, options))
-    if generated:
+    path = None if experiment.source is None else Path(experiment.source)
+    readers = source.open(path)
+    if path is not None and len(readers) == 1:
+        (reader,) = readers.values()
+        places = [(experiment.dest or layout.dataset(reader.kind), reader)]
+    else:
         folder = experiment.dest or layout.job("build_dataset")
-        return [(folder / name, reader) for name, reader in readers.items()]
-    (reader,) = readers.values()
-    dest = experiment.dest or layout.dataset(reader.kind)
-    if source is not None:
-        refuse_overlap(source, dest)
-    return [(dest, reader)]
+        places = [(folder / name, reader) for name, reader in readers.items()]
+    if path is not None:
+        for dest, _ in places:
+            refuse_overlap(path, dest)
+    return places
 
 
 def write_sheet(folder: Path, result: BuildResult) -> None:

@@ -25,7 +25,7 @@ from kosmosg.stages.instruct import InstructObjective
 from kosmosg.stages.pretrain import PretrainObjective
 from kosmosg_platform.config import Section, resolve
 from kosmosg_platform.console import echo, quiet_libraries
-from kosmosg_platform.datasets.annotation import BuildConfig
+from kosmosg_platform.datasets.steps import BuildConfig
 from kosmosg_platform.training.stage_recipe import StageExperiment
 
 PRESETS = Path(__file__).parent / "presets"

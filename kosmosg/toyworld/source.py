@@ -132,7 +132,6 @@ class Toyworld:
 
     steps: ClassVar[tuple[str, ...]] = ("toyworld_captions", "toyworld_entities", "toyworld_masks")
     hints: ClassVar[tuple[str, ...]] = ("scene",)
-    reads_path: ClassVar[bool] = False
 
     scenes: int = 8000
     """Composition records."""

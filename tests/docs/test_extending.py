@@ -1,7 +1,10 @@
 """Each block of docs/extending.md is a module that does what the page says."""
 
 import importlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -9,16 +12,51 @@ import pytest
 import torch
 from PIL import Image
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
+from kosmosg.plugins import GROUP
+from kosmosg_platform.datasets.dataset import RecordDataset
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "extending.md"
+
+
+def blocks() -> dict[str, str]:
+    """The modules of the page, by name."""
+    return dict(re.findall(r"^```python\n# (\w+)\.py\n(.*?)^```$", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE))
 
 
 @pytest.fixture
 def extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> ModuleType:
     """The block that begins with the comment `# NAME.py`, imported as a plug-in's module would be."""
-    blocks = dict(re.findall(r"^```python\n# (\w+)\.py\n(.*?)^```$", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE))
-    (tmp_path / f"{request.param}.py").write_text(blocks[request.param])
+    (tmp_path / f"{request.param}.py").write_text(blocks()[request.param])
     monkeypatch.syspath_prepend(tmp_path)
     return importlib.import_module(request.param)
+
+
+def test_a_source_and_an_annotator_build_a_dataset(tmp_path: Path) -> None:
+    """As a package of their own would: found by entry points, in this process and in Ray's workers."""
+    information = tmp_path / "mine-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    names = ("my_source", "my_annotator")
+    (information / "entry_points.txt").write_text(f"[{GROUP}]\n" + "".join(f"{name} = {name}\n" for name in names))
+    for name in names:
+        (tmp_path / f"{name}.py").write_text(blocks()[name])
+    command = [sys.executable, "-m", "jobs.build_dataset", "tiny", "build.source={use: shapes, count: 3}"]
+    path = os.pathsep.join([str(tmp_path), str(ROOT / "platform")])
+    done = subprocess.run(
+        [*command, f"output={tmp_path}/out"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": path, "RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    dataset = RecordDataset(tmp_path / "out/build_dataset/composition")
+    assert len(dataset) == 3
+    for record in dataset:
+        assert record["caption"] == "a disc on the water"
+        assert record["captioner"] == "told by the source"
+        assert [entity["text"] for entity in record["entities"]] == ["disc"]
 
 
 @pytest.mark.parametrize("extension", ["my_benchmark"], indirect=True)

@@ -38,8 +38,10 @@ def environment() -> dict[str, str]:
         (["photos", "source={tmp}/empty"], "no photos under"),
         (["photos"], "source: say what to read"),
         (["captions", "source={tmp}/absent.txt"], "there is no file or folder"),
-        (["tiny", "build.captoiner.use=blip2"], "did you mean build.captioner?"),
-        (["tiny", "build.captioner.use=blip2"], "cannot read scenes"),
+        (["tiny", "build.stpes=[]"], "did you mean build.steps?"),
+        (["tiny", "build.steps=[{{use: sidecar}}]"], "build.steps.0: sidecar cannot annotate this source"),
+        (["tiny", "build.captioner.use=blip2"], "build.captioner: this setting is now called build.steps"),
+        (["tiny", "source=photos"], "generates its data and does not read"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(
@@ -105,7 +107,7 @@ def test_what_is_built_without_a_dest_is_found_by_training(tmp_path: Path) -> No
     output = f"output={paths.output}"
     run(load("build_dataset", "photos", [f"source={tmp_path}/photos/dog", output]))
     run(load("build_dataset", "captions", [f"source={tmp_path}/words.txt", output]))
-    run(load("build_dataset", "captions", [f"source={tmp_path}/pages.txt", "build.kind=text", output]))
+    run(load("build_dataset", "captions", [f"source={tmp_path}/pages.txt", "build.source.kind=text", output]))
     data = load("pretrain", "tiny").data
     assert set(find_mixture("instruct", data, paths).folders) == {"composition", "t2i"}
     assert find_mixture("align", data, paths).folders["caption"] == paths.output / "build_dataset" / "captions"
@@ -148,7 +150,11 @@ def test_real_photos_become_composition_records(shared_data: Path, tmp_path: Pat
     data = next((tmp_path / "photos" / "cat").glob("*.jpg")).read_bytes()
     (tmp_path / "photos" / "cat" / "corrupt.jpg").write_bytes(data[: len(data) // 3])
     (result,) = run(
-        load("build_dataset", "photos", [f"source={tmp_path}/photos", f"dest={tmp_path}/set", "build.working_size=400"])
+        load(
+            "build_dataset",
+            "photos",
+            [f"source={tmp_path}/photos", f"dest={tmp_path}/set", "build.source.working_size=400"],
+        )
     )
     assert (result.rows, result.refused) == (12, 1)
     assert result.reasons == {"decode: unreadable": 1}
@@ -189,7 +195,7 @@ def test_real_captions_become_a_dataset(shared_data: Path, tmp_path: Path) -> No
 def test_a_build_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     """kill -9 of the driver after its first shards; the same command then finishes, and keeps what was there."""
     world = ["toyworld.scenes=20000", "toyworld.edits=0", "toyworld.questions=0"]
-    arguments = ["tiny", *world, "build.shard_rows=200", f"output={tmp_path}"]
+    arguments = ["tiny", *world, "build.source.shard_rows=200", f"output={tmp_path}"]
     folder = tmp_path / "build_dataset/composition"
     first = subprocess.Popen(
         command(*arguments), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -52,10 +52,13 @@ class LanguageEntityFinder:
     def __init__(
         self,
         model: str,
-        device: str = "auto", dtype: str = "auto",
+        device: str = "auto",
+        dtype: str = "auto",
         max_new_tokens: int = 32,
     ) -> None:
-        self.network, self.tokenizer, self.name = load_pretrained(AutoModelForCausalLM, AutoTokenizer, model, Loading(device, dtype))
+        self.network, self.tokenizer, self.name = load_pretrained(
+            AutoModelForCausalLM, AutoTokenizer, model, Loading(device, dtype)
+        )
         self.max_new_tokens = max_new_tokens
         self.tokenizer.padding_side = "left"  # the answer must follow the question directly in every row
         if self.tokenizer.pad_token is None:

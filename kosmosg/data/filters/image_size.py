@@ -20,9 +20,7 @@ class ImageSizeFilter:
 
     def __post_init__(self) -> None:
         if self.min_side < 1 or self.max_aspect < 1:
-            raise ConfigError(
-                f"min_side is {self.min_side} and max_aspect {self.max_aspect:g}; both are at least 1"
-            )
+            raise ConfigError(f"min_side is {self.min_side} and max_aspect {self.max_aspect:g}; both are at least 1")
 
     def __call__(self, sample: Sample) -> Rejection | None:
         width, height = sample.image.size

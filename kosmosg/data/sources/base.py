@@ -73,11 +73,12 @@ class Source(Protocol):
     """Annotators that fill its samples where the build names none; empty where its records are ready."""
     hints: ClassVar[tuple[str, ...]]
     """What its samples carry for annotators (`Sample.hints`)."""
-    reads_path: ClassVar[bool]
-    """It reads the setting `source`; false for one that makes its rows itself, several datasets at once."""
 
     def open(self, path: Path | None) -> dict[str, Reader]:
-        """The readers, by the name of their dataset's folder. Raises ConfigError, DataError."""
+        """The readers, by the name of their dataset's folder. `path` is the setting `source` or None.
+
+        Raises DataError where a path is needed (`required`), ConfigError where none can be read.
+        """
         ...
 
 

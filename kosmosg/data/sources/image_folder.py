@@ -148,7 +148,6 @@ class ImageFolder:
 
     steps: ClassVar[tuple[str, ...]] = ("sidecar", "nouns", "grabcut")
     hints: ClassVar[tuple[str, ...]] = ("sidecar", "folder", "stem", "root")
-    reads_path: ClassVar[bool] = True
 
     shard_rows: int = 8
     """Photos in a shard, about."""

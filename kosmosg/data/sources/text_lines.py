@@ -200,7 +200,6 @@ class TextLines:
 
     steps: ClassVar[tuple[str, ...]] = ()
     hints: ClassVar[tuple[str, ...]] = ()
-    reads_path: ClassVar[bool] = True
 
     kind: Literal["caption", "text"] = "caption"
     """The records to make: captions (stage 2) or plain documents (stage 1)."""

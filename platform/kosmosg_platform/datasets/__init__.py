@@ -1,3 +1,3 @@
-"""Datasets: `build` makes a folder from a source, by the Ray Data `pipeline` with the steps that `annotation`
-configures; `dataset` reads and writes the folder.
+"""Datasets: `build` makes a folder from a source, by the Ray Data `pipeline`, with what `steps` makes
+of the configuration; `dataset` reads and writes the folder.
 """

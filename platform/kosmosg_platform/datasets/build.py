@@ -21,7 +21,8 @@ from kosmosg.data.sources.base import Reader, WorkUnit
 from kosmosg.errors import ConfigError, DataError
 from kosmosg_platform.config import digest
 from kosmosg_platform.datasets.dataset import MANIFEST, Shard, write_manifest
-from kosmosg_platform.datasets.pipeline import RECEIPTS, AnnotationStep, PipelinePlan, run_pipeline
+from kosmosg_platform.datasets.pipeline import RECEIPTS, PipelinePlan, run_pipeline
+from kosmosg_platform.datasets.steps import PipelineStep
 from kosmosg_platform.owned_folder import MARKER, claim_folder
 from kosmosg_platform.storage import write_json
 
@@ -55,7 +56,7 @@ class BuildResult:
 def build(
     folder: Path,
     reader: Reader,
-    stages: Sequence[AnnotationStep],
+    steps: Sequence[PipelineStep],
     options: ComposeOptions,
     settings: Mapping[str, Any],
     limit: int | None = None,
@@ -81,14 +82,14 @@ def build(
         (folder / MANIFEST).unlink(missing_ok=True)
         if kept:
             say(f"{reader.kind}: {kept} of {len(works)} shards are there already, {len(missing)} to build")
-        for stage in stages:
-            if stage.model is not None:
+        for step in steps:
+            if step.model is not None:
                 from kosmosg.data.annotators.pretrained import require_model  # brings torch and transformers
 
-                require_model(stage.model)
+                require_model(step.model)
         start_ray()
-        _require_gpus(stages)
-        plan = PipelinePlan(folder, reader, tuple(stages), options, keys)
+        _require_gpus(steps)
+        plan = PipelinePlan(folder, reader, tuple(steps), options, keys)
         progress = BuildProgress(reader.kind, len(missing), say)
         for receipt in run_pipeline(plan, missing):
             built_rows += receipt["rows"]
@@ -133,9 +134,9 @@ def _left_by_an_older_version(folder: Path) -> bool:
     return bool(receipts) and found <= ours
 
 
-def _require_gpus(stages: Sequence[AnnotationStep]) -> None:
+def _require_gpus(steps: Sequence[PipelineStep]) -> None:
     """Ray would wait for ever for GPUs that a cluster does not have."""
-    wanted = sum(stage.gpus * stage.actors for stage in stages)
+    wanted = sum(step.gpus * step.actors for step in steps)
     if not wanted:
         return
     import ray
@@ -143,8 +144,8 @@ def _require_gpus(stages: Sequence[AnnotationStep]) -> None:
     there = ray.cluster_resources().get("GPU", 0)
     if there < wanted:
         raise ConfigError(
-            f"build: the annotators ask for {wanted:g} GPUs (gpus x actors), the cluster has {there:g}; lower "
-            "build.captioner.gpus, build.entities.gpus or build.masks.gpus, or join a larger cluster (scale.address)"
+            f"build: the steps ask for {wanted:g} GPUs (gpus x actors), the cluster has {there:g}; lower "
+            "`gpus` or `actors` of the steps in build.steps, or join a larger cluster (scale.address)"
         )
 
 

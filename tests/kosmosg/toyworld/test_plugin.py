@@ -1,18 +1,20 @@
 """The plug-in fills every registry, and what it names exists; settings that use its words agree with it."""
 
 from importlib import import_module
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
 from jobs.experiment import EDIT_KINDS, EditKind
 from kosmosg.data.annotators.base import ANNOTATORS
+from kosmosg.data.filters.base import FILTERS
 from kosmosg.data.records import RECORD_KINDS
-from kosmosg.data.sources.base import SOURCES, SourceSettings, open_source
+from kosmosg.data.sources.base import SOURCES
 from kosmosg.errors import ConfigError, DataError
 from kosmosg.eval.benchmarks.base import BENCHMARKS
 from kosmosg.hub import MODELS
-from kosmosg.plugins import load_plugins
+from kosmosg.plugins import load_entry, load_plugins
 from kosmosg.shapes import MODEL_SHAPES
 from kosmosg.toyworld import scene
 
@@ -20,15 +22,17 @@ load_plugins()
 
 
 def test_every_registry_has_its_entry() -> None:
-    assert all("toyworld" in registry for registry in (SOURCES, MODELS, MODEL_SHAPES, BENCHMARKS, *ANNOTATORS.values()))
+    assert all("toyworld" in registry for registry in (SOURCES, MODELS, MODEL_SHAPES, BENCHMARKS))
+    assert {"toyworld_captions", "toyworld_entities", "toyworld_masks"} <= set(ANNOTATORS)
     assert "questions" in RECORD_KINDS
 
 
 @pytest.mark.parametrize(
     "target",
     [
-        *(entry.open for entry in SOURCES.values()),
-        *(entry.annotator for registry in ANNOTATORS.values() for entry in registry.values()),
+        *SOURCES.values(),
+        *ANNOTATORS.values(),
+        *FILTERS.values(),
         *BENCHMARKS.values(),
     ],
 )
@@ -42,9 +46,13 @@ def test_the_settings_know_the_kinds_of_edits_that_there_are() -> None:
     assert get_args(EditKind) == get_args(scene.EditKind)
 
 
+def toyworld(**settings: Any) -> Any:
+    return load_entry(SOURCES, "toyworld", "build.source.use")(**settings)
+
+
 def test_the_source_makes_only_the_datasets_that_are_asked_for() -> None:
-    assert set(open_source("toyworld", SourceSettings(options={"scenes": 3}))) == {"composition"}
-    both = open_source("toyworld", SourceSettings(options={"scenes": 3, "edits": 2, "questions": 1}))
+    assert set(toyworld(scenes=3).open(None)) == {"composition"}
+    both = toyworld(scenes=3, edits=2, questions=1).open(None)
     assert {name: reader.kind for name, reader in both.items()} == {
         "composition": "composition",
         "edit": "edit",
@@ -53,9 +61,9 @@ def test_the_source_makes_only_the_datasets_that_are_asked_for() -> None:
 
 
 def test_wrong_words_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"toyworld\.edit_kinds: there is no 'size'"):
-        open_source("toyworld", SourceSettings(options={"scenes": 3, "edit_kinds": ["size"]}))
-    with pytest.raises(ConfigError, match=r"build\.reader: there is no 'toywrld'; did you mean toyworld"):
-        open_source("toywrld", SourceSettings())
+    with pytest.raises(ConfigError, match="edit_kinds: there is no 'size'"):
+        toyworld(scenes=3, edit_kinds=("size",))
+    with pytest.raises(ConfigError, match="generates its data and does not read"):
+        toyworld(scenes=3).open(Path("photos"))
     with pytest.raises(DataError, match="source: say what to read"):
-        open_source("photos", SourceSettings())
+        load_entry(SOURCES, "image_folder", "build.source.use")().open(None)

@@ -14,16 +14,14 @@ from PIL import Image
 
 from kosmosg.data.annotators.base import EntityMask, EntitySpans, Rejection, Sample, Span
 from kosmosg.data.composition import ComposeOptions
-from kosmosg.data.sources.base import open_source
 from kosmosg.data.sources.image_folder import ImageFolderReader
 from kosmosg.data.sources.text_lines import TextLinesReader
 from kosmosg.errors import ConfigError, DataError
 from kosmosg.toyworld.source import SceneReader
 from kosmosg_platform.config import validate
-from kosmosg_platform.datasets.annotation import BuildConfig
 from kosmosg_platform.datasets.build import BuildResult, build
 from kosmosg_platform.datasets.dataset import RecordDataset, read_manifest
-from kosmosg_platform.datasets.pipeline import AnnotationStep
+from kosmosg_platform.datasets.steps import BuildConfig, PipelineStep
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -39,14 +37,14 @@ class Teller:
 
 
 def world(folder: Path, scenes: int = 60, **given: Any) -> BuildResult:
-    config = BuildConfig(shard_rows=10)
-    reader = open_source("toyworld", config.source_settings(options={"scenes": scenes}))["composition"]
-    return build(
-        folder, reader, config.stages(reader), config.compose, config.settings(reader), **{"say": Teller()} | given
-    )
+    config = BuildConfig(source={"use": "toyworld", "scenes": scenes, "shard_rows": 10})
+    source = config.opened_source()
+    steps, settings = config.pipeline_steps(source), config.settings(source)
+    reader = source.open(None)["composition"]
+    return build(folder, reader, steps, config.compose, settings, **{"say": Teller()} | given)
 
 
-# Stages for photos that need no weights and no opencv: they say what the tests want to see.
+# Steps for photos that need no weights and no opencv: they say what the tests want to see.
 class Caption:
     name = "caption 1"
 
@@ -83,9 +81,9 @@ class Masks:
 
 def photos(folder: Path, source: Path, settings: str = "1", **given: Any) -> BuildResult:
     stages = [
-        AnnotationStep("caption", "captioner", Caption, 4),
-        AnnotationStep("entities", "entity_finder", partial(Entities, source / "trap"), 4),
-        AnnotationStep("masks", "segmenter", Masks, 4, actors=1),  # one stage as an actor, as a model would be
+        PipelineStep("caption", Caption, 4, "caption"),
+        PipelineStep("entities", partial(Entities, source / "trap"), 4, "entities"),
+        PipelineStep("masks", Masks, 4, "masks", actors=1),  # one step as an actor, as a model would be
     ]
     reader = ImageFolderReader(source, shard_rows=4)
     options = ComposeOptions(dilate=0.0)
@@ -259,31 +257,37 @@ def test_the_manifest_says_what_was_built(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "set/manifest.json").read_text())
     assert manifest["kind"] == "composition"
     assert manifest["source"] == {"layout": "scenes of the toy world", "seed": 0}
-    assert manifest["config"]["captioner"]["use"] == "toyworld"
+    assert manifest["config"]["steps"][0]["use"] == "toyworld_captions"
     assert manifest["annotators"]["segmenter"] == "toyworld painter"
     assert sum(shard["rows"] for shard in manifest["shards"]) == 60
     for shard in manifest["shards"]:
         assert (tmp_path / "set" / shard["name"]).stat().st_size == shard["bytes"]
 
 
-def test_annotators_must_fit_their_source(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'toyworld' annotates scenes, not photos"):
-        validate(BuildConfig, {"reader": "photos"})
-    with pytest.raises(ConfigError, match="cannot read scenes"):
-        validate(BuildConfig, {"captioner": {"use": "blip2"}})
-    with pytest.raises(ConfigError, match="image_format"):
-        validate(BuildConfig, {"compose": {"image_format": "psd"}})
-    given = {
-        name: {"use": use} for name, use in (("captioner", "blip2"), ("entities", "language"), ("masks", "clipseg"))
-    }
-    config = validate(BuildConfig, {"reader": "photos"} | given)
-    reader = open_source("photos", config.source_settings(tmp_path))["composition"]
-    stages = config.stages(reader)
-    assert [(stage.name, stage.actors) for stage in stages] == [("caption", 1), ("entities", 1), ("masks", 1)]
-    faster = validate(
-        BuildConfig, {"reader": "photos"} | given | {"captioner": {"use": "blip2", "actors": 8, "gpus": 1}}
-    )
-    assert faster.settings(reader) == config.settings(reader)  # where a model runs does not change what it says
+def test_filters_stand_anywhere_and_what_they_turn_down_is_in_quarantine(tmp_path: Path) -> None:
+    album(tmp_path / "photos")
+    steps = [
+        {"use": "image_size", "min_side": 17},
+        {"use": "sidecar"},
+        {"use": "caption_length", "min_words": 9},
+        {"use": "nouns"},
+        {"use": "grabcut"},
+    ]
+    for steps_of, stage, reason in ((steps, "image_size", "too-small"), (steps[1:], "caption_length", "short-caption")):
+        config = validate(BuildConfig, {"source": {"use": "image_folder"}, "steps": steps_of})
+        source = config.opened_source()
+        reader = source.open(tmp_path / "photos")["composition"]
+        with pytest.raises(DataError, match=reason):
+            build(
+                tmp_path / stage,
+                reader,
+                config.pipeline_steps(source),
+                config.compose,
+                config.settings(source),
+                say=Teller(),
+            )
+        told = quarantine(tmp_path / stage)
+        assert set(told.values()) == {(stage, reason), ("decode", "unreadable")}
 
 
 def test_a_reader_of_scenes_is_small_enough_to_travel() -> None:
@@ -294,22 +298,17 @@ def test_a_reader_of_scenes_is_small_enough_to_travel() -> None:
 
 def test_gpus_that_are_not_there_are_told(tmp_path: Path) -> None:
     photo(tmp_path / "photos" / "cat" / "1.png", 1)
-    stages = [AnnotationStep("caption", "captioner", Caption, 4, actors=2, gpus=64)]
+    stages = [PipelineStep("caption", Caption, 4, "caption", actors=2, gpus=64)]
     with pytest.raises(ConfigError, match="ask for 128 GPUs"):
         build(tmp_path / "set", ImageFolderReader(tmp_path / "photos"), stages, ComposeOptions(), {}, say=Teller())
 
 
 def test_a_wrong_model_is_told_before_anything_starts(tmp_path: Path) -> None:
     photo(tmp_path / "photos" / "cat" / "1.png", 1)
-    config = validate(
-        BuildConfig,
-        {
-            "reader": "photos",
-            "captioner": {"use": "blip2", "model": str(tmp_path / "absent")},
-            "entities": {"use": "noun"},
-            "masks": {"use": "grabcut"},
-        },
-    )
-    reader = open_source("photos", config.source_settings(tmp_path / "photos"))["composition"]
+    steps = [{"use": "blip2", "model": str(tmp_path / "absent")}, {"use": "nouns"}, {"use": "grabcut"}]
+    config = validate(BuildConfig, {"source": {"use": "image_folder"}, "steps": steps})
+    source = config.opened_source()
+    reader = source.open(tmp_path / "photos")["composition"]
+    steps_of = config.pipeline_steps(source)
     with pytest.raises(DataError, match="neither a model folder here"):
-        build(tmp_path / "set", reader, config.stages(reader), config.compose, config.settings(reader), say=Teller())
+        build(tmp_path / "set", reader, steps_of, config.compose, config.settings(source), say=Teller())

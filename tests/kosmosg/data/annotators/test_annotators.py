@@ -11,8 +11,8 @@ from kosmosg.data.annotators.apply import apply
 from kosmosg.data.annotators.base import EntityMask, EntitySpans, Reference, Rejection, Sample, Span
 from kosmosg.data.annotators.nouns import NounFinder, find_spans
 from kosmosg.data.annotators.sidecar import SidecarCaptioner, readable
-from kosmosg.data.annotators.table import PipelineRow, from_table, to_table
 from kosmosg.data.image_bytes import encode_image
+from kosmosg.data.pipeline_rows import PipelineRow, from_table, to_table
 from kosmosg.toyworld.annotators import ToyworldCaptioner, ToyworldEntityFinder, ToyworldSegmenter
 from kosmosg.toyworld.scene import Scene, masks
 from kosmosg.toyworld.source import SceneReader
@@ -225,8 +225,7 @@ def test_annotating_does_not_depend_on_the_batch() -> None:
 def test_plain_annotators_need_no_torch() -> None:
     library = Path(__file__).parents[4] / "kosmosg"
     plain = [
-        library / "data" / "annotators" / f"{name}.py"
-        for name in ("base", "apply", "nouns", "sidecar", "grabcut", "table")
+        library / "data" / "annotators" / f"{name}.py" for name in ("base", "apply", "nouns", "sidecar", "grabcut")
     ]
     for source in [*plain, library / "toyworld" / "annotators.py"]:
         assert "import torch" not in source.read_text(), source

@@ -29,13 +29,12 @@ from kosmosg.data.annotators.blip2 import Blip2Captioner
 from kosmosg.data.annotators.clipseg import ClipSegSegmenter
 from kosmosg.data.annotators.language_model import TASK, LanguageEntityFinder
 from kosmosg.data.annotators.pretrained import Loading, require_model
-from kosmosg.data.annotators.table import PipelineRow
 from kosmosg.data.image_bytes import encode_image
-from kosmosg.data.sources.image_folder import ImageFolderReader
+from kosmosg.data.pipeline_rows import PipelineRow
 from kosmosg.errors import DataError
 from kosmosg_platform.config import validate
-from kosmosg_platform.datasets.annotation import BuildConfig
-from kosmosg_platform.datasets.pipeline import annotate
+from kosmosg_platform.datasets.pipeline import run_step
+from kosmosg_platform.datasets.steps import BuildConfig
 
 WORDS = ["a cat and a dog in the garden", "Description Things . , :", TASK]
 
@@ -131,7 +130,7 @@ def clipseg(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_blip2_captions_every_picture_the_same_in_any_batch(blip2: Path) -> None:
-    captioner = Blip2Captioner(str(blip2), Loading("cpu", "float32"), max_new_tokens=5)
+    captioner = Blip2Captioner(str(blip2), "cpu", "float32", max_new_tokens=5)
     samples = pictures()
     together = captioner(samples)
     assert len(together) == 3
@@ -141,13 +140,13 @@ def test_blip2_captions_every_picture_the_same_in_any_batch(blip2: Path) -> None
 
 
 def test_half_precision_is_a_setting(blip2: Path) -> None:
-    captioner = Blip2Captioner(str(blip2), Loading("cpu", "bfloat16"), max_new_tokens=2)
+    captioner = Blip2Captioner(str(blip2), "cpu", "bfloat16", max_new_tokens=2)
     assert captioner.network.dtype == torch.bfloat16
     assert len(captioner(pictures(1))) == 1
 
 
 def test_a_language_model_answers_with_entities_or_a_refusal(language_model: Path) -> None:
-    finder = LanguageEntityFinder(str(language_model), Loading("cpu"), max_new_tokens=6)
+    finder = LanguageEntityFinder(str(language_model), "cpu", max_new_tokens=6)
     samples = pictures()
     for sample, caption in zip(samples, ["a cat and a dog", "a dog in the garden", "a garden"], strict=True):
         sample.caption = caption
@@ -161,7 +160,7 @@ def test_a_language_model_answers_with_entities_or_a_refusal(language_model: Pat
 
 
 def test_the_question_uses_the_chat_template_where_there_is_one(language_model: Path, tmp_path: Path) -> None:
-    finder = LanguageEntityFinder(str(language_model), Loading("cpu"))
+    finder = LanguageEntityFinder(str(language_model), "cpu")
     assert finder.question("a cat").endswith("Description: a cat\nThings:")
     turns = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
     finder.tokenizer.chat_template = turns + "{% if add_generation_prompt %}[assistant]{% endif %}"
@@ -192,7 +191,7 @@ def test_useless_answers_are_refused(answer: str, reason: str) -> None:
 
 
 def test_clipseg_gives_a_map_for_every_entity(clipseg: Path) -> None:
-    segmenter = ClipSegSegmenter(str(clipseg), Loading("cpu", "float32"))
+    segmenter = ClipSegSegmenter(str(clipseg), "cpu", "float32")
     samples = pictures()
     samples[0].spans = [Span("cat", 2, 5), Span("dog", 10, 13)]
     samples[2].spans = [Span("garden", 0, 6)]
@@ -208,27 +207,27 @@ def test_clipseg_gives_a_map_for_every_entity(clipseg: Path) -> None:
 
 
 def test_chosen_by_configuration_they_annotate_a_photo(blip2: Path, language_model: Path, clipseg: Path) -> None:
-    given = {"blip2": ("captioner", blip2), "language": ("entities", language_model), "clipseg": ("masks", clipseg)}
-    values = {name: {"use": use, "model": str(model), "device": "cpu"} for use, (name, model) in given.items()}
-    config = validate(BuildConfig, {"reader": "photos"} | values)
-    stages = config.stages(ImageFolderReader(Path()))
-    captioner, finder, segmenter = (stage.make() for stage in stages)
-    (row,) = annotate(stages[0], captioner, [PipelineRow(0, 1, pictures(1)[0])])
-    if row.sample is None:  # random weights may say nothing; then there is a refusal in its place
+    given = {"blip2": blip2, "language_model": language_model, "clipseg": clipseg}
+    steps_given = [{"use": use, "model": str(model), "device": "cpu"} for use, model in given.items()]
+    config = validate(BuildConfig, {"source": {"use": "image_folder"}, "steps": steps_given})
+    steps = config.pipeline_steps(config.opened_source())
+    captioner, finder, segmenter = (step.make() for step in steps)
+    (row,) = run_step(steps[0], captioner, [PipelineRow(0, 1, pictures(1)[0])])
+    if row.sample is None:  # random weights may say nothing; then there is a rejection in its place
         assert row.refusal is not None
         row = PipelineRow(0, 1, pictures(1)[0])
     assert row.sample is not None
     row.sample.caption = "a cat and a dog"
-    (row,) = annotate(stages[1], finder, [row])
+    (row,) = run_step(steps[1], finder, [row])
     if row.sample is None:
         row = PipelineRow(0, 1, pictures(1)[0])
     assert row.sample is not None
     row.sample.spans = [Span("cat", 2, 5)]
-    (row,) = annotate(stages[2], segmenter, [row])
+    (row,) = run_step(steps[2], segmenter, [row])
     assert row.sample is not None
     assert len(row.sample.cuts) == 1
     assert row.names["segmenter"] == str(clipseg)
-    assert [stage.model for stage in stages] == [str(model) for _, model in given.values()]
+    assert [step.model for step in steps] == [str(model) for model in given.values()]
 
 
 def test_a_missing_model_is_told_in_a_sentence(tmp_path: Path) -> None:

@@ -1,0 +1,207 @@
+"""The section `build`: a source, a list of steps (annotators and filters in any order), how records are cut.
+
+Every entry's own settings are declared beside the entry; a step says which entry it uses, those settings, and the
+resources it gets. Neural annotators are imported only where they run: choosing one here costs nothing.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from kosmosg.data.annotators.base import ANNOTATORS, FIELDS, Annotator, Sample
+from kosmosg.data.composition import ComposeOptions
+from kosmosg.data.filters.base import FILTERS, Filter
+from kosmosg.data.sources.base import SOURCES, Source
+from kosmosg.errors import ConfigError
+from kosmosg.plugins import find_entry, load_entry, load_plugins
+from kosmosg_platform.config import Section
+
+WHOLE_SHARD = 1024
+"""Samples that a light annotator sees at once: the toy world renders all references of a batch in one go."""
+
+
+class StepResources(Section):
+    """What a step may use; only steps with a model have processes of their own."""
+
+    batch_size: int = Field(default=16, ge=1)
+    """Samples that a model sees at once."""
+    actors: int = Field(default=1, ge=1)
+    """Copies of a model, each in its own process."""
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs that each copy takes from the cluster; parts of one may be shared."""
+
+
+@dataclass(frozen=True)
+class PipelineStep:
+    """One annotator or filter of a build. `make` builds it in the worker, so weights are loaded where they are used."""
+
+    name: str
+    """What rejections are counted under: the field that an annotator fills, or the filter's name."""
+    make: Any
+    """() -> Annotator, a callable on a batch of samples; a filter's answers are None or a Rejection."""
+    batch_size: int
+    """Samples that it sees at once."""
+    fills: str = ""
+    """The field of the sample that it answers for; "" for filters."""
+    actors: int = 0
+    """Processes of its own; 0: light enough to run where its rows are."""
+    gpus: float = 0.0
+    """Per actor."""
+    model: str | None = None
+    """Hub id or folder of its weights."""
+
+
+class BuildConfig(Section):
+    """How `build_dataset` turns a source into a dataset."""
+
+    source: dict[str, Any] = Field(default_factory=lambda: {"use": "toyworld"})
+    """What is read: `use` names the source (toyworld, image_folder, text_lines), the rest are its own settings."""
+    steps: tuple[dict[str, Any], ...] = ()
+    """Annotators and filters in their order; `use` names one, the other keys are its own settings and `batch_size`,
+    `actors`, `gpus`. Empty takes the source's usual annotators."""
+    compose: ComposeOptions = ComposeOptions()
+    max_refused: float = Field(default=0.5, ge=0, le=1)
+    """Share of rows in quarantine above which nothing is published."""
+
+    @property
+    def source_name(self) -> str:
+        """The word for the source."""
+        return str(self.source.get("use", "toyworld"))
+
+    def opened_source(self, options: Mapping[str, Any] | None = None) -> Source:
+        """The source with its settings; `options` are those of the section that has its name. Raises ConfigError."""
+        kind = load_entry(SOURCES, self.source_name, "build.source.use")
+        given = {**(options or {}), **{key: value for key, value in self.source.items() if key != "use"}}
+        source: Source = checked(kind, given, "build.source")
+        return source
+
+    def plain_steps(self, source: Source) -> list[dict[str, Any]]:
+        """The steps as the user wrote them, or the source's own."""
+        return [dict(step) for step in self.steps] or [{"use": use} for use in source.steps]
+
+    def pipeline_steps(self, source: Source) -> list[PipelineStep]:
+        """The steps of a build, checked: each entry is there, its settings fit, and it finds what it needs.
+
+        Raises ConfigError with the dotted path of the mistake.
+        """
+        if not source.steps:
+            if self.steps:
+                raise ConfigError(
+                    f"build.steps: records of {self.source_name} are ready and pass no steps; leave them out"
+                )
+            return []
+        filled: set[str] = set()
+        steps = []
+        for index, values in enumerate(self.plain_steps(source)):
+            steps.append(_step(values, f"build.steps.{index}", source, filled))
+            filled |= {steps[-1].fills} - {""}
+        missing = [field for field in FIELDS if field not in filled]
+        if missing:
+            raise ConfigError(f"build.steps: no step fills {', '.join(missing)}, without which there is no record")
+        return steps
+
+    def settings(self, source: Source) -> dict[str, Any]:
+        """Everything here that shapes a record, as plain values: the key of every shard, and part of the manifest.
+
+        Where and how often a model runs shapes nothing.
+        """
+        if not source.steps:
+            return {}
+        shaping = []
+        for values in self.plain_steps(source):
+            own, resources = _split(values)
+            settings = dataclasses.asdict(checked(_settings_of(_kind(values.get("use"), "build.steps")), own, ""))
+            batch = {"batch_size": StepResources(**resources).batch_size} if "model" in settings else {}
+            shaping.append({"use": values["use"], **settings, **batch})
+            shaping[-1].pop("device", None)
+        return {"steps": shaping, "compose": self.model_dump(mode="json")["compose"]}
+
+
+class FilterStep:
+    """A filter as an annotator that fills nothing: None keeps a sample, a Rejection turns it down."""
+
+    def __init__(self, name: str, judge: Filter) -> None:
+        self.name = name
+        self.judge = judge
+
+    def __call__(self, samples: Sequence[Sample]) -> list[Any]:
+        return [self.judge(sample) for sample in samples]
+
+
+def _step(values: Mapping[str, Any], path: str, source: Source, filled: set[str]) -> PipelineStep:
+    use = values.get("use")
+    kind = _kind(use, path)
+    own, given = _split(values)
+    resources: StepResources = _validated(StepResources, given, path)
+    settings = checked(_settings_of(kind), own, path)
+    is_filter = use in FILTERS
+    needs = kind.needs if is_filter else FIELDS[kind.fills].needs
+    unfilled = [field for field in needs if field not in filled]
+    if unfilled:
+        raise ConfigError(f"{path}: {use} needs {', '.join(unfilled)}; put it behind a step that fills it")
+    if is_filter:
+        return PipelineStep(str(use), partial(FilterStep, str(use), settings), WHOLE_SHARD)
+    if kind.hint and kind.hint not in source.hints:
+        raise ConfigError(
+            f"{path}: {use} cannot annotate this source: it needs the hint {kind.hint!r}, which its samples do not "
+            "carry; choose another annotator"
+        )
+    make = partial(_make, kind, dataclasses.asdict(settings))
+    model = getattr(settings, "model", None)
+    if model is None:
+        return PipelineStep(kind.fills, make, WHOLE_SHARD, kind.fills)
+    return PipelineStep(
+        kind.fills, make, resources.batch_size, kind.fills, resources.actors, resources.gpus, str(model)
+    )
+
+
+def _make(kind: Any, settings: Mapping[str, Any]) -> Annotator:
+    annotator: Annotator = kind(**settings)
+    return annotator
+
+
+def _kind(use: Any, path: str) -> Any:
+    """The class that a step's `use` names. Raises ConfigError."""
+    load_plugins()
+    registry: dict[str, str | type] = {**ANNOTATORS, **FILTERS}
+    if not isinstance(use, str):
+        raise ConfigError(f"{path}.use: name an annotator or a filter, one of {', '.join(sorted(registry))}")
+    find_entry(registry, use, f"{path}.use")
+    return load_entry(registry, use, f"{path}.use")
+
+
+def _settings_of(kind: Any) -> type:
+    """Of an annotator the class that it names, of a filter the filter itself."""
+    settings: type = getattr(kind, "settings", kind)
+    return settings
+
+
+def _split(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An entry's own settings, and the resources of its step."""
+    resources = {key: value for key, value in values.items() if key in StepResources.model_fields}
+    return {key: value for key, value in values.items() if key not in resources and key != "use"}, resources
+
+
+def checked(kind: type, values: Mapping[str, Any], path: str) -> Any:
+    """An instance of a frozen dataclass from plain values. Raises ConfigError with the dotted path of the mistake."""
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{path}.{key}: no such setting; there are {', '.join(known) or 'none'}")
+    return _validated(kind, values, path)
+
+
+def _validated(kind: Any, values: Mapping[str, Any], path: str) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join([path, *map(str, first["loc"])])
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{where}: {message} (given: {first.get('input')!r})") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None

@@ -1,0 +1,68 @@
+"""The section `build`: a source and a list of steps, checked through the registries before anything starts."""
+
+from typing import Any
+
+import pytest
+
+from kosmosg.errors import ConfigError
+from kosmosg_platform.config import validate
+from kosmosg_platform.datasets.pipeline import grouped
+from kosmosg_platform.datasets.steps import BuildConfig, PipelineStep
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ([{"use": "blurr"}], r"build\.steps\.0\.use: there is no 'blurr'; did you mean blur"),
+        ([{}], r"build\.steps\.0\.use: name an annotator or a filter"),
+        ([{"use": "sidecar", "templte": "x"}], r"build\.steps\.0\.templte: no such setting; there are template"),
+        ([{"use": "sidecar", "template": "x"}], r"build\.steps\.0: .*no place \{name\}"),
+        ([{"use": "sidecar", "actors": 0}], r"build\.steps\.0\.actors: .*greater than or equal to 1"),
+        ([{"use": "nouns"}], r"build\.steps\.0: nouns needs caption; put it behind a step that fills it"),
+        ([{"use": "caption_length"}], r"build\.steps\.0: caption_length needs caption; put it behind"),
+        ([{"use": "sidecar"}, {"use": "toyworld_entities"}], r"build\.steps\.1: toyworld_entities cannot annotate"),
+        ([{"use": "sidecar"}, {"use": "nouns"}], r"build\.steps: no step fills masks"),
+        ([{"use": "image_size", "min_side": "big"}], r"build\.steps\.0\.min_side: .*valid integer"),
+    ],
+)
+def test_a_wrong_list_of_steps_is_refused_with_the_path_of_the_mistake(steps: list[dict[str, Any]], told: str) -> None:
+    config = validate(BuildConfig, {"source": {"use": "image_folder"}, "steps": steps})
+    with pytest.raises(ConfigError, match=told):
+        config.pipeline_steps(config.opened_source())
+
+
+def test_a_wrong_source_is_refused_with_the_path_of_the_mistake() -> None:
+    with pytest.raises(ConfigError, match=r"build\.source\.use: there is no 'toywrld'; did you mean toyworld"):
+        validate(BuildConfig, {"source": {"use": "toywrld"}}).opened_source()
+    with pytest.raises(ConfigError, match=r"build\.source\.shard_row: no such setting; there are shard_rows, square"):
+        validate(BuildConfig, {"source": {"use": "image_folder", "shard_row": 3}}).opened_source()
+    with pytest.raises(ConfigError, match="image_format"):
+        validate(BuildConfig, {"compose": {"image_format": "psd"}})
+
+
+def test_where_and_how_often_a_model_runs_shapes_no_record() -> None:
+    steps = [{"use": "blip2"}, {"use": "language_model"}, {"use": "clipseg"}]
+    config = validate(BuildConfig, {"source": {"use": "image_folder"}, "steps": steps})
+    source = config.opened_source()
+    found = [(step.name, step.actors, step.model) for step in config.pipeline_steps(source)]
+    assert [(name, actors) for name, actors, _ in found] == [("caption", 1), ("entities", 1), ("masks", 1)]
+    assert all(model for _, _, model in found)
+    given = {"actors": 8, "gpus": 1, "device": "cuda"}
+    faster = validate(BuildConfig, {"source": {"use": "image_folder"}, "steps": [steps[0] | given, *steps[1:]]})
+    assert faster.settings(source) == config.settings(source)
+    other = validate(
+        BuildConfig, {"source": {"use": "image_folder"}, "steps": [steps[0] | {"batch_size": 3}, *steps[1:]]}
+    )
+    assert other.settings(source) != config.settings(source)
+
+
+@pytest.mark.parametrize(
+    ("pools", "light", "groups"),
+    [([], 3, []), ([0], 0, [2]), ([2], 2, [0]), ([0, 1, 2], 0, [0, 0, 0]), ([0, 2], 0, [1, 0])],
+)
+def test_light_steps_run_where_their_rows_are(pools: list[int], light: int, groups: list[int]) -> None:
+    """So a row changes its form three times at most: sample, Arrow row between processes, record."""
+    steps = [PipelineStep(str(n), object, 4, actors=int(n in pools)) for n in range(3)]
+    first, found = grouped(steps)
+    assert len(first) == light
+    assert [len(following) for _, following in found] == groups
