@@ -5,7 +5,8 @@
     kosmosg run export source=toyworld:instruct dest=my_pipeline   # the same for a given model, by any of its names
 
 A run folder becomes an export folder (config.json, weights, processor). An export folder becomes a pipeline folder in
-the layout of diffusers, which `KosmosGPipeline.from_pretrained` opens.
+the layout of diffusers, which `KosmosGPipeline.from_pretrained` opens. A folder that is there already is replaced when
+it is such a folder and nothing else; one that holds a file of another kind is refused and left as it is.
 """
 
 from importlib import import_module
@@ -15,8 +16,10 @@ import yaml
 
 from jobs.experiment import Experiment, main
 from kosmosg.checkpoint.export import load_export
+from kosmosg.checkpoint.publish import UNET_WEIGHTS, WEIGHTS, FolderLayout, check_replaceable, publish_folder
 from kosmosg.errors import ConfigError
 from kosmosg.hub import resolve_model
+from kosmosg.processor import CONFIG_FILE, SENTENCEPIECE_FILE
 from kosmosg_platform.config import validate
 from kosmosg_platform.console import echo
 from kosmosg_platform.run_paths import STAGES, RunPaths
@@ -25,6 +28,18 @@ from kosmosg_platform.tracking import Run
 from kosmosg_platform.training.export import export
 from kosmosg_platform.training.recipe import TrainRun
 from kosmosg_platform.training.trainer import run_key
+
+PIPELINE = FolderLayout(
+    kind="a Kosmos-G pipeline",
+    files=(
+        *("model_index.json", "README.md", "scheduler/scheduler_config.json", "feature_extractor/*_config.json"),
+        *(f"processor/{name}" for name in (CONFIG_FILE, SENTENCEPIECE_FILE)),
+        *(f"{part}/{name}" for part in ("model", "safety_checker") for name in ("*config.json", *WEIGHTS)),
+        *(f"{part}/{name}" for part in ("unet", "vae") for name in ("config.json", *UNET_WEIGHTS)),
+    ),
+    identity=("model_index.json", "_class_name", "KosmosGPipeline"),
+)
+"""What `KosmosGPipeline.save_pretrained` writes."""
 
 
 def run(experiment: Experiment) -> Path:
@@ -64,9 +79,10 @@ def export_pipeline(source: Path, decoder: str, dest: Path) -> Path:
     """Model and decoder as one folder for diffusers. Raises CheckpointError."""
     from kosmosg import KosmosGPipeline
 
+    check_replaceable(dest, PIPELINE)  # before gigabytes are read
     model, processor = load_export(source)
     pipe = KosmosGPipeline(model=model, processor=processor, decoder=decoder)
-    pipe.save_pretrained(dest)
+    publish_folder(dest, PIPELINE, pipe.save_pretrained)
     echo(f"export: pipeline in {dest}")
     return dest
 

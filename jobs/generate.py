@@ -31,6 +31,7 @@ from kosmosg_platform.inference.generation import (
     generate_images,
     image_key,
 )
+from kosmosg_platform.owned_folder import claim_files
 from kosmosg_platform.run_paths import RunPaths, choose_model
 from kosmosg_platform.storage import write_text
 
@@ -70,7 +71,8 @@ def run(experiment: Experiment) -> Path:
     model = choose_model(experiment.output, experiment.decoder, settings.model).folder
     tasks = read_tasks(experiment)[: experiment.limit]
     dest = (experiment.dest or layout.job("generate") / Path(experiment.source or "prompt").stem).absolute()
-    (dest / "images").mkdir(parents=True, exist_ok=True)
+    claim_files(dest, "generate", ("images", "results.jsonl", "sheet.png", STORE))
+    (dest / "images").mkdir(exist_ok=True)
     # What is there counts while the model, the decoder and the settings are what they were, by their contents.
     sampling = SamplingParams(settings.steps, settings.guidance, images_per_prompt=settings.n)
     key = image_key(model, experiment.decoder, [], sampling)

@@ -1,7 +1,7 @@
 """Train the frozen decoder of the toy world from scratch: VAE, CLIP and recogniser side by side, then the U-Net.
 
     kosmosg run toyworld toyworld                                 # three quarters of an hour on two free cores
-    kosmosg run toyworld toyworld dest=kosmosg/assets/toyworld    # replaces the weights that ship with the package
+    kosmosg run toyworld toyworld dest=kosmosg/assets/toyworld    # replaces the decoder that ships with the package
     kosmosg run toyworld tiny toyworld_build.effort=0.01          # minutes; shows that everything runs
 
 Leaves a folder in the diffusers layout (default <output>/toyworld/toyworld) with a model card and scores.json; use it
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from jobs.experiment import Experiment, main
+from kosmosg.checkpoint.publish import check_replaceable
 from kosmosg.toyworld.acceptance import Scores, shortfalls
-from kosmosg.toyworld.build import FITS, INDEPENDENT, assemble, scaled, train_part
+from kosmosg.toyworld.build import DECODER, FITS, INDEPENDENT, assemble, scaled, train_part
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest, plain
 from kosmosg_platform.console import echo
@@ -26,10 +27,14 @@ _REPORT_SECONDS = 10.0
 
 
 def run(experiment: Experiment) -> Path:
-    """Train what is not trained yet and put it together; returns the folder of the decoder."""
+    """Train what is not trained yet and put it together; returns the folder of the decoder.
+
+    Raises CheckpointError when the destination holds anything but an earlier decoder of the toy world.
+    """
     settings = experiment.toyworld_build
     work = RunPaths(experiment.output).job("toyworld")
     destination = experiment.dest or work / "toyworld"
+    check_replaceable(destination, DECODER)  # now, not after an hour of training
     with connect(experiment):
         train(INDEPENDENT, work, experiment)
         train(("unet",), work, experiment)

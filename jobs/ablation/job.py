@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from jobs import align, build_dataset, evaluate, instruct, pretrain
-from jobs.ablation.page import AblationResults, AblationRow, ablation_page
+from jobs.ablation.page import SIGNATURE, AblationResults, AblationRow, ablation_page
 from jobs.ablation.variants import REFERENCE, Variant, chosen
 from jobs.experiment import AblationConfig, Experiment, load
 from kosmosg import Prompt
@@ -206,6 +206,7 @@ def run(experiment: Experiment) -> Path:
     settings, ablation = experiment.ablation, Ablation(experiment)
     variants = chosen(settings.ablations)
     check_finished(settings)
+    page_path(experiment)  # refused now, not after hours of training
     with connect(ablation.job("instruct")):
         build_dataset.run(ablation.job("build_dataset"))
         parents = ablation.parents()
@@ -301,10 +302,24 @@ def losses(export: Path) -> list[tuple[float, float]]:
     return [(float(line["step"]), float(line["loss"])) for line in read_metrics(export.parent / "metrics.jsonl")]
 
 
+def page_path(experiment: Experiment) -> Path:
+    """Where the page goes. Raises ConfigError when files of that name are there that no ablation wrote."""
+    page = (experiment.dest or RunPaths(experiment.output).job("ablation")).absolute() / "results.md"
+    images = page.with_suffix("")
+    ours = page.is_file() and SIGNATURE in page.read_text(encoding="utf-8", errors="replace")
+    found = next((path for path in (page, images) if path.exists()), None)
+    if found is not None and not ours:
+        raise ConfigError(
+            f"dest: {found} is there and was not written by `kosmosg run ablation`, which would overwrite it; move it "
+            "away, or give another folder"
+        )
+    return page
+
+
 def publish(experiment: Experiment, ablation: Ablation, found: AblationResults) -> Path:
     """The page, the figures, and both in MLflow."""
     report = ablation_page(found)
-    page = report.write_markdown((experiment.dest or ablation.folder).absolute() / "results.md")
+    page = report.write_markdown(page_path(experiment))
     report.write(ablation.folder / "report.html")
     write_json(ablation.folder / "results.json", found.figures())
     write_text(ablation.folder / "experiment.yaml", to_yaml(experiment))

@@ -19,6 +19,8 @@ from jobs.experiment import AblationConfig
 from kosmosg.eval.statistics import Measured
 from kosmosg_platform.reports.page import Figure, PageSection, Report, Table, overlaid
 
+SIGNATURE = "Written by `kosmosg run ablation`"
+"""In the first lines of every page: by this one is known from a file of the user's."""
 CEILING = (
     1.0  # whole subjects of the autoencoder's reconstruction, one to three entities (kosmosg/assets/toyworld/README.md)
 )
@@ -156,7 +158,7 @@ def ablation_page(found: AblationResults) -> Report:
     ]
     lead = (
         "Does aligning before instructing give images of subjects that no training ever saw? Measured in the toy "
-        "world, by a recogniser. Written by `kosmosg run ablation`; what does not confirm the paper is told as well."
+        f"world, by a recogniser. {SIGNATURE}; what does not confirm the paper is told as well."
     )
     return Report("Ablation", lead, facts, sections)
 

@@ -10,10 +10,7 @@ processor, the settings of the run and the model card, and says clearly when a f
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +19,28 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kosmosg.checkpoint.publish import WEIGHTS, FolderLayout, publish_folder
 from kosmosg.checkpoint.state_dict import open_weights, shape_of
 from kosmosg.conditioners.alignernet import AlignerDecoder
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import CheckpointError, KosmosGError
 from kosmosg.layers.magneto import KosmosGPreTrainedModel
 from kosmosg.model import KosmosG
-from kosmosg.processor import KosmosGProcessor
+from kosmosg.processor import CONFIG_FILE, SENTENCEPIECE_FILE, KosmosGProcessor
 
 SHARD_BYTES = 2_000_000_000
 ALIGNER_DECODER_FOLDER = "aligner_decoder"
+_MODEL = ("config.json", "generation_config.json", *WEIGHTS)
+EXPORT = FolderLayout(
+    kind="an export",
+    files=(
+        *_MODEL,
+        *(f"{ALIGNER_DECODER_FOLDER}/{name}" for name in _MODEL),
+        *(CONFIG_FILE, SENTENCEPIECE_FILE, "experiment.yaml", "README.md"),
+    ),
+    identity=("config.json", "model_type", KosmosGConfig.model_type),
+)
+"""What `save_export` and `import_weights` write."""
 
 
 def save_export(
@@ -45,7 +54,8 @@ def save_export(
     """Write an export and return its folder. It appears whole or not at all; one that is there already is replaced.
 
     `experiment` is the resolved configuration of the run as plain values, `card` the text of README.md, `decoder` the
-    aligner's decoder N, for another stage 2 that resumes from here.
+    aligner's decoder N, for another stage 2 that resumes from here. Raises `CheckpointError`, and touches nothing, when
+    the folder holds anything that is no part of an export.
     """
     check_processor(processor, model.config, "the processor given")
 
@@ -57,7 +67,7 @@ def save_export(
         (draft / "experiment.yaml").write_text(yaml.safe_dump(experiment or {}, sort_keys=False, allow_unicode=True))
         (draft / "README.md").write_text(card)
 
-    return publish(Path(folder), fill)
+    return publish_folder(Path(folder), EXPORT, fill)
 
 
 def load_export(folder: str | Path) -> tuple[KosmosG, KosmosGProcessor]:
@@ -154,30 +164,6 @@ def write_weights(
     (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def publish(folder: Path, fill: Callable[[Path], None]) -> Path:
-    """Make a folder appear whole: `fill` writes into a draft beside it, which then takes its name.
-
-    An earlier export of that name is replaced; anything else that is there is left alone with a `CheckpointError`.
-    """
-    if folder.exists() and not (folder.is_dir() and ((folder / "config.json").is_file() or not any(folder.iterdir()))):
-        raise CheckpointError(f"{folder} is there and is no export; name a folder that is new, empty or an export")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        draft.chmod(0o755)  # a temporary folder is readable by its owner only
-        fill(draft)
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.replace(folder, old / folder.name)
-            os.replace(draft, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return folder
-
-
 def _complete(folder: Path, config: KosmosGConfig, kind: type[KosmosGPreTrainedModel] = KosmosG) -> None:
     """Every parameter is there in its shape: transformers would only warn, and start the missing ones anew."""
     weights = open_weights(folder)
@@ -216,11 +202,11 @@ def check_processor(processor: KosmosGProcessor, config: KosmosGConfig, which: s
 
 __all__ = [
     "ALIGNER_DECODER_FOLDER",
+    "EXPORT",
     "check_processor",
     "load_aligner_decoder",
     "load_export",
     "parameter_shapes",
-    "publish",
     "read_config",
     "save_export",
     "write_weights",

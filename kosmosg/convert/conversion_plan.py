@@ -22,12 +22,13 @@ from torch import Tensor
 
 from kosmosg.checkpoint.export import (
     ALIGNER_DECODER_FOLDER,
+    EXPORT,
     SHARD_BYTES,
     check_processor,
     parameter_shapes,
-    publish,
     write_weights,
 )
+from kosmosg.checkpoint.publish import publish_folder
 from kosmosg.checkpoint.state_dict import shape_of
 from kosmosg.conditioners.alignernet import AlignerDecoder, AlignerNet
 from kosmosg.config import KosmosGConfig
@@ -147,7 +148,7 @@ def import_weights(
 
     With `processor` (from the released sentencepiece file) the export is complete; without, only the model loads. N,
     where the checkpoint has it, goes into the subfolder `aligner_decoder`, from which stage 2 resumes. README.md says
-    what became of every name.
+    what became of every name. An earlier export is replaced; CheckpointError when the folder holds anything else.
     """
 
     def fill(draft: Path) -> None:
@@ -161,7 +162,7 @@ def import_weights(
         (draft / "experiment.yaml").write_text("{}\n")
         (draft / "README.md").write_text(_import_card(plan))
 
-    return publish(Path(folder), fill)
+    return publish_folder(Path(folder), EXPORT, fill)
 
 
 def published_config(weights: Mapping[str, Tensor], embedding: str) -> KosmosGConfig:

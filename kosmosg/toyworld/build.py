@@ -16,9 +16,11 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPModel
 
+from kosmosg.checkpoint.publish import UNET_WEIGHTS, WEIGHTS, FolderLayout, publish_folder
 from kosmosg.toyworld.acceptance import Scores, measure, shortfalls
 from kosmosg.toyworld.contrastive import CLIP_FIT, train_clip
 from kosmosg.toyworld.recogniser import RECOGNISER_FIT, Recogniser, train_recogniser
+from kosmosg.toyworld.scene import PATTERNS
 from kosmosg.toyworld.tokenizers import clip_tokenizer, train_sentencepiece
 from kosmosg.toyworld.training_loop import FitConfig, Fitted, Report, load_average
 from kosmosg.toyworld.unet import UNET_FIT, new_unet, scheduler, train_unet
@@ -28,6 +30,19 @@ INDEPENDENT = ("vae", "clip", "recogniser")
 """Parts that can be trained at the same time; `unet` comes after."""
 FITS: dict[str, FitConfig] = {"vae": VAE_FIT, "clip": CLIP_FIT, "recogniser": RECOGNISER_FIT, "unet": UNET_FIT}
 _EXPORT, _BILL = "export", "bill.json"
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+DECODER = FolderLayout(
+    kind="a decoder of the toy world",
+    files=(
+        *("model_index.json", "README.md", "scores.json", "sentencepiece.bpe.model", "scheduler/scheduler_config.json"),
+        *(f"{part}/{name}" for part in ("unet", "vae") for name in ("config.json", *UNET_WEIGHTS)),
+        *(f"{part}/{name}" for part in ("text_encoder", "vision_model") for name in ("config.json", *WEIGHTS)),
+        *("recogniser/config.json", "recogniser/model.safetensors", *(f"tokenizer/{name}" for name in _TOKENIZER)),
+    ),
+    identity=("recogniser/config.json", "patterns", list(PATTERNS)),
+    kept=("pretrain", "align", "instruct"),
+)
+"""What `assemble` writes; the three models that were trained for a decoder lie in subfolders of it."""
 
 
 def scaled(name: str, effort: float = 1.0, seed: int = 0) -> FitConfig:
@@ -74,8 +89,26 @@ def train_part(name: str, work: Path, config: FitConfig | None = None, report: R
 def assemble(work: Path, destination: Path, n: int = 192, note: str = "", report: Report = print) -> Scores:
     """Write the trained parts to `destination` in half precision, measure them there and write the model card.
 
-    The U-Net may still be in training: its average so far is taken.
+    The U-Net may still be in training: its average so far is taken. An earlier decoder of the toy world is replaced,
+    the models in it (`DECODER.kept`) stay. Raises CheckpointError when the folder holds anything else.
     """
+    scores: Scores = {}
+
+    def fill(draft: Path) -> None:
+        bills = _save_parts(work, draft)
+        scores.update(measure(draft, n))
+        for name, row in scores.items():
+            report(f"{name}: {json.dumps({key: round(value, 3) for key, value in row.items()})}")
+        report("; ".join(shortfalls(scores)) or "all thresholds are reached")
+        (draft / "scores.json").write_text(json.dumps({"n": n, "scores": scores, "training": bills}, indent=2) + "\n")
+        (draft / "README.md").write_text(card(draft, bills, scores, n, note))
+
+    publish_folder(destination, DECODER, fill)
+    return scores
+
+
+def _save_parts(work: Path, destination: Path) -> dict[str, Any]:
+    """The trained parts as a folder of the diffusers layout; gives what each has cost."""
     clip = CLIPModel.from_pretrained(work / "clip" / _EXPORT)
     bills = {name: _bill(work, name) for name in FITS}
     if (work / "unet" / _EXPORT).is_dir():
@@ -103,13 +136,7 @@ def assemble(work: Path, destination: Path, n: int = 192, note: str = "", report
     load_average(recogniser, work / "recogniser")
     recogniser.save(destination / "recogniser")
     train_sentencepiece(destination / "sentencepiece.bpe.model")
-
-    scores = measure(destination, n)
-    report("\n".join(f"{name}: {json.dumps({k: round(v, 3) for k, v in row.items()})}" for name, row in scores.items()))
-    report("; ".join(shortfalls(scores)) or "all thresholds are reached")
-    (destination / "scores.json").write_text(json.dumps({"n": n, "scores": scores, "training": bills}, indent=2) + "\n")
-    (destination / "README.md").write_text(card(destination, bills, scores, n, note))
-    return scores
+    return bills
 
 
 def card(folder: Path, bills: Mapping[str, Any], scores: Scores, n: int, note: str) -> str:

@@ -4,6 +4,7 @@ The marker is a small file, `.kosmosg.json`, written when a job first makes the 
 with other files in it and no marker belongs to somebody else and is refused before anything is touched.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from kosmosg.errors import ConfigError, DataError
@@ -35,6 +36,25 @@ def claim_folder(folder: Path, job: str, content: str = "", setting: str = "dest
         )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(marker, {"job": job, "content": content})
+    return folder
+
+
+def claim_files(folder: Path, job: str, names: Sequence[str], setting: str = "dest") -> Path:
+    """`claim_folder` for a job that writes a few names and leaves what else lies in its folder alone.
+
+    Raises ConfigError when the folder is a file or belongs to another job, or when one of `names` is there although no
+    marker says that this job wrote it.
+    """
+    folder = folder.absolute()
+    if not folder.is_dir() or (folder / MARKER).is_file():
+        return claim_folder(folder, job, setting=setting)
+    foreign = next((name for name in names if (folder / name).exists()), None)
+    if foreign is not None:
+        raise ConfigError(
+            f"{setting}: {folder} holds {foreign}, which the job {job} would overwrite and has not written; move it "
+            "away, or give another folder"
+        )
+    write_json(folder / MARKER, {"job": job, "content": ""})
     return folder
 
 

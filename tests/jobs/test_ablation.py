@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jobs.ablation.job import run
+from jobs.ablation.job import page_path, run
 from jobs.ablation.page import AblationResults, AblationRow, ablation_page, comparison, thresholds
 from jobs.ablation.variants import ABLATIONS, chosen
 from jobs.experiment import AblationConfig, load
 from kosmosg.errors import ConfigError
 from kosmosg.eval.statistics import Measured
 
+ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"shape": 0.95, "pattern": 0.9, "hue": 6.0, "background": 1.0, "whole": 0.9, "image": 0.8}
 BLIND = {"shape": 0.2, "pattern": 0.2, "hue": 92.0, "background": 0.9, "whole": 0.0, "image": 0.0}
 
@@ -103,6 +104,25 @@ def test_a_finished_model_of_another_recipe_is_no_seed(other: str, tmp_path: Pat
 def test_every_variant_can_be_trained_alone(variant) -> None:
     """Its settings are settings of the job, and change something."""
     assert load("instruct", "toyworld", variant.settings) != load("instruct", "toyworld") or variant.parent != "align"
+
+
+@pytest.mark.parametrize("mine", ["results.md", "results/main.png"])
+def test_a_page_that_no_ablation_wrote_is_not_overwritten(tmp_path: Path, mine: str) -> None:
+    file = tmp_path / "docs" / mine
+    file.parent.mkdir(parents=True)
+    file.write_text("# Results of my own")
+    with pytest.raises(ConfigError, match="was not written by `kosmosg run ablation`"):
+        run(load("ablation", "toyworld", [f"output={tmp_path / 'runs'}", f"dest={tmp_path / 'docs'}"]))
+    assert file.read_text() == "# Results of my own"
+    assert [path.name for path in tmp_path.iterdir()] == ["docs"]
+
+
+def test_a_page_of_an_earlier_ablation_is_written_anew(tmp_path: Path) -> None:
+    experiment = load("ablation", "toyworld", [f"dest={tmp_path}"])
+    written = ablation_page(found(recipe=GOOD, linear=GOOD, no_stage_2=BLIND)).write_markdown(page_path(experiment))
+    (tmp_path / "notes.md").write_text("beside it is anything")
+    assert page_path(experiment) == written == tmp_path / "results.md"
+    assert page_path(load("ablation", "toyworld", [f"dest={ROOT / 'docs'}"])).is_file()  # the page that ships
 
 
 @pytest.mark.slow

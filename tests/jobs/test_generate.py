@@ -42,6 +42,18 @@ def run(prompts: Path, export: Path, decoder: Path, *settings: str) -> Path:
     return generate.run(load("generate", "tiny", [*common, "generate.n=2", "generate.steps=3", *settings]))
 
 
+@pytest.mark.parametrize("mine", ["images/sea-1.png", "results.jsonl", "sheet.png"])
+def test_files_of_the_users_are_not_overwritten(
+    prompts: Path, export: Path, tiny_sd_parts: Path, tmp_path: Path, mine: str
+) -> None:
+    dest = tmp_path / "album"
+    (dest / mine).parent.mkdir(parents=True)
+    (dest / mine).write_text("mine")
+    with pytest.raises(ConfigError, match=f"holds {mine.split('/')[0]}, which the job generate would overwrite"):
+        run(prompts, export, tiny_sd_parts, f"dest={dest}")
+    assert (dest / mine).read_text() == "mine"
+
+
 @pytest.mark.slow
 def test_pictures_results_and_a_second_run(
     ray_cluster: None,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kosmosg import ConfigError
-from kosmosg_platform.owned_folder import MARKER, claim_folder, is_ours, refuse_overlap
+from kosmosg_platform.owned_folder import MARKER, claim_files, claim_folder, is_ours, refuse_overlap
 
 
 def test_a_new_or_empty_folder_is_claimed_and_found_again(tmp_path: Path) -> None:
@@ -35,6 +35,22 @@ def test_a_folder_of_another_job_or_content_is_refused(tmp_path: Path) -> None:
     (tmp_path / MARKER).write_text("{")
     with pytest.raises(ConfigError, match="damaged"):
         claim_folder(tmp_path, "build_dataset")
+
+
+@pytest.mark.parametrize("name", ["images", "results.jsonl"])
+def test_names_that_a_job_writes_are_its_own_or_refused(tmp_path: Path, name: str) -> None:
+    names = ("images", "results.jsonl")
+    (tmp_path / "prompts.jsonl").write_text("{}")
+    assert claim_files(tmp_path, "generate", names) == tmp_path
+    (tmp_path / name).mkdir()
+    assert claim_files(tmp_path, "generate", names) == tmp_path  # written since
+    with pytest.raises(ConfigError, match="was written by the job generate, not evaluate"):
+        claim_files(tmp_path, "evaluate", names)
+    (tmp_path / MARKER).unlink()
+    with pytest.raises(ConfigError, match=f"holds {name}, which the job generate would overwrite"):
+        claim_files(tmp_path, "generate", names)
+    assert {path.name for path in tmp_path.iterdir()} == {"prompts.jsonl", name}
+    assert claim_files(tmp_path / "new", "generate", names).is_dir()
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:

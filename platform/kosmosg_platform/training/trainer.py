@@ -32,6 +32,7 @@ from kosmosg_platform.training.metrics import last_metrics
 from kosmosg_platform.training.recipe import Recipe, TrainingExperiment, TrainRun
 
 FINISHED = "finished.json"
+_WRITTEN = (FINISHED, "run.json", "experiment.yaml", "metrics.jsonl", "checkpoints", "samples", "export")
 # Settings of `train` that change how a run is watched or cut into pieces, not what comes out of it.
 _FREE = {"micro_batch", "checkpoint_every", "log_every", "sample_every", "restart"}
 _SMALL = 8  # workers up to which a report should not wait for Ray's two-second health check
@@ -251,6 +252,9 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _forget(folder: Path) -> None:
-    for part in folder.iterdir():
-        if part.name != ".lock":
-            shutil.rmtree(part) if part.is_dir() else part.unlink()
+    """Delete what a run writes, and nothing that somebody else has put beside it."""
+    for part in (folder / name for name in _WRITTEN):
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
+            part.unlink(missing_ok=True)

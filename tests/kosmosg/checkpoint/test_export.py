@@ -50,18 +50,45 @@ def test_export_holds_everything_and_reads_back(model: KosmosG, processor: Kosmo
         assert theirs.equal(first)
 
 
-def test_export_replaces_an_export_and_nothing_else(model: KosmosG, processor: KosmosGProcessor, export: Path) -> None:
-    (export / "stale").touch()
+def test_an_export_is_replaced_whole(model: KosmosG, processor: KosmosGProcessor, export: Path) -> None:
+    save_export(model, processor, export, {}, "", AlignerDecoder(model.config))
     save_export(model, processor, export, {}, "# Another\n")
-    assert not (export / "stale").exists()
+    assert not (export / "aligner_decoder").exists()
     assert (export / "README.md").read_text() == "# Another\n"
-    mine = export.parent / "photographs"
-    mine.mkdir()
-    (mine / "cat.jpg").touch()
-    with pytest.raises(CheckpointError, match="photographs is there and is no export"):
-        save_export(model, processor, mine, {}, "")
-    assert [path.name for path in mine.iterdir()] == ["cat.jpg"]
-    assert sorted(path.name for path in export.parent.iterdir()) == ["export", "photographs"]  # no drafts left
+    assert [path.name for path in export.parent.iterdir()] == ["export"]  # no drafts left
+
+
+def test_an_export_in_shards_is_replaced_too(
+    model: KosmosG, processor: KosmosGProcessor, export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kosmosg.checkpoint.export.SHARD_BYTES", 100_000)
+    save_export(model, processor, export, decoder=AlignerDecoder(model.config))
+    assert len(list(export.rglob("model-*.safetensors"))) > 4
+    monkeypatch.undo()
+    save_export(model, processor, export)
+    assert [path.name for path in export.glob("*.safetensors*")] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "figures/loss.png", "aligner_decoder/todo.md", "model.safetensors.bak"])
+def test_a_file_of_the_users_in_an_export_survives(
+    model: KosmosG, processor: KosmosGProcessor, export: Path, name: str
+) -> None:
+    (export / name).parent.mkdir(exist_ok=True)
+    (export / name).write_text("mine")
+    before = {path: path.read_bytes() for path in export.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match=f"holds {name.split('/')[0]}.* is no part of an export; move it away"):
+        save_export(model, processor, export, {}, "# Another\n")
+    assert {path: path.read_bytes() for path in export.rglob("*") if path.is_file()} == before
+    assert [path.name for path in export.parent.iterdir()] == ["export"]
+
+
+def test_a_model_of_another_kind_with_the_names_of_an_export_survives(
+    model: KosmosG, processor: KosmosGProcessor, export: Path
+) -> None:
+    rewrite("config.json", lambda config: config.update(model_type="llama"))(export)
+    with pytest.raises(CheckpointError, match=r"export is not an export: its config\.json"):
+        save_export(model, processor, export, {}, "# Another\n")
+    assert (export / "README.md").read_text() == "# A model\n"
 
 
 def test_failed_export_leaves_the_earlier_one(model: KosmosG, processor: KosmosGProcessor, export: Path) -> None:

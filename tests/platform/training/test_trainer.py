@@ -240,8 +240,11 @@ def test_a_run_whose_checkpoints_cannot_be_read_starts_over_only_when_told(
         launch.fit(recipe, experiment(tmp_path, **one))
     assert sixth.is_dir()
     assert last.is_dir()
+    (folder / "notes.txt").write_text("mine")
     again = launch.fit(recipe, experiment(tmp_path, **one, train={"restart": True}))
     assert losses(again) == pytest.approx(losses(plain_run), abs=1e-5)
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert not sixth.exists()
 
 
 def test_what_does_not_divide_is_refused_before_anything_starts(tmp_path: Path) -> None:
