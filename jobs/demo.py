@@ -20,9 +20,9 @@ import yaml
 
 from jobs import align, build_dataset, evaluate, instruct, pretrain
 from jobs.experiment import Experiment, load, main
+from kosmosg.data.contact_sheet import SheetRow, result_sheet
 from kosmosg.eval.benchmarks.base import open_benchmark
 from kosmosg.eval.protocol import find_protocol
-from kosmosg.eval.result_sheet import SheetRow, result_sheet
 from kosmosg.prompt import Prompt
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest, plain, to_yaml

@@ -166,7 +166,7 @@ def finish(
     """The contact sheet and the closing lines."""
     from PIL import Image
 
-    from kosmosg.eval.result_sheet import SheetRow, result_sheet
+    from kosmosg.data.contact_sheet import SheetRow, result_sheet
 
     ordered = [(task, rows[task.id]) for task in tasks]
     done = [(task, row) for task, row in ordered if not row["error"]]
@@ -175,7 +175,7 @@ def finish(
             SheetRow(task.prompt, [Image.open(dest / name).convert("RGB") for name in row["files"]])
             for task, row in done[:SHEET_ROWS]
         ]
-        result_sheet(shown, [str(i + 1) for i in range(len(shown[0].pictures))]).save(dest / "sheet.png")
+        result_sheet(shown, [str(i + 1) for i in range(len(shown[0].images))]).save(dest / "sheet.png")
     refused = [row for _, row in ordered if row["error"]]
     count = sum(len(row["files"]) for _, row in done)
     rate = f", {fresh / seconds:.2f} a second" if fresh else ""

@@ -26,8 +26,8 @@ from jobs.experiment import AblationConfig, Experiment, load
 from kosmosg import Prompt
 from kosmosg.checkpoint.digest import model_digest
 from kosmosg.checkpoint.export import load_export
+from kosmosg.data.contact_sheet import SheetRow, result_sheet
 from kosmosg.errors import ConfigError
-from kosmosg.eval.result_sheet import SheetRow, result_sheet
 from kosmosg.eval.statistics import measure_shares
 from kosmosg.hub import resolve_model
 from kosmosg.toyworld.benchmark import Correctness, Style, judge, toyworld_prompts

@@ -10,10 +10,10 @@ from typing import Any
 
 from PIL import Image
 
+from kosmosg.data.contact_sheet import SheetRow, result_sheet
 from kosmosg.eval.benchmarks.base import Benchmark, BenchmarkSettings, open_benchmark
 from kosmosg.eval.features.networks import find_weights
 from kosmosg.eval.protocol import Protocol
-from kosmosg.eval.result_sheet import SheetRow, result_sheet
 from kosmosg.prompt import Prompt
 from kosmosg_platform.cluster.session import Scaled, connect
 from kosmosg_platform.inference.features import FeatureNetworkSpec, ImageSet, digests, extract_features

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from kosmosg import KosmosG, KosmosGProcessor, Prompt
+from kosmosg.data.contact_sheet import SheetRow, result_sheet
 from kosmosg.diffusion.decoder import FrozenDecoder
-from kosmosg.eval.result_sheet import SheetRow, result_sheet
 
 SEED = 1234
 
