@@ -143,6 +143,7 @@ ANNOTATORS: dict[str, str | type] = {
     "sidecar": "kosmosg.data.annotators.sidecar:SidecarCaptioner",
     "blip2": "kosmosg.data.annotators.blip2:Blip2Captioner",
     "nouns": "kosmosg.data.annotators.nouns:NounFinder",
+    "noun_chunks": "kosmosg.data.annotators.noun_chunks:NounChunkFinder",
     "language_model": "kosmosg.data.annotators.language_model:LanguageEntityFinder",
     "grabcut": "kosmosg.data.annotators.grabcut:GrabCutSegmenter",
     "clipseg": "kosmosg.data.annotators.clipseg:ClipSegSegmenter",
