@@ -33,7 +33,7 @@ from kosmosg.hub import resolve_model
 from kosmosg.toyworld.benchmark import Correctness, Style, judge, toyworld_prompts
 from kosmosg.toyworld.edits import EditPrompt, edit_prompts, judge_edits
 from kosmosg.toyworld.judging import SETS, SetPrompt, in_turn, prompts_of_sets
-from kosmosg.toyworld.reading import answer, caption_cases, exact_match, question_cases
+from kosmosg.toyworld.reading import answer, caption_cases, question_cases, reading_scores
 from kosmosg.toyworld.trials import measure_trials
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest, plain, to_yaml
@@ -264,7 +264,7 @@ def read_out(stage: str, export: str | Path, count: int) -> dict[str, float]:
     disable_progress_bar()  # of reading the weights
     model, processor = load_export(resolve_model(export))
     cases = caption_cases(count) + question_cases(count)
-    found = exact_match(cases, answer(model.mllm.eval(), processor, cases))
+    found = reading_scores(cases, answer(model.mllm.eval(), processor, cases))
     echo(f"ablation: {stage}: captions {found['caption']:.2f}, answers {found['question']:.2f}")
     return found
 

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from kosmosg.eval.benchmarks.base import BenchmarkCase, BenchmarkSettings, Features, ImagesToRead, ScorePage
-from kosmosg.eval.features.networks import Framing, weights_sha256
+from kosmosg.eval.features.base import weights_sha256
+from kosmosg.eval.features.preprocessing import Framing
 from kosmosg.eval.protocol import RECOGNISER, Protocol
 from kosmosg.toyworld.assets import toyworld_folder
 from kosmosg.toyworld.benchmark import Style, ToyworldPrompt, score, toyworld_prompts

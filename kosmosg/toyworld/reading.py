@@ -1,7 +1,7 @@
 """What stage 1 has learnt, counted: captions and answers by `generate()`, exactly right or not.
 
     cases = caption_cases(192) + question_cases(192)
-    exact_match(cases, answer(model.mllm, processor, cases))     # {"caption": 0.9, "question": 0.8, "color": ...}
+    reading_scores(cases, answer(model.mllm, processor, cases))  # {"caption": 0.9, "question": 0.8, "color": ...}
 
 All subjects are held out: their combination of shape, colour word and pattern was in no training image, but each
 single word was.
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from kosmosg.eval.metrics.exact_match import exact_match
 from kosmosg.model.mllm import KosmosGForConditionalGeneration
 from kosmosg.processor import KosmosGProcessor
 from kosmosg.prompt import Prompt
@@ -69,21 +70,21 @@ def answer(
     return words
 
 
-def exact_match(cases: Sequence[ReadingCase], answers: Sequence[str]) -> dict[str, float]:
+def reading_scores(cases: Sequence[ReadingCase], answers: Sequence[str]) -> dict[str, float]:
     """Share of right answers for all captions, for all questions, and for each kind of question.
 
     A caption counts up to its subject's shape and without size words, which a cut-out cannot show; the model may go on
-    about a scene behind it. An answer counts as it stands, up to the end of its line.
+    about a scene behind it. An answer counts as it stands, up to the end of its line. Raises ValueError when there is
+    not one answer for each case.
     """
     if len(cases) != len(answers):
         raise ValueError(f"{len(answers)} answers for {len(cases)} cases; give one for each")
-    marks: dict[str, list[bool]] = {}
-    for case, said in zip(cases, answers, strict=True):
-        right = (_subject(said) if case.about == "caption" else said.strip()) == case.answer
-        marks.setdefault(case.about, []).append(right)
-        if case.about != "caption":
-            marks.setdefault("question", []).append(right)
-    return {about: float(np.mean(right)) for about, right in sorted(marks.items())}
+    pairs = zip(cases, answers, strict=True)
+    return exact_match(
+        [_subject(said) if case.about == "caption" else said.strip() for case, said in pairs],
+        [case.answer for case in cases],
+        [(case.about,) if case.about == "caption" else (case.about, "question") for case in cases],
+    )
 
 
 def _subject(said: str) -> str:

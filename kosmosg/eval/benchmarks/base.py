@@ -20,7 +20,7 @@ from kosmosg.eval.protocol import Protocol
 from kosmosg.plugins import find_entry
 
 if typing.TYPE_CHECKING:
-    from kosmosg.eval.features.networks import Framing
+    from kosmosg.eval.features.preprocessing import Framing
 
 BENCHMARKS: dict[str, str] = {
     "dreambench": "kosmosg.eval.benchmarks.dreambench:DreamBench",

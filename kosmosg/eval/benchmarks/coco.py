@@ -24,7 +24,7 @@ from kosmosg.eval.benchmarks.base import (
     ScorePage,
     spread_out,
 )
-from kosmosg.eval.features.networks import Framing
+from kosmosg.eval.features.preprocessing import Framing
 from kosmosg.eval.metrics.fid import Moments, frechet_distance
 from kosmosg.eval.protocol import ALL_PLAIN, IN_ORDER, INCEPTION, OWN_SMOOTH, Protocol
 

@@ -14,7 +14,7 @@ from kosmosg.eval.benchmarks.base import (
     spread_out,
 )
 from kosmosg.eval.benchmarks.dreambench_data import SUBJECTS, digest_cases, make_cases, real_photos
-from kosmosg.eval.features.networks import Framing
+from kosmosg.eval.features.preprocessing import Framing
 from kosmosg.eval.metrics import similarity
 from kosmosg.eval.protocol import ALL_PHOTOS, CLIP, DINO, Protocol
 from kosmosg.eval.statistics import flat
@@ -54,7 +54,7 @@ class DreamBench:
         """Over all images, then by subject."""
         sentences = list(dict.fromkeys(case.sentence for case in self.asked))
         if self._words is None:
-            from kosmosg.eval.features.networks import ClipTexts
+            from kosmosg.eval.features.clip import ClipTexts
 
             self._words = ClipTexts(self.clip).texts(sentences)
         asked = [case for case in self.asked for _ in range(self.protocol.pictures)]

@@ -1,3 +1,3 @@
-"""Feature networks: `networks` (DINO, CLIP, and how weights are found), `inception` for FID, and the `preprocessing`
-that published numbers were made with.
+"""Feature networks: `base` (their table, and how weights are found), `dino`, `clip`, `inception` for FID, and the
+`preprocessing` that published numbers were made with.
 """

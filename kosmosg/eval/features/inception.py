@@ -15,14 +15,39 @@ from typing import Self
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from kosmosg.checkpoint.state_dict import open_weights
 from kosmosg.errors import CheckpointError
-from kosmosg.eval.features.preprocessing import INCEPTION_SIZE
+from kosmosg.eval.features.base import Features, as_features, device
+from kosmosg.eval.features.preprocessing import INCEPTION_SIZE, Framing
 
 FEATURES = 2048
 FILE = "pt_inception-2015-12-05-6726825d.pth"
+
+
+class InceptionImages:
+    """Pooled features of FID's Inception, (N, 2048); a framing that is not given is that of clean-fid."""
+
+    def __init__(self, source: str, framing: Framing | None = None) -> None:
+        self.framing = framing or Framing("clean")
+        self.model = Inception.load(source).to(device())
+
+    @staticmethod
+    def find(source: str) -> str:
+        """The path of the weights file. Raises CheckpointError where there is none."""
+        path = Path(source)
+        if not path.is_file():
+            raise CheckpointError(
+                f"evaluate.weights.inception: there is no file {source}; give the path of {FILE} (of pytorch-fid)"
+            )
+        return str(path.absolute())
+
+    def images(self, images: Sequence[Image.Image]) -> Features:
+        """(N, 2048), one row an RGB image of any size."""
+        pixels = torch.stack([self.framing(image) for image in images])
+        return as_features(self.model(pixels.to(device())))
 
 
 class Inception(nn.Module):

@@ -6,7 +6,7 @@ function here is one published behaviour, named after where it comes from; `kosm
 Letters: H x W pixels of an image. Arrays are (H, W, 3) with values in 0..255.
 """
 
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-
-from kosmosg.prompt import read_image
 
 Pixels = npt.NDArray[np.float32]  # (H, W, 3), 0..255, not rounded
 Bytes = npt.NDArray[np.uint8]  # (H, W, 3)
@@ -25,9 +23,22 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def read_bytes(path: Path) -> Bytes:
-    """An image file as RGB bytes. Raises ImageError."""
-    return np.asarray(read_image(path, name=str(path.parent.name)))
+@dataclass(frozen=True)
+class Framing:
+    """How an image is prepared for FID."""
+
+    resize: str
+    """`tf1` or `clean`: the way to 299 x 299."""
+    crop: str = ""
+    """Before that: nothing, `plain` (shorter side 256 without antialias, centre square) or `smooth` (with it)."""
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """An RGB image as (3, 299, 299), 0..255."""
+        pixels = np.asarray(crop_square(image, 256) if self.crop == "smooth" else image)
+        if self.crop == "plain":
+            pixels = crop_square_plain(pixels, 256)
+        resized = resize_clean(pixels) if self.resize == "clean" else resize_tf1(pixels)
+        return torch.from_numpy(resized).permute(2, 0, 1)
 
 
 def crop_square(image: Image.Image, side: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from kosmosg.data.contact_sheet import SheetRow, result_sheet
 from kosmosg.eval.benchmarks.base import Benchmark, BenchmarkSettings, open_benchmark
-from kosmosg.eval.features.networks import find_weights
+from kosmosg.eval.features.base import find_weights
 from kosmosg.eval.protocol import Protocol
 from kosmosg.prompt import Prompt
 from kosmosg_platform.cluster.session import Scaled, connect

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from kosmosg.errors import DataError
-from kosmosg.eval.features.networks import Features, Framing, Network, extract, open_network, weights_sha256
+from kosmosg.eval.features.base import FeatureNetwork, Features, extract, open_network, weights_sha256
+from kosmosg.eval.features.preprocessing import Framing
 from kosmosg_platform.cluster.session import ScaleConfig
 from kosmosg_platform.config import digest
 from kosmosg_platform.inference.actors import run_blocks
@@ -91,7 +92,7 @@ class FeatureExtractor:
             torch.set_num_threads(1)
         self.folder = Path(folder)
         self.views: dict[str, dict[str, Any]] = {}
-        self.networks: dict[tuple[Any, ...], Network] = {}
+        self.networks: dict[tuple[Any, ...], FeatureNetwork] = {}
 
     def __call__(self, name: str) -> int:
         """One block, `key/number`; gives how many files it has."""
@@ -106,7 +107,7 @@ class FeatureExtractor:
         partial.replace(self.folder / f"{name}.npz")
         return len(files)
 
-    def _network(self, entry: dict[str, Any]) -> Network:
+    def _network(self, entry: dict[str, Any]) -> FeatureNetwork:
         framing = Framing(**entry["framing"]) if entry["framing"] else None
         known = (entry["network"], entry["source"], framing)
         if known not in self.networks:

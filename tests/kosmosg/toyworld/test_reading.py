@@ -4,7 +4,7 @@ import pytest
 
 from kosmosg import KosmosG, KosmosGConfig, KosmosGProcessor
 from kosmosg.toyworld.assets import toyworld_folder
-from kosmosg.toyworld.reading import answer, caption_cases, exact_match, question_cases
+from kosmosg.toyworld.reading import answer, caption_cases, question_cases, reading_scores
 from kosmosg.toyworld.scene import COLORS, KINDS, PATTERNS, is_held_out
 
 
@@ -26,15 +26,15 @@ def test_what_counts_as_right() -> None:
     article, rest = case.answer.split(" ", 1)
     assert article == "a"
     for said in (case.answer, f"a large {rest}", f"{case.answer} above a split red ball", f"{case.answer} at sea"):
-        assert exact_match([case], [said]) == {"caption": 1.0}, said
+        assert reading_scores([case], [said]) == {"caption": 1.0}, said
     for said in (case.answer.rsplit(" ", 1)[0], "", "a ball", f"a split red ball above {case.answer}"):
-        assert exact_match([case], [said]) == {"caption": 0.0}, said
+        assert reading_scores([case], [said]) == {"caption": 0.0}, said
 
 
 def test_questions_are_counted_by_kind_and_together() -> None:
     cases = question_cases(24)
     answers = [case.answer if case.about != "night" else "perhaps" for case in cases]
-    marks = exact_match(cases, answers)
+    marks = reading_scores(cases, answers)
     wrong = sum(case.about == "night" for case in cases)
     assert marks["night"] == 0.0
     assert marks["place"] == 1.0
@@ -42,8 +42,9 @@ def test_questions_are_counted_by_kind_and_together() -> None:
 
 
 def test_a_count_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(ValueError, match="0 answers for 1 cases"):
-        exact_match(caption_cases(1), [])
+    for answers in ([], ["a red ball", "a red ball"]):
+        with pytest.raises(ValueError, match=f"{len(answers)} answers for 1 cases"):
+            reading_scores(caption_cases(1), answers)
 
 
 def test_an_untrained_model_answers_and_is_wrong() -> None:
@@ -52,4 +53,4 @@ def test_an_untrained_model_answers_and_is_wrong() -> None:
     cases = caption_cases(3) + question_cases(3)
     said = answer(model.mllm, processor, cases, batch=4)
     assert len(said) == 6
-    assert exact_match(cases, said)["caption"] == 0.0
+    assert reading_scores(cases, said)["caption"] == 0.0

@@ -11,9 +11,10 @@ from transformers import CLIPModel, CLIPTokenizer, ViTModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from kosmosg.errors import CheckpointError, ConfigError, ImageError
+from kosmosg.eval.features.base import extract, find_weights, open_network, weights_sha256
+from kosmosg.eval.features.clip import ClipTexts
 from kosmosg.eval.features.inception import Inception
-from kosmosg.eval.features.networks import ClipTexts, Framing, extract, find_weights, open_network, weights_sha256
-from kosmosg.eval.features.preprocessing import imagenet
+from kosmosg.eval.features.preprocessing import Framing, imagenet
 from kosmosg.eval.metrics.fid import cosine
 
 
@@ -81,7 +82,7 @@ def test_inception_gives_what_torch_fidelity_gave(inception_file: Path) -> None:
     """Same weights, same image, resized as there: feature_extractor_inceptionv3.FeatureExtractorInceptionV3."""
     y, x = np.mgrid[:40, :64]
     picture = np.stack([(3 * x + y) % 256, (5 * y + x * x) % 256, (x * y) % 256], -1).astype(np.uint8)
-    features = open_network("inception", str(inception_file), Framing("tf1")).pictures([Image.fromarray(picture)])[0]
+    features = open_network("inception", str(inception_file), Framing("tf1")).images([Image.fromarray(picture)])[0]
     assert features.shape == (2048,)
     recorded = [0.0, 158.97467041015625, 65594.6171875, 7807.61328125, 0.0]
     assert features[[0, 500, 1000, 1500, 2047]] == pytest.approx(recorded, rel=1e-3)
@@ -123,7 +124,7 @@ class TestMistakes:
             extract([], {})
 
     def test_an_unknown_network(self) -> None:
-        with pytest.raises(ConfigError, match="there is no feature network 'vgg'"):
+        with pytest.raises(ConfigError, match=r"protocol\.features: there is no 'vgg'"):
             open_network("vgg", "x")
 
 
