@@ -1,8 +1,9 @@
 """Plug-ins: modules that add entries to the registries when they are imported.
 
 A registry is a plain dict beside the protocol of its entries (`SOURCES`, `ANNOTATORS`, `FILTERS`, `RECORD_KINDS`,
-`CONDITIONERS`, `BENCHMARKS`, `FEATURE_NETWORKS`, `MODELS`). The toy world fills them through its plug-in like any other;
-a package of your own does so by naming its module under the entry point group `kosmosg.plugins`. See docs/extending.md.
+`CONDITIONERS`, `BENCHMARKS`, `FEATURE_NETWORKS`, `MODELS`). The toy world fills them through its plug-in like any
+other; a package of your own does so by naming its module under the entry point group `kosmosg.plugins`. See
+docs/extending.md.
 """
 
 import difflib
