@@ -5,7 +5,7 @@ EXTRAS := platform,annotate,spacy,eval,docs,dev
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check gpu-test bench docs image clean
+.PHONY: help setup demo test check gpu-test bench docs settings image clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ bench: $(READY) ## run the side-by-side speed benchmarks (they never fail on a t
 
 docs: $(READY) ## build the documentation site into runs/site, offline, and check its links
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo "runs/site/index.html"
+
+settings: $(READY) ## write docs/configuration.md and jobs/settings.json after a setting has changed
+	@$(BIN)/python -c "from jobs.settings_page import write; write()"
 
 image: ## build the container image that clusters run
 	docker build -f platform/infra/Dockerfile -t kosmosg:latest .

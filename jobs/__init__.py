@@ -2,7 +2,8 @@
 
 `plan` before paying; then `build_dataset`, `pretrain`, `align`, `instruct`, `evaluate`, `generate` and `export`, in the
 order of a model's life; `toyworld`, `demo` and `ablation` show it in the toy world. `experiment` is the whole of a run
-as one value, and the way in that all share; `settings` says which settings each job reads.
+as one value, and the way in that all share; `settings` says which settings each job reads, `settings_page`
+writes them down.
 """
 
 import sys

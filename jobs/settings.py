@@ -1,8 +1,7 @@
 """Which settings each job reads, for help, refusals and documentation. Light: knows no torch, no Ray, no pydantic.
 
 The settings themselves are declared in typed sections, beside what they configure; importing those takes seconds. So
-what `--help` prints is kept in settings.json, which `write` makes from the sections and a test keeps fresh, together
-with docs/configuration.md.
+what `--help` prints is kept in settings.json, which `jobs.settings_page` makes from the sections.
 """
 
 import ast
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "configuration.md"
 
 _RUN = ("output", "scale", "tracking")
 _TRAIN = (*_RUN, "train", "engine", "model", "decoder", "parent", "data")
@@ -85,54 +83,6 @@ def answer_help(command: Sequence[str]) -> None:
     if modules and modules[0] in JOBS and {"-h", "--help"} & set(command):
         print(usage(modules[0]))
         sys.exit(0)
-
-
-def write() -> None:
-    """Make settings.json and docs/configuration.md from the typed sections; takes the seconds of their imports."""
-    (HERE / "settings.json").write_text(rendered_settings(), encoding="utf-8")
-    PAGE.write_text(rendered_page(), encoding="utf-8")
-
-
-def rendered_settings() -> str:
-    """What settings.json should hold."""
-    return json.dumps([list(row) for row in _described()], indent=1, ensure_ascii=False) + "\n"
-
-
-def rendered_page() -> str:
-    """What docs/configuration.md should hold."""
-    lines = [
-        "# Configuration",
-        "Every setting of every job: `key=value` on the command line, or a place in a preset. Generated from the typed",
-        "sections; do not edit it by hand. The last column says which jobs read it; the others refuse it.",
-        "",
-        "Precedence: these defaults, the preset, the preset's `jobs.JOB`, the command line. A mapping given on the",
-        "command line replaces the preset's; a dotted key changes one entry of it.",
-    ]
-    section = None
-    for key, default, text in _described():
-        first = key.partition(".")[0]
-        title = first if "." in key else "general"
-        if title != section:
-            lines += [
-                "",
-                f"## `{title}`" if title != "general" else "## General",
-                "",
-                "| key | default | meaning | read by |",
-            ]
-            lines.append("|---|---|---|---|")
-            section = title
-        cells = (f"`{key}`", f"`{default}`" if default else "", text.replace("|", "\\|"))
-        lines.append(f"| {' | '.join(cells)} | {', '.join(job for job in JOBS if reads(job, key))} |")
-    return "\n".join(lines) + "\n"
-
-
-def _described() -> list[tuple[str, str, str]]:
-    from jobs.experiment import Experiment
-    from kosmosg_platform.config import describe
-
-    rows = list(describe(Experiment))
-    general = [row for row in rows if "." not in row[0]]
-    return general + [row for row in rows if "." in row[0]]
 
 
 def _docstring(job: str) -> str:

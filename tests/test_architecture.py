@@ -3,8 +3,10 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,6 +30,23 @@ def test_layers_hold() -> None:
     command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_no_circles_between_rooms() -> None:
+    """A room is a folder without sub-folders; a module that lies beside rooms is a room of its own."""
+    graph = grimp.build_graph("kosmosg", "kosmosg_platform", "jobs", "serving", cache_dir=None)
+    packages = {module.rpartition(".")[0] for module in graph.modules} - {""}
+    mixed = {package.rpartition(".")[0] for package in packages}  # those that hold other packages
+
+    def room(module: str) -> str:
+        package = module if module in packages else module.rpartition(".")[0]
+        return module if package in mixed else package
+
+    arrows: dict[str, set[str]] = {room(module): set() for module in graph.modules}
+    for module in graph.modules:
+        imported = {room(other) for other in graph.find_modules_directly_imported_by(module)}
+        arrows[room(module)] |= imported - {room(module)}
+    TopologicalSorter(arrows).prepare()  # raises CycleError, which names the circle
 
 
 def test_importing_the_library_is_light_and_writes_nothing(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ import yaml
 
 from jobs.demo import DemoRun, run_step
 from jobs.experiment import PRESETS, Experiment, from_arguments, load
-from jobs.settings import JOBS, PAGE, rendered_page, rendered_settings
+from jobs.settings import JOBS
+from jobs.settings_page import PAGE, rendered_page, rendered_settings
 from kosmosg.errors import ConfigError
 from kosmosg.hub import resolve_model
 from kosmosg_platform.cluster import workspace
@@ -135,7 +136,7 @@ def test_help_is_there_in_two_seconds_and_names_what_the_job_reads_alone(job: st
 
 
 def test_what_help_and_the_page_of_settings_say_is_fresh() -> None:
-    """Made anew by `python -c "from jobs.settings import write; write()"`."""
+    """Written by `make settings`."""
     assert (PRESETS.parent / "settings.json").read_text() == rendered_settings()
     assert PAGE.read_text() == rendered_page()
 

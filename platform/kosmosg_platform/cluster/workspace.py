@@ -40,7 +40,7 @@ def _is_checkout(folder: Path) -> bool:
 def jobs(checkout: Path) -> list[str]:
     """The jobs that a checkout offers: modules of `jobs`, but what they share, and runnable packages."""
     folder = checkout / "jobs"
-    modules = {path.stem for path in folder.glob("[a-z]*.py")} - {"experiment", "settings"}
+    modules = {path.stem for path in folder.glob("[a-z]*.py")} - {"experiment", "settings", "settings_page"}
     return sorted(modules | {path.parent.name for path in folder.glob("*/__main__.py")})
 
 
