@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the targets create when it is missing. `make help` lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := platform,annotate,spacy,eval,docs,dev
+EXTRAS := platform,annotate,spacy,docs,dev
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help

@@ -126,9 +126,7 @@ def read_config(folder: Path) -> KosmosGConfig:
     return config
 
 
-def write_weights(
-    tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_bytes: int = SHARD_BYTES, stem: str = "model"
-) -> None:
+def write_weights(tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
     """Stream named tensors into safetensors shards of at most `shard_bytes`, one shard in memory at a time.
 
     The files are those of `save_pretrained`: one `model.safetensors`, or numbered shards and their index.
@@ -138,7 +136,7 @@ def write_weights(
     size = total = 0
 
     def flush() -> None:
-        path = folder / f"{stem}-{len(shards):05}.part"
+        path = folder / f"model-{len(shards):05}.part"
         save_file(pending, path, metadata={"format": "pt"})
         shards.append((path, list(pending)))
         pending.clear()
@@ -153,15 +151,15 @@ def write_weights(
         size, total = size + count, total + count
     flush()
     if len(shards) == 1:
-        shards[0][0].rename(folder / f"{stem}.safetensors")
+        shards[0][0].rename(folder / "model.safetensors")
         return
     where = {}
     for number, (path, names) in enumerate(shards, start=1):
-        final = f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
+        final = f"model-{number:05}-of-{len(shards):05}.safetensors"
         path.rename(folder / final)
         where.update(dict.fromkeys(names, final))
     index = {"metadata": {"total_size": total}, "weight_map": where}
-    (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def _complete(folder: Path, config: KosmosGConfig, kind: type[KosmosGPreTrainedModel] = KosmosG) -> None:

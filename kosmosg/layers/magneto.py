@@ -188,7 +188,6 @@ class CrossLayer(GradientCheckpointingLayer):
         hidden: int,
         gain: float,
         eps: float,
-        activation: str = "gelu",
     ) -> None:
         super().__init__()
         self.self_attn_layer_norm = nn.LayerNorm(width, eps=eps)

@@ -39,13 +39,6 @@ class Condition:
         """Both on another device or in another precision, as `Tensor.to`."""
         return Condition(self.positive.to(*args, **kwargs), self.negative.to(*args, **kwargs))
 
-    def for_guidance(self, images_per_prompt: int = 1) -> Tensor:
-        """(2 * B * n, Q, D): all negatives, then all positives, prompt by prompt repeated as p0, p1, ..., p0, p1, ...
-
-        The order in which the original's own sampling loop stacks them.
-        """
-        return torch.cat([part.repeat(images_per_prompt, 1, 1) for part in (self.negative, self.positive)])
-
 
 @dataclass
 class KosmosGOutput(ModelOutput):

@@ -6,8 +6,7 @@ shape and pattern are right and its hue is within half a colour word (22.5 degre
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -114,21 +113,18 @@ def toyworld_prompts(
     held_out: bool = True,
     seed: int = 0,
     style: Style = "class",
-    background: bool = False,
-    layout: str | None = None,
 ) -> list[ToyworldPrompt]:
     """n prompts and the scenes that they ask for; the same seed asks for the same scenes in every style.
 
-    Every reference image is cut out of *another* scene (other size, place and background), on white unless
-    `background`. Styles: "class" says `a ball <i> and a cat <i> at sea`, "image" says `<i> and <i> at sea`, "text" says
-    `a ball and a cat at sea` (a lower bound), "full" says `a striped red ball and a spotted blue cat at sea` (what
-    words can do).
+    Every reference image is cut out of *another* scene (other size, place and background), on white. Styles: "class"
+    says `a ball <i> and a cat <i> at sea`, "image" says `<i> and <i> at sea`, "text" says `a ball and a cat at sea` (a
+    lower bound), "full" says `a striped red ball and a spotted blue cat at sea` (what words can do).
     """
     rng = np.random.default_rng([seed, entities, int(held_out)])
     prompts = []
     for _ in range(n):
-        scene = sample_scene(rng, held_out, entities, layout)
-        references = [Image.fromarray(another_view(rng, entity, background)) for entity in scene.entities]
+        scene = sample_scene(rng, held_out, entities)
+        references = [Image.fromarray(another_view(rng, entity, background=False)) for entity in scene.entities]
         if style == "image" and scene.layout == "alone":  # no word tells the size: the one that has none is meant
             middle = next(radius for radius, word in SIZES.items() if not word)
             scene = replace(scene, entities=(replace(scene.entities[0], radius=middle),))
@@ -146,10 +142,10 @@ def another_view(rng: np.random.Generator, entity: SceneEntity, background: bool
     return reference(replace(scene, entities=members), index, background)
 
 
-@lru_cache(maxsize=2)
-def shipped_recogniser(folder: Path | None = None) -> Recogniser:
-    """The recogniser of `kosmosg/assets/toyworld` (or of another world folder), loaded once."""
-    return Recogniser.load((folder or toyworld_folder()) / "recogniser")
+@cache
+def shipped_recogniser() -> Recogniser:
+    """The recogniser of `kosmosg/assets/toyworld`, loaded once."""
+    return Recogniser.load(toyworld_folder() / "recogniser")
 
 
 def _prompt(scene: Scene, references: Sequence[Image.Image], style: Style) -> Prompt:

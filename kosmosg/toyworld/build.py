@@ -86,7 +86,7 @@ def train_part(name: str, work: Path, config: FitConfig | None = None, report: R
     return bill
 
 
-def assemble(work: Path, destination: Path, n: int = 192, note: str = "", report: Report = print) -> Scores:
+def assemble(work: Path, destination: Path, n: int = 192, report: Report = print) -> Scores:
     """Write the trained parts to `destination` in half precision, measure them there and write the model card.
 
     The U-Net may still be in training: its average so far is taken. An earlier decoder of the toy world is replaced,
@@ -101,7 +101,7 @@ def assemble(work: Path, destination: Path, n: int = 192, note: str = "", report
             report(f"{name}: {json.dumps({key: round(value, 3) for key, value in row.items()})}")
         report("; ".join(shortfalls(scores)) or "all thresholds are reached")
         (draft / "scores.json").write_text(json.dumps({"n": n, "scores": scores, "training": bills}, indent=2) + "\n")
-        (draft / "README.md").write_text(card(draft, bills, scores, n, note))
+        (draft / "README.md").write_text(card(draft, bills, scores, n))
 
     publish_folder(destination, DECODER, fill)
     return scores
@@ -139,7 +139,7 @@ def _save_parts(work: Path, destination: Path) -> dict[str, Any]:
     return bills
 
 
-def card(folder: Path, bills: Mapping[str, Any], scores: Scores, n: int, note: str) -> str:
+def card(folder: Path, bills: Mapping[str, Any], scores: Scores, n: int) -> str:
     """The model card: what it is, how it was made, what it can do, which bytes it consists of."""
     columns = ("shape", "pattern", "hue", "hue_mean", "background", "whole", "image")
     rows = [
@@ -157,7 +157,6 @@ def card(folder: Path, bills: Mapping[str, Any], scores: Scores, n: int, note: s
         for path in sorted([*folder.rglob("*.safetensors"), *folder.rglob("*.model")])
     ]
     return _CARD.format(
-        note=f"\n**{note}**\n" if note else "",
         torch=torch.__version__,
         machine=platform.machine(),
         parts="\n".join(parts),
@@ -186,7 +185,7 @@ license: apache-2.0
 library_name: diffusers
 ---
 # The frozen decoder of the toy world
-{note}
+
 Stable Diffusion in miniature, 32 x 32 pixels: a text-to-image model of the procedural toy world
 (`kosmosg.toyworld.scene`), trained from scratch on a CPU. `kosmosg` uses it as the frozen decoder of its three
 stages where nobody has a GPU. It

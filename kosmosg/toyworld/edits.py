@@ -13,7 +13,6 @@ from PIL import Image
 
 from kosmosg.prompt import Prompt
 from kosmosg.toyworld.benchmark import HUE_TOLERANCE, shipped_recogniser
-from kosmosg.toyworld.recogniser import Recogniser
 from kosmosg.toyworld.scene import (
     COLORS,
     GROUNDS,
@@ -67,15 +66,13 @@ def edit_prompts(n: int, seed: int = 0) -> list[EditPrompt]:
     return prompts
 
 
-def judge_edits(
-    images: Sequence[Image.Image], prompts: Sequence[EditPrompt], recogniser: Recogniser | None = None
-) -> EditCorrectness:
+def judge_edits(images: Sequence[Image.Image], prompts: Sequence[EditPrompt]) -> EditCorrectness:
     """Compare the answers (32 x 32 pixels) with what was asked. Raises ValueError when their numbers differ."""
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images for {len(prompts)} prompts; give one for each")
     scenes = [prompt.edit.after for prompt in prompts]
     pixels = np.stack([np.asarray(image.convert("RGB")) for image in images])
-    reading = (recogniser or shipped_recogniser()).read(pixels, scenes)
+    reading = shipped_recogniser().read(pixels, scenes)
     kinds, patterns, hues = reading.kind[:, 0], reading.pattern[:, 0], reading.hue[:, 0]
     rows = []
     for row, (prompt, scene) in enumerate(zip(prompts, scenes, strict=True)):

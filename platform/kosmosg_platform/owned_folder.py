@@ -39,7 +39,7 @@ def claim_folder(folder: Path, job: str, content: str = "", setting: str = "dest
     return folder
 
 
-def claim_files(folder: Path, job: str, names: Sequence[str], setting: str = "dest") -> Path:
+def claim_files(folder: Path, job: str, names: Sequence[str]) -> Path:
     """`claim_folder` for a job that writes a few names and leaves what else lies in its folder alone.
 
     Raises ConfigError when the folder is a file or belongs to another job, or when one of `names` is there although no
@@ -47,20 +47,15 @@ def claim_files(folder: Path, job: str, names: Sequence[str], setting: str = "de
     """
     folder = folder.absolute()
     if not folder.is_dir() or (folder / MARKER).is_file():
-        return claim_folder(folder, job, setting=setting)
+        return claim_folder(folder, job)
     foreign = next((name for name in names if (folder / name).exists()), None)
     if foreign is not None:
         raise ConfigError(
-            f"{setting}: {folder} holds {foreign}, which the job {job} would overwrite and has not written; move it "
+            f"dest: {folder} holds {foreign}, which the job {job} would overwrite and has not written; move it "
             "away, or give another folder"
         )
     write_json(folder / MARKER, {"job": job, "content": ""})
     return folder
-
-
-def is_ours(folder: Path, job: str) -> bool:
-    """Whether the folder carries the marker of this job."""
-    return (folder / MARKER).is_file() and read_json(folder / MARKER).get("job") == job
 
 
 def refuse_overlap(source: Path, dest: Path) -> None:

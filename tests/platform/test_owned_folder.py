@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from kosmosg import ConfigError
-from kosmosg_platform.owned_folder import MARKER, claim_files, claim_folder, is_ours, refuse_overlap
+from kosmosg_platform.owned_folder import MARKER, claim_files, claim_folder, refuse_overlap
 
 
 def test_a_new_or_empty_folder_is_claimed_and_found_again(tmp_path: Path) -> None:
@@ -14,8 +14,6 @@ def test_a_new_or_empty_folder_is_claimed_and_found_again(tmp_path: Path) -> Non
         assert claim_folder(tmp_path / name, "generate") == tmp_path / name
         (tmp_path / name / "result.png").write_bytes(b"1")
         assert claim_folder(tmp_path / name, "generate") == tmp_path / name
-        assert is_ours(tmp_path / name, "generate")
-        assert not is_ours(tmp_path / name, "evaluate")
 
 
 @pytest.mark.parametrize("name", ["photo.jpg", ".hidden", "manifest.json"])

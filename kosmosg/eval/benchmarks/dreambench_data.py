@@ -142,11 +142,9 @@ def ask(sentence: str, word: str = "") -> str:
     return f"{subject}{after}" + (f", {quality}" if quality else "")
 
 
-def make_cases(
-    folder: Path, count: int | None = None, subjects: Sequence[str] = (), prompts: DreamBenchPrompts | None = None
-) -> list[DreamBenchCase]:
+def make_cases(folder: Path, count: int | None = None, subjects: Sequence[str] = ()) -> list[DreamBenchCase]:
     """Subject by subject, the first `count` prompts of each (None: all). Raises ConfigError, DataError."""
-    listed = prompts or read_prompts(folder)
+    listed = read_prompts(folder)
     chosen = choose(subjects)
     photos = {subject.name: kept_photo(folder, subject) for subject in chosen}
     return [

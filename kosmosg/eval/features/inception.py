@@ -23,7 +23,6 @@ from kosmosg.errors import CheckpointError
 from kosmosg.eval.features.base import Features, as_features, device
 from kosmosg.eval.features.preprocessing import INCEPTION_SIZE, Framing
 
-FEATURES = 2048
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 
 

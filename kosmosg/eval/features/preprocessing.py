@@ -41,12 +41,12 @@ class Framing:
         return torch.from_numpy(resized).permute(2, 0, 1)
 
 
-def crop_square(image: Image.Image, side: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
+def crop_square(image: Image.Image, side: int) -> Image.Image:
     """Shorter side to `side` pixels with antialias, then the centre square: `Resize(side)` and `CenterCrop(side)` of
     torchvision on a PIL image."""
     width, height = shorter_side(image.width, image.height, side)
     if (width, height) != image.size:
-        image = image.resize((width, height), resample)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
     return centre(image, side)
 
 

@@ -25,9 +25,9 @@ PACKAGES = {
     "the model": ("torch", "transformers", "diffusers", "sentencepiece", "safetensors", "pyarrow"),
     "jobs and serving (extra `platform`)": ("ray", "deepspeed", "mlflow", "pydantic", "fastapi", "typer", "httpx"),
     "masks of real photos (extra `annotate`)": ("opencv-python-headless",),
-    "published scores (extra `eval`)": ("scipy", "torchmetrics"),
+    "noun phrases of real captions (extra `spacy`)": ("spacy",),
 }
-OPTIONAL = ("opencv-python-headless", "scipy", "torchmetrics")
+OPTIONAL = ("opencv-python-headless", "spacy")
 
 # Releases that the platform pins, because their behaviour is what the tests hold.
 PINNED = {"ray": "2.60.0", "deepspeed": "0.19.8", "mlflow": "3.17.2"}

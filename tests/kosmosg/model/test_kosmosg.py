@@ -278,15 +278,6 @@ def test_negative_prompts_of_one_or_of_all(model: KosmosG) -> None:
         model.encode(batch(ROWS), batch([[20], [21]]))
 
 
-def test_guidance_order_is_negatives_then_prompts_in_turn(model: KosmosG) -> None:
-    condition = model.encode(batch(ROWS))
-    stacked = condition.for_guidance(2)
-    assert stacked.shape == (12, 77, 32)
-    assert stacked[:6].equal(condition.negative.repeat(2, 1, 1))
-    assert stacked[6].equal(condition.positive[0])
-    assert stacked[9].equal(condition.positive[0])
-
-
 def test_encode_has_no_dropout_and_restores_the_mode(model: KosmosG) -> None:
     expected = model.encode(batch(ROWS))
     model.train()

@@ -204,8 +204,10 @@ def test_whole_conditioning_path_agrees_with_the_original() -> None:
     close(model.mllm.image_tokens(record["pixels"]).flatten(0, 1), record["image_features"])
     images = record["config"]["num_images_per_prompt"]
     assert record["negative_tokens"].tolist() == [[0]]  # so the null condition is what the original used
-    close(model.encode(batch).for_guidance(images), record["condition"])
-    close(model.encode(batch, {"input_ids": record["negative_tokens"]}).for_guidance(images), record["condition"])
+    for condition in (model.encode(batch), model.encode(batch, {"input_ids": record["negative_tokens"]})):
+        # The original stacks all negatives, then all positives, each repeated prompt after prompt.
+        stacked = [part.repeat(images, 1, 1) for part in (condition.negative, condition.positive)]
+        close(torch.cat(stacked), record["condition"])
 
 
 def kosmos2_model(record: Any) -> KosmosG:

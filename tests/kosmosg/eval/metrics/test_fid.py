@@ -1,4 +1,4 @@
-"""Distances against closed forms, scipy and torchmetrics; intervals against what statistics says they should be."""
+"""Distances against closed forms and scipy; intervals against what statistics says they should be."""
 
 import numpy as np
 import pytest
@@ -29,17 +29,6 @@ def test_distance_equals_the_formula_with_scipys_matrix_root() -> None:
     offset = one.mean(0, dtype=np.float64) - other.mean(0, dtype=np.float64)
     expected = offset @ offset + np.trace(a + b - 2 * sqrtm(a @ b).real)
     assert frechet_distance(Moments.of(one), Moments.of(other)) == pytest.approx(expected, rel=1e-9)
-
-
-def test_distance_equals_torchmetrics() -> None:
-    fid = pytest.importorskip("torchmetrics.image.fid")
-    same = torch.nn.Identity()
-    same.num_features = 12
-    metric = fid.FrechetInceptionDistance(feature=same)
-    one, other = normal(2), normal(3)
-    metric.update(torch.from_numpy(one), real=True)
-    metric.update(torch.from_numpy(other), real=False)
-    assert frechet_distance(Moments.of(one), Moments.of(other)) == pytest.approx(float(metric.compute()), rel=1e-4)
 
 
 def test_distance_is_zero_for_the_same_pictures_also_when_they_are_few() -> None:
