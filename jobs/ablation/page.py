@@ -47,11 +47,11 @@ class AblationResults:
     """All of them, then each kind."""
     ablations: Sequence[AblationRow]
     guidances: Mapping[float, float]
-    """Whole subjects on the validation prompts, by strength of guidance."""
+    """Whole subjects on the validation prompts, by guidance scale."""
     guidance: float
-    """The strength that was chosen."""
+    """The guidance scale that was chosen."""
     reading: Mapping[str, Mapping[str, float]]
-    """Stage -> kind of question -> share of exactly right answers by `generate()`."""
+    """Stage -> kind of question -> exact-match accuracy of `generate()`."""
     sheets: Mapping[str, Image.Image]
     losses: Mapping[str, Sequence[tuple[float, float]]]
 
@@ -73,7 +73,7 @@ class AblationResults:
 
 @dataclass(frozen=True)
 class Threshold:
-    """What was demanded before anything was measured."""
+    """A requirement that was fixed before the runs it is checked on."""
 
     claim: str
     bound: float
@@ -87,7 +87,7 @@ class Threshold:
 
 
 def thresholds(found: AblationResults) -> list[Threshold]:
-    """Every threshold with its worst measured value over the sets that it speaks of."""
+    """Every threshold with its worst measured value over the prompt sets that it covers."""
 
     def worst(name: str, figure: str, sets: Sequence[str] = SETS, pick: Callable[..., float] = min) -> float:
         return pick(found.mean(name, of, figure) for of in sets)
@@ -113,7 +113,7 @@ def thresholds(found: AblationResults) -> list[Threshold]:
         Threshold("text only: median hue error, degrees", 70.0, worst("text only", "hue")),
         Threshold("text only: pattern", 0.35, worst("text only", "pattern", pick=max), at_least=False),
         Threshold("edits: shape is as it should be", 0.8, found.edits[0].figures["shape"].mean),
-        Threshold("edits: what was asked is done", 0.95, found.edits[0].figures["changed"].mean),
+        Threshold("edits: the requested change was made", 0.95, found.edits[0].figures["changed"].mean),
         Threshold("text to image: worst change of shape, pattern or background by stage 3", -0.03, min(change)),
     ]
 
@@ -137,7 +137,7 @@ def ablation_page(found: AblationResults) -> Report:
         PageSection(
             "Editing",
             _editing_text(found),
-            [Figure.of(found.sheets["edits"], "the image given, the instruction, the answer")],
+            [Figure.of(found.sheets["edits"], "input image, instruction, result")],
             _table(found.edits),
         ),
     ]
@@ -157,14 +157,15 @@ def ablation_page(found: AblationResults) -> Report:
         PageSection("How it was made", _method(found)),
     ]
     lead = (
-        "Does aligning before instructing give images of subjects that no training ever saw? Measured in the toy "
-        f"world, by a recogniser. {SIGNATURE}; what does not confirm the paper is told as well."
+        "Can the model generate subjects that were never in training, and does alignment before instruction tuning "
+        f"help? Measured in the toy world with a recogniser. {SIGNATURE}, including the results that do not confirm the "
+        "paper."
     )
     return Report("Ablation", lead, facts, sections)
 
 
 def result_text(found: AblationResults, name: str) -> str:
-    """Whole subjects of a row, for the head of the page."""
+    """Whole subjects of a row, for the top of the page."""
     return next(row for row in found.rows if (row.name, row.set) == (name, "two")).figures["whole"].show()
 
 
@@ -178,19 +179,19 @@ def smoothed(points: Sequence[tuple[float, float]], width: int = 5) -> list[tupl
 
 
 _SHEET = (
-    "Each row is one prompt, none selected. The reference images show subjects whose combination of shape, colour word "
-    "and pattern was kept from every training, the decoder's too, cut out of other scenes than the one asked for. No "
-    "word tells what the subject is."
+    "Each row is one prompt; the rows are not cherry-picked. The reference images show subjects whose combination of "
+    "shape, colour word and pattern was held out of all training, including the decoder's. They are cut out of "
+    "different scenes than the one requested. No word of the prompt describes the subject."
 )
 _THRESHOLDS = (
-    "Each is judged by its worst set of prompts (one, two or three entities). The thresholds were set before these "
-    "runs, but not before everything: a model had been measured on the first 64 prompts of each kind, and where "
-    "stage 3 has a second part, it was made because the first had missed the thresholds of editing."
+    "Each threshold is checked on its worst set of prompts (one, two or three entities). The thresholds were set "
+    "before these runs, but not blindly: an earlier model had already been measured on the first 64 prompts of each "
+    "set, and where stage 3 has a second part, it was added because the first part missed the editing thresholds."
 )
 _READING = (
-    "Stage 1 has a number of its own: captions of held-out subjects (shape, colour word, pattern) and answers to "
-    "questions about whole scenes of held-out subjects, by greedy `generate()`, exactly right or not. Stage 2 does not "
-    "touch the language model; stage 3 no longer asks it for words, so what is left afterwards is a side effect."
+    "Stage 1 is measured by exact match of greedy `generate()`: captions of held-out subjects (shape, colour word, "
+    "pattern), and answers to questions about whole scenes of held-out subjects. Stage 2 does not change the language "
+    "model. Stage 3 no longer trains it on text, so whatever ability is left afterwards is a side effect."
 )
 _TITLES = {
     "shape": "shape", "pattern": "pattern", "hue": "hue error", "background": "background", "whole": "whole subject",
@@ -208,7 +209,7 @@ def _threshold_table(found: AblationResults) -> Table:
         ]
         for threshold in thresholds(found)
     ]
-    return Table(["threshold", "demanded", "measured", "reached"], rows)
+    return Table(["threshold", "required", "measured", "reached"], rows)
 
 
 def _reading_table(reading: Mapping[str, Mapping[str, float]]) -> Table:
@@ -232,16 +233,16 @@ def _rows_text(found: AblationResults, seeds: int) -> str:
     whole = next(row for row in found.rows if (row.name, row.set) == ("stage 3", "two")).figures["whole"].seeds
     spread = ", ".join(f"{value:.2f}" for value in whole)
     return (
-        "Shares of entities (of images, for background and whole image) that the recogniser reads as asked for; "
-        "hue error is the median in degrees, where chance is 90 and eight perfect colour words leave 11. A subject is "
-        "whole when shape and pattern are right and its hue is within 22.5 degrees. In brackets: 95 % interval over "
-        "prompts. "
+        "Shares of entities (of images, for background and whole image) that the recogniser reads as requested; hue "
+        "error is the median in degrees, where chance is 90 and perfect use of the eight colour words gives 11. A "
+        "subject is whole if shape and pattern are right and its hue is within 22.5 degrees. In brackets: 95 % "
+        "interval over prompts. "
         f"Whole subjects of the {seeds} seeds of stage 3, two entities: {spread}.\n\n"
-        "`stage 3` and `stage 2 only` are asked in images alone (`<i> and <i> at sea`), `text only` in words without "
-        "appearance (`a ball and a cat at sea`), `perfect words` in all the words that there are."
+        "`stage 3` and `stage 2 only` get prompts with images only (`<i> and <i> at sea`), `text only` gets the shapes "
+        "without their appearance (`a ball and a cat at sea`), `perfect words` gets a complete description in words."
         + (
-            " `stage 3, first part` is before the second part, see Editing; models that were finished before count in "
-            "`stage 3` alone."
+            " `stage 3, first part` is before the second part, see Editing; models that were trained before this "
+            "study count in `stage 3` only."
             if found.settings.second_part
             else ""
         )
@@ -253,19 +254,18 @@ def _ablation_text(found: AblationResults) -> str:
     steps, seeds = found.settings.ablation_steps, len(found.settings.ablation_seeds)
     part = " of the first part" if found.settings.second_part else ""
     return (
-        f"All trained for {steps} steps{part} with {seeds} seed{'s' if seeds > 1 else ''}, on the same data in the "
-        "same order, and judged on the same prompts. What counts is the difference at this budget, which need not be "
-        "the one at the end. How each differs from the row beside which it stands, two entities, by intervals that do "
-        "not overlap (over prompts: how much another training would have differed is not in them):\n\n"
-        + "\n".join(comparison(found.ablations))
-        + "\n\n"
-        "The paper holds that aligning first, and AlignerNet rather than a simpler map, is what makes it work. Where a "
-        "variant without them is better above, this does not confirm it at this size and budget."
+        f"All variants were trained for {steps} steps{part} with {seeds} seed{'s' if seeds > 1 else ''}, on the same "
+        "data in the same order, and judged on the same prompts. The differences are those at this budget, which need "
+        "not be the final ones. Below, each variant is compared with its baseline for two entities; a difference "
+        "counts as significant if the intervals do not overlap. The intervals are over prompts and do not include the "
+        "variation between training runs:\n\n" + "\n".join(comparison(found.ablations)) + "\n\n"
+        "The paper attributes its results to aligning first and to AlignerNet rather than a simpler map. Where a "
+        "variant without them does better above, this study does not confirm that at this size and budget."
     )
 
 
 def comparison(rows: Sequence[AblationRow]) -> list[str]:
-    """One line for each variant: the figures in which it is worse than what it is compared with, better, or neither."""
+    """One line per variant: the figures in which it is worse than its baseline, better, or neither."""
     of = {row.name: row.figures for row in rows if row.set == "two"}
     told = []
     for variant in (variant for variant in ABLATIONS if variant.name in of):
@@ -274,28 +274,28 @@ def comparison(rows: Sequence[AblationRow]) -> list[str]:
         for figure in ("shape", "pattern", "hue", "background", "whole"):
             one, other = of[variant.name][figure], of[basis][figure]
             above, below = one.low > other.high, one.high < other.low
-            if figure == "hue":  # an error: less is better
+            if figure == "hue":  # an error: lower is better
                 above, below = below, above
             groups["better in" if above else "worse in" if below else "no significant difference in"].append(
                 _TITLES[figure]
             )
         sentence = "; ".join(f"{what} {', '.join(figures)}" for what, figures in groups.items() if figures)
-        told.append(f"- {variant.name} ({variant.changed}), beside {basis}: {sentence}")
+        told.append(f"- {variant.name} ({variant.changed}), compared with {basis}: {sentence}")
     return told
 
 
 def _editing_text(found: AblationResults) -> str:
     text = (
-        "`<i> make it at sea`: the image shows a held-out subject. Changed: what was asked is so. Shape: still that "
-        "of the subject, or the one asked for. Identity: all of shape, pattern and hue that was not to change is as "
-        "before. Done: everything is as it should be, the background too. Rows: all edits, then by what was asked to "
-        "change. Chance for background is 0.125."
+        "`<i> make it at sea`, where the image shows a held-out subject. Changed: the requested change was made. "
+        "Shape: still the subject's, or the requested one. Identity: those of shape, pattern and hue that should not "
+        "change are as before. Done: everything is as it should be, including the background. Rows: all edits, then "
+        "by what was to change. Chance for background is 0.125."
     )
     if not found.settings.second_part:
         return text
     return (
-        f"{text}\n\nStage 3 has two parts here: the first, whose figures stand below as well, is the recipe from which "
-        "the variants differ; the second resumes from its model with other settings: "
+        f"{text}\n\nStage 3 has two parts here. The first, also listed below, is the recipe that the variants are "
+        "based on. The second continues from its model with other settings: "
         f"`{' '.join(found.settings.second_part)}`."
     )
 
@@ -304,7 +304,7 @@ def _method(found: AblationResults) -> str:
     settings = found.settings
     tried = ", ".join(f"{value:g}: {share:.3f}" for value, share in found.guidances.items())
     start = (
-        "Stages 1 and 2 are those that ship with the package (one seed); the seeds are seeds of stage 3: order of the "
+        "Stages 1 and 2 are those that ship with the package (one seed); the seeds are those of stage 3: order of the "
         "data, templates, noise."
         if settings.start == "shipped"
         else "All three stages were trained here; the seeds are seeds of stage 3."
@@ -312,12 +312,12 @@ def _method(found: AblationResults) -> str:
     changed = settings.model_dump(mode="json", exclude_defaults=True)
     shipped = f" Counted as a further seed: {', '.join(settings.finished)}." if settings.finished else ""
     return (
-        f"{start}{shipped} Guidance {found.guidance:g} for all rows, the best for the first model of stage 3 on "
-        f"{settings.validation_cases} prompts of each kind with subjects of the training set (whole subjects by "
-        f"strength: {tried}). References come from scenes of their own. Each image has its own noise, the same for "
-        "all rows of a table that are asked in the same way."
+        f"{start}{shipped} Guidance {found.guidance:g} for all rows, the best value for the first stage 3 model on "
+        f"{settings.validation_cases} prompts of each set with training subjects (whole subjects by guidance scale: "
+        f"{tried}). References are cut out of scenes of their own. Each image has its own noise, which is the same for "
+        "all rows of a table with the same kind of prompt."
         f"\n\nWritten on {date.today()} with torch {torch.__version__} on {os.cpu_count()} cores. Settings of the "
-        f"ablation: `{json.dumps(changed)}`."
+        f"ablation study: `{json.dumps(changed)}`."
     )
 
 

@@ -1,7 +1,7 @@
-"""What `ablation` compares: the recipe, and variants that differ in one thing from it or from another variant.
+"""What `ablation` compares: the recipe, and variants that differ in one respect from it or from another variant.
 
-Every variant is a stage 3 with the same data, steps and seed; `parent` is the stage whose model it starts from.
-Settings are those of the command line: `kosmosg run instruct toyworld parent=toyworld:align SETTING` trains one alone.
+Every variant is a stage 3 run with the same data, steps and seed; `parent` is the stage whose model it starts from.
+The settings work on the command line too: `kosmosg run instruct toyworld parent=toyworld:align SETTING` trains one.
 """
 
 from dataclasses import dataclass
@@ -12,21 +12,21 @@ from kosmosg.errors import ConfigError
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table of ablations."""
+    """One row of the ablation table."""
 
     name: str
     changed: str
-    """What differs from the recipe, for people."""
+    """What differs from the recipe, in words."""
     parent: Literal["align", "pretrain", "new"] = "align"
     settings: tuple[str, ...] = ()
     against: str = "recipe"
-    """The row that it differs from in this one thing."""
+    """The row that it differs from in this one respect."""
 
 
 REFERENCE = Variant("recipe", "nothing: align, then instruct; language model at a tenth of the rate")
 
 ABLATIONS = (
-    Variant("no stage 2", "starts from stage 1, its AlignerNet new", "pretrain"),
+    Variant("no stage 2", "starts from stage 1 with a new AlignerNet", "pretrain"),
     Variant(
         "linear",
         "no stage 2, and one projection for AlignerNet: the U-Net sees four times as many vectors, one for each token",
@@ -54,11 +54,13 @@ ABLATIONS = (
 
 
 def chosen(names: tuple[str, ...]) -> list[Variant]:
-    """The variants of these names, all for none of them, nothing for `none`. Raises ConfigError for an unknown one."""
+    """The variants with these names; all if no name is given, none for `none`. Raises ConfigError for unknown names."""
     if names == ("none",):
         return []
     known = {variant.name: variant for variant in ABLATIONS}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ConfigError(f"ablation.ablations: there is no {unknown[0]!r}; choose from {', '.join(known)}, or none")
+        raise ConfigError(
+            f"ablation.ablations: there is no {unknown[0]!r}; choose from {', '.join(known)}, or use none"
+        )
     return [known[name] for name in names] if names else list(ABLATIONS)

@@ -66,8 +66,8 @@ def test_a_bar_that_was_missed_stays_on_the_page(tmp_path: Path) -> None:
     assert "thresholds reached: **12 of 13**" in text
     assert "| edits: shape is as it should be | at least 0.8 | 0.500 | no |" in text
     assert "- linear (no stage 2, and one projection" in text
-    assert ", beside no stage 2: better in shape, pattern, hue error, background, whole subject" in text
-    assert "beside recipe: worse in shape, pattern, hue error, background, whole subject" in text
+    assert ", compared with no stage 2: better in shape, pattern, hue error, background, whole subject" in text
+    assert "compared with recipe: worse in shape, pattern, hue error, background, whole subject" in text
     for name in re.findall(r"!\[.*?\]\((.*?)\)", text):
         assert (tmp_path / name).is_file(), name
 
@@ -78,7 +78,7 @@ def test_intervals_decide_what_can_be_told_apart() -> None:
         *rows("linear", {**GOOD, "hue": 6.05, "shape": 0.91}, width=0.03),
         *rows("mlp", {**GOOD, "hue": 4.0, "shape": 0.8}),
     ]
-    linear, mlp = (line.split(", beside recipe: ")[1] for line in comparison(ablations))
+    linear, mlp = (line.split(", compared with recipe: ")[1] for line in comparison(ablations))
     # Without the row that they differ from in one thing, the recipe stands for it.
     assert linear == "no significant difference in shape, pattern, hue error, background, whole subject"
     assert mlp == "worse in shape; better in hue error; no significant difference in pattern, background, whole subject"
