@@ -1,12 +1,12 @@
-"""Kosmos-G: text and images in, the condition that Stable Diffusion listens to out.
+"""Kosmos-G: text and images in, the condition for Stable Diffusion's U-Net out.
 
-In the order in which to read them: `prompt` (and `conversation`), `processor`, `config` (and `shapes`), `layers`,
-`model`, `conditioners`, `prompt_encoder`, `diffusion` and `pipeline` are the model; `stages` train it on what `data`
-reads; `eval` measures it; `hub` resolves its names, `checkpoint` and `convert` bring weights; `plugins` fill the
-registries, `toyworld` is one of them; `errors` are what goes wrong.
+In reading order: `prompt` (and `conversation`), `processor`, `config` (and `shapes`), `layers`, `model`,
+`conditioners`, `prompt_encoder`, `diffusion` and `pipeline` make up the model; `stages` trains it on the records that
+`data` defines; `eval` measures it; `hub` resolves model names; `checkpoint` and `convert` read and write weights;
+`plugins` fills the registries, and `toyworld` is one of the plug-ins; `errors` defines the exceptions.
 
-The names below are the whole public interface. They load on first use, so that `import kosmosg` stays light: no torch,
-no diffusers and never ray, deepspeed or mlflow.
+The names below are the main public interface. They load on first use, so that `import kosmosg` stays light: no torch,
+no diffusers, and never ray, deepspeed or mlflow.
 """
 
 from importlib import import_module

@@ -1,7 +1,7 @@
 """The shape of a Kosmos-G model, as one `PreTrainedConfig` with three parts.
 
-Text and vision follow transformers' Kosmos-2 and CLIP field for field, so that a user who knows those knows this. The
-shape of a checkpoint is written once, in its `config.json`; training presets never repeat it.
+Text and vision use the field names of transformers' Kosmos-2 and CLIP, so they are familiar to users of those. A
+checkpoint's shape is stored only in its `config.json`; training presets never repeat it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ VOCABULARY = 64_007  # sentencepiece 64,000 + <pad> + <mask> </doc> <image> </im
 
 @strict
 class KosmosGTextConfig(PreTrainedConfig):
-    """The Magneto language model; field names of `Kosmos2TextConfig`.
+    """The Magneto language model, with the field names of `Kosmos2TextConfig`.
 
     `attention_dropout` is 0 because the original never applied any: it declares 0.1, but its memory-efficient attention
-    call does not pass it on. `max_position_embeddings` is the longest sequence, in tokens, image slots included.
+    call does not pass it on. `max_position_embeddings` is the maximum length in tokens, including image slots.
     """
 
     model_type = "kosmosg_text"
@@ -56,7 +56,7 @@ class KosmosGTextConfig(PreTrainedConfig):
 
 @strict
 class KosmosGVisionConfig(PreTrainedConfig):
-    """The CLIP vision tower; field names of `CLIPVisionConfig`, sizes of ViT-L/14 at 224 pixels."""
+    """The CLIP vision tower, with the field names of `CLIPVisionConfig` and the sizes of ViT-L/14 at 224 pixels."""
 
     model_type = "kosmosg_vision"
     base_config_key = "vision_config"
@@ -101,11 +101,11 @@ class KosmosGAlignerConfig(PreTrainedConfig):
 
 @strict
 class KosmosGConfig(PreTrainedConfig):
-    """Vision tower, resampler (`latent_query_num` queries an image), language model and aligner.
+    """Vision tower, resampler (`latent_query_num` queries per image), language model and aligner.
 
     The defaults are the paper's model. Sub-configurations may be given as dictionaries.
 
-    Raises `ConfigError` for widths that heads do not divide and images that patches do not divide.
+    Raises `ConfigError` if a width is not divisible by the number of heads, or the image size by the patch size.
 
     >>> KosmosGConfig.tiny().text_config.embed_dim
     64
@@ -137,7 +137,7 @@ class KosmosGConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers, but another model's configuration is a `CheckpointError`.
 
-        transformers only warns, and then starts every weight of the foreign checkpoint that it cannot place anew.
+        transformers only warns, and then initialises every weight that it cannot find in the foreign checkpoint.
         """
         kind = config_dict.get("model_type", cls.model_type)
         if kind != cls.model_type:
@@ -149,7 +149,7 @@ class KosmosGConfig(PreTrainedConfig):
 
     @property
     def max_tokens(self) -> int:
-        """The longest sequence, in tokens, that both position tables can number."""
+        """The maximum sequence length, in tokens, that both position tables support."""
         return int(min(self.text_config.max_position_embeddings, self.aligner_config.max_position_embeddings - 2))
 
     @classmethod
@@ -165,7 +165,7 @@ class KosmosGConfig(PreTrainedConfig):
 
     @classmethod
     def tiny(cls, vocab_size: int = VOCABULARY) -> KosmosGConfig:
-        """Every part, a few thousand weights beside the embeddings: for tests, in milliseconds."""
+        """All parts with only a few thousand weights apart from the embeddings: for tests that take milliseconds."""
         return cls(
             text_config={
                 "vocab_size": vocab_size,

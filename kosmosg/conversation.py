@@ -1,6 +1,6 @@
-"""Conversations, as transformers' chat templates take them, to prompts.
+"""Turns conversations, in the format of transformers' chat templates, into prompts.
 
-Kosmos-G knows no roles and no turns: a conversation is one prompt, the parts of its messages in order.
+Kosmos-G has no roles and no turns: a conversation becomes one prompt, the parts of its messages in order.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,3 +1,4 @@
-"""Checkpoint folders: `export` writes and reads ours, `publish` makes a folder appear whole and replaces nothing of a
-user's, `state_dict` reads the weight files of others without running code, `digest` says which model a folder holds.
+"""Checkpoint folders: `export` writes and reads ours, `publish` creates a folder atomically without ever replacing a
+user's files, `state_dict` reads other people's weight files without running code, `digest` identifies the model in a
+folder.
 """

@@ -1,4 +1,4 @@
-"""The identity of a model: a digest of what is in its folder, wherever the folder lies and whatever it is called."""
+"""The identity of a model: a digest of the contents of its folder, independent of the folder's path and name."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,10 +7,10 @@ from pathlib import Path
 from kosmosg.errors import CheckpointError
 
 _CONTENT = {".safetensors", ".bin", ".json", ".model", ".txt"}
-"""Weights, configurations, tokenizers. Cards and settings of the run say how a model came about, not what it is."""
+"""Weights, configurations, tokenizers. Model cards and run settings say how a model was made, not what it is."""
 
 _NOT_THE_MODEL = {"aligner_decoder"}
-"""Subfolders that take no part in generating: the aligner's decoder N serves another stage 2 alone."""
+"""Subfolders that are not used for generation: only another stage 2 needs the aligner's decoder N."""
 
 _FILES: dict[tuple[str, int, int, int], str] = {}
 
@@ -18,13 +18,13 @@ _FILES: dict[tuple[str, int, int, int], str] = {}
 def model_digest(folder: str | Path, parts: Sequence[str] | None = None) -> str:
     """sha256 of the weights and configuration files of a model, as 64 hexadecimal digits.
 
-    Equal for copies, another for any change of a byte or of a file's name; files that are not part of the model
-    (README.md, experiment.yaml, the aligner's decoder) do not count. Within a process a file is read once, until its
-    size or its times change.
+    The same for copies; different if any byte or file name changes. Files that are not part of the model (README.md,
+    experiment.yaml, the aligner's decoder) do not count. Within a process, a file is read once, until its size or its
+    timestamps change.
 
     Args:
         folder: an export, a pipeline, or a decoder.
-        parts: subfolders that count alone, such as `("unet", "vae", "scheduler")` of a decoder.
+        parts: if given, only these subfolders count, such as `("unet", "vae", "scheduler")` of a decoder.
 
     Raises:
         CheckpointError: there are no weights.
@@ -40,10 +40,10 @@ def model_digest(folder: str | Path, parts: Sequence[str] | None = None) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's content, remembered for as long as the file keeps its size and times."""
+    """sha256 of a file's content, cached for as long as the file keeps its size and timestamps."""
     path = path.resolve()
     status = path.stat()
-    # The time of change as well: whoever writes in place can set the other one back, as copying tools do.
+    # ctime as well: a program that writes in place can reset the mtime, as copying tools do.
     key = (str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if key not in _FILES:
         with path.open("rb") as file:

@@ -1,10 +1,10 @@
-"""An export: the folder in which a trained or imported model lives, and what is handed from stage to stage.
+"""An export: the folder of a trained or imported model, which is also what one stage hands to the next.
 
     config.json  model.safetensors (or shards with an index)  processor files  experiment.yaml  README.md
     aligner_decoder/  (N, config and weights: only stage 2 writes and reads it)
 
-It is an ordinary transformers checkpoint, so `KosmosG.from_pretrained(folder)` opens it too; this module adds the
-processor, the settings of the run and the model card, and says clearly when a folder is something else.
+It is an ordinary transformers checkpoint, so `KosmosG.from_pretrained(folder)` can load it too; this module adds the
+processor, the settings of the run and the model card, and gives clear errors for folders that are something else.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def save_export(
     card: str = "",
     decoder: AlignerDecoder | None = None,
 ) -> Path:
-    """Write an export and return its folder. It appears whole or not at all; one that is there already is replaced.
+    """Write an export and return its folder. The write is atomic; an existing export of that name is replaced.
 
     `experiment` is the resolved configuration of the run as plain values, `card` the text of README.md, `decoder` the
-    aligner's decoder N, for another stage 2 that resumes from here. Raises `CheckpointError`, and touches nothing, when
-    the folder holds anything that is no part of an export.
+    aligner's decoder N, for another stage 2 that continues from this export. Raises `CheckpointError`, and changes
+    nothing, if the folder contains anything that is not part of an export.
     """
     check_processor(processor, model.config, "the processor given")
 
@@ -71,9 +71,9 @@ def save_export(
 
 
 def load_export(folder: str | Path) -> tuple[KosmosG, KosmosGProcessor]:
-    """Model, in evaluation mode, and processor of an export.
+    """Load the model, in evaluation mode, and the processor of an export.
 
-    Raises `CheckpointError` when the folder is missing, unfinished, of another kind or size, or its weights are not
+    Raises `CheckpointError` if the folder is missing, incomplete, of another kind or size, or its weights are not
     finite.
     """
     folder = Path(folder)
@@ -87,7 +87,7 @@ def load_export(folder: str | Path) -> tuple[KosmosG, KosmosGProcessor]:
 
 
 def load_aligner_decoder(folder: str | Path) -> AlignerDecoder | None:
-    """The aligner's decoder N that lies in an export, in evaluation mode, or None where the export has none.
+    """Load the aligner's decoder N of an export, in evaluation mode; None if the export has none.
 
     Raises `CheckpointError` as `load_export` does.
     """
@@ -102,7 +102,7 @@ def load_aligner_decoder(folder: str | Path) -> AlignerDecoder | None:
 
 
 def read_config(folder: Path) -> KosmosGConfig:
-    """The configuration of an export. Raises `CheckpointError` when the folder is none."""
+    """The configuration of an export. Raises `CheckpointError` if the folder is not an export."""
     if not folder.is_dir():
         raise CheckpointError(f"there is no export folder {folder}; give one that holds config.json and weights")
     path = folder / "config.json"
@@ -146,7 +146,7 @@ def write_weights(tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_byt
         if pending and size + count > shard_bytes:
             flush()
             size = 0
-        # A slice of a mapped file is copied here, so that it is saved alone and contiguous.
+        # A slice of a memory-mapped file is copied here, so that only the slice is saved, contiguously.
         pending[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
         size, total = size + count, total + count
     flush()
@@ -163,7 +163,7 @@ def write_weights(tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_byt
 
 
 def _complete(folder: Path, config: KosmosGConfig, kind: type[KosmosGPreTrainedModel] = KosmosG) -> None:
-    """Every parameter is there in its shape: transformers would only warn, and start the missing ones anew."""
+    """Check that every parameter is there with its shape: transformers only warns and initialises missing ones."""
     weights = open_weights(folder)
     for name, shape in parameter_shapes(config, kind).items():
         if name not in weights:
@@ -180,14 +180,14 @@ def _finite(model: KosmosGPreTrainedModel, folder: Path) -> None:
 
 
 def parameter_shapes(config: KosmosGConfig, kind: type[KosmosGPreTrainedModel] = KosmosG) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a model's parameters, tied ones once, without making it."""
+    """Names and shapes of a model's parameters, tied ones once, without allocating the model."""
     with torch.device("meta"):
         model = kind(KosmosGConfig.from_dict(config.to_dict()))
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 def check_processor(processor: KosmosGProcessor, config: KosmosGConfig, which: str) -> None:
-    """Raise `CheckpointError` unless processor and model agree on vocabulary, image size and slots an image."""
+    """Raise `CheckpointError` unless processor and model agree on vocabulary, image size and slots per image."""
     pairs = {
         "vocabulary size": (processor.vocab_size, config.text_config.vocab_size),
         "image size": (processor.image_size, config.vision_config.image_size),

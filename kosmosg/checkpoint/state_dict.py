@@ -1,8 +1,8 @@
-"""Reading other people's checkpoints, safely and lazily: a name to tensor mapping from whatever holds weights.
+"""Reading other people's checkpoints safely and lazily, as a mapping from name to tensor.
 
-Pickled files can carry code. These are read by torch's restricted unpickler, and the few classes beside tensors that
-training frameworks leave in them (settings, enumerations) become inert placeholders: nothing is imported, nothing runs.
-Tensors stay on disk until they are asked for, so a file larger than memory can be converted.
+Pickled files can contain code. They are read with torch's restricted unpickler, and the few other classes that training
+frameworks leave in them (settings, enumerations) become inert placeholders: nothing is imported and nothing runs.
+Tensors stay on disk until they are accessed, so a file larger than memory can be converted.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 def open_weights(source: Source) -> Mapping[str, Tensor]:
     """The tensors of a state dict, a pickled file, a safetensors file or a folder of these, by name.
 
-    A training checkpoint, `{"model": {...}, ...}`, gives its model. Raises `CheckpointError` for what is missing,
-    damaged, holds code or holds no weights.
+    From a training checkpoint, `{"model": {...}, ...}`, the model is taken. Raises `CheckpointError` if the source is
+    missing or damaged, or contains code or no weights.
     """
     if isinstance(source, Mapping):
         return _state_dict(source, "the given mapping")
@@ -42,7 +42,7 @@ def open_weights(source: Source) -> Mapping[str, Tensor]:
 
 
 def shape_of(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
-    """The shape of one tensor, without reading it where the file allows."""
+    """The shape of one tensor, without reading its data if the format allows."""
     if isinstance(weights, _SafetensorsFiles):
         return weights.shape(name)
     return tuple(weights[name].shape)
@@ -70,7 +70,7 @@ def _open_folder(folder: Path) -> Mapping[str, Tensor]:
 
 
 class _SafetensorsFiles(Mapping[str, Tensor]):
-    """The tensors of one or several safetensors files, each read when it is asked for."""
+    """The tensors of one or several safetensors files, each read on access."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._home: dict[str, Any] = {}
@@ -97,7 +97,7 @@ class _SafetensorsFiles(Mapping[str, Tensor]):
 
 
 class _Inert:
-    """Stands for any object of a class that is not ours to load; takes whatever its pickle gives and does nothing."""
+    """Placeholder for objects of classes that must not be loaded: accepts any pickled state and does nothing."""
 
     def __new__(cls, *args: object, **kwargs: object) -> _Inert:
         return super().__new__(cls)
@@ -110,7 +110,7 @@ class _Inert:
 
 
 def _plain_dict(*args: object) -> dict[Any, Any]:
-    """Stands for `collections.defaultdict`, whose factory could be any callable."""
+    """Replaces `collections.defaultdict`, whose factory could be any callable."""
     return {}
 
 

@@ -1,5 +1,4 @@
-"""Conditioners: what turns the hidden states of the language model into the condition that a U-Net reads.
+"""Conditioners turn the hidden states of the language model into the condition that the U-Net attends to.
 
-`base` has the protocol and the table of kinds; `alignernet` is the paper's, `linear` and `mlp` are what it was compared
-with.
+`base` has the protocol and the registry; `alignernet` is the paper's conditioner, `linear` and `mlp` are baselines.
 """

@@ -1,11 +1,11 @@
-"""AlignerNet: M(.) turns the states of the language model into the U-Net's condition; N(.) turns it back, in stage 2.
+"""AlignerNet: M maps the language model's hidden states to the U-Net's condition; N, in stage 2 only, maps it back.
 
 Letters: B batch, T tokens, C language model width, Q queries (77), D condition width (768).
 
 Both are built from the same two stacks: self-attention layers over a sequence with learned positions, and query layers
-that read the sequence. M encodes states (B, T, C), then lets Q learned queries read them. N lets T learned queries read
-the condition, then decodes them to (B, T, C). Parameter names are those of the released checkpoint, without
-`aligner.`; only its two query tables gain a `.weight`.
+that attend to the sequence. M encodes states (B, T, C), then lets Q learned queries attend to them. N lets T learned
+queries attend to the condition, then decodes them to (B, T, C). Parameter names are those of the released checkpoint,
+without `aligner.`; only its two query tables gain a `.weight`.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ class AlignerNet(KosmosGPreTrainedModel):
 
     @classmethod
     def configure(cls, aligner: KosmosGAlignerConfig) -> None:
-        """Nothing to change: the configuration is AlignerNet's."""
+        """Nothing to do: the configuration is AlignerNet's already."""
 
     def forward(self, states: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         """The condition for `states`, the language model's states after its final LayerNorm.
 
-        `padding_mask` is (B, T) bool, True where there is no token; None says that there is no padding, and is faster.
-        Pads must be on the right, because positions are counted from the left. Raises `PromptError` beyond the table.
+        `padding_mask` is (B, T) bool, True at pads; None means that there is no padding, and is faster. Pads must be on
+        the right, because positions are counted from the left. Raises `PromptError` for more tokens than positions.
         """
         keys = None if padding_mask is None else rearrange(~padding_mask, "b t -> b 1 1 t")
         source = self.encoder_proj(states, padding_mask, keys)
@@ -53,7 +53,7 @@ class AlignerNet(KosmosGPreTrainedModel):
 
 
 class AlignerDecoder(KosmosGPreTrainedModel):
-    """N: a condition (B, Q, D) back to states (B, T, C). Exists in stage 2 only, to keep M from losing what it read."""
+    """N: a condition (B, Q, D) back to states (B, T, C). Used in stage 2 only, to keep M from losing information."""
 
     base_model_prefix = "aligner_decoder"
 
@@ -140,7 +140,7 @@ class QueryStack(nn.Module):
         self.layer_norm = nn.LayerNorm(aligner.d_model, eps=aligner.layer_norm_eps)
 
     def forward(self, queries: Tensor, context: Tensor, context_mask: Any = None) -> Tensor:
-        """`context_mask` is (B, 1, 1, S), True where there is something to read."""
+        """`context_mask` is (B, 1, 1, S), True where there is a token to attend to."""
         for layer in self.layers:
             queries = layer(queries, context, context_mask)
         out: Tensor = self.layer_norm(queries)

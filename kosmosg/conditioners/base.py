@@ -1,7 +1,7 @@
-"""Conditioners: what turns the language model's states into the condition of the U-Net, and the table of their kinds.
+"""The conditioner protocol and registry. A conditioner maps the language model's states to the U-Net's condition.
 
-`aligner_config.kind` decides. Published weights have AlignerNet; the other kinds were measured against it
-(docs/results.md). A new kind is a class like `Conditioner` and a line in `CONDITIONERS`, here or in a plug-in.
+`aligner_config.kind` selects one. Published weights use AlignerNet; the other kinds were compared with it
+(docs/results.md). To add a kind, write a class like `Conditioner` and add it to `CONDITIONERS`, here or in a plug-in.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from kosmosg.plugins import find_entry
 
 
 class Conditioner(Protocol):
-    """A module that is made from a `KosmosGConfig`; subclass `KosmosGPreTrainedModel`, which initialises and saves it.
+    """A module built from a `KosmosGConfig`; subclass `KosmosGPreTrainedModel`, which initialises and saves it.
 
     Letters: B batch, T tokens, C language model width, Q vectors of the condition, D condition width.
     """
 
     def __call__(self, states: Tensor, padding_mask: Tensor | None = None) -> Tensor:
-        """States (B, T, C) to a condition (B, Q, D). `padding_mask` is (B, T) bool, True where there is no token.
+        """States (B, T, C) to a condition (B, Q, D). `padding_mask` is (B, T) bool, True at pads.
 
-        What stands at padded places must not change the condition. Raises PromptError for a prompt that is too long.
+        The values at padded positions must not change the condition. Raises PromptError if the prompt is too long.
         """
 
     @classmethod
     def configure(cls, aligner: KosmosGAlignerConfig) -> None:
         """Change AlignerNet's configuration to this kind's, in place: number of vectors Q, settings of its own.
 
-        Attributes that are set here are saved in config.json and are there again when the model is loaded.
+        Attributes set here are saved in config.json and restored when the model is loaded.
         """
 
 
@@ -48,14 +48,14 @@ CONDITIONERS: dict[str, type[KosmosGPreTrainedModel]] = {
 
 
 def make_conditioner(config: KosmosGConfig) -> KosmosGPreTrainedModel:
-    """A new conditioner of the kind that the configuration names. Raises ConfigError for an unknown one."""
+    """Create a conditioner of the kind that the configuration names. Raises ConfigError for an unknown kind."""
     return find_entry(CONDITIONERS, config.aligner_config.kind, "aligner_config.kind")(config)
 
 
 def with_conditioner(config: KosmosGConfig, kind: str) -> KosmosGConfig:
-    """A copy of a model's configuration with a conditioner of another kind. `config` must be AlignerNet's.
+    """A copy of a model's configuration with another kind of conditioner. `config` must be AlignerNet's.
 
-    Raises ConfigError when it is not, because then its number of queries is not the U-Net's, and for an unknown kind.
+    Raises ConfigError if it is not, because then its number of queries is not the U-Net's, and for unknown kinds.
     """
     if config.aligner_config.kind != "alignernet":
         raise ConfigError(

@@ -18,7 +18,7 @@ VECTORS_PER_QUERY = 4
 
 
 class LinearConditioner(KosmosGPreTrainedModel):
-    """One projection for all states: (B, T, C) to (B, Q, D), of which the first T vectors say something."""
+    """One projection for all states: (B, T, C) to (B, Q, D), of which only the first T vectors are used."""
 
     base_model_prefix = "aligner"
 
@@ -30,7 +30,7 @@ class LinearConditioner(KosmosGPreTrainedModel):
 
     @classmethod
     def configure(cls, aligner: KosmosGAlignerConfig) -> None:
-        """Four vectors where AlignerNet has one query: one for each token of a prompt with a few images."""
+        """Four vectors per AlignerNet query, so that there is one for each token of a prompt with a few images."""
         aligner.num_queries *= VECTORS_PER_QUERY
 
     def forward(self, states: Tensor, padding_mask: Tensor | None = None) -> Tensor:
@@ -39,7 +39,7 @@ class LinearConditioner(KosmosGPreTrainedModel):
 
 
 def pad_states(x: Tensor, padding_mask: Tensor | None, length: int) -> Tensor:
-    """(B, T, D) to (B, length, D), zero at pads and behind the end. Raises PromptError when T is above `length`."""
+    """(B, T, D) to (B, length, D), zero at pads and past the end. Raises PromptError if T is greater than `length`."""
     if x.shape[1] > length:
         raise PromptError(
             f"the prompt is {x.shape[1]} tokens long, this conditioner takes at most {length}; shorten the prompt, "

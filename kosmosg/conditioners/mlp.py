@@ -1,4 +1,4 @@
-"""`mlp`: GlueGen's translator (Qin et al. 2023): one network mixes places, one mixes features.
+"""`mlp`: GlueGen's translator (Qin et al. 2023): one network mixes positions, one mixes features.
 
 Letters: B batch, T tokens, C language model width, Q vectors of the condition, D condition width.
 """
@@ -17,7 +17,7 @@ TOKENS_PER_QUERY = 4
 
 
 class MLPConditioner(KosmosGPreTrainedModel):
-    """A network over places, then one over features: every vector of the condition reads every state.
+    """A network over positions, then one over features: every vector of the condition depends on every state.
 
     After GlueGen (Qin et al. 2023), whose translator maps both dimensions by small networks of their own.
     """

@@ -1,7 +1,7 @@
-"""Published weights in our layout.
+"""Importing published weights into our layout.
 
-`reference` reads the released Kosmos-G files, `kosmos2` Kosmos-2 of transformers, `clip` CLIP's vision towers. The
-first two make a `ConversionPlan` (`conversion_plan`) from the names in `key_mapping`.
+`reference` reads the released Kosmos-G files, `kosmos2` the Kosmos-2 checkpoints of transformers, `clip` CLIP's vision
+towers. The first two build a `ConversionPlan` (`conversion_plan`) from the names in `key_mapping`.
 """
 
 from kosmosg.convert.clip import load_vision

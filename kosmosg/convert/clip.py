@@ -1,4 +1,4 @@
-"""CLIP vision towers, of OpenAI's files and of transformers."""
+"""CLIP vision towers from OpenAI's files and from transformers checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kosmosg.model.vision import VisionTower
 def load_vision(tower: VisionTower, source: Source) -> None:
     """Fill a vision tower from an OpenAI CLIP file (`visual.*`) or a transformers CLIP folder or state dict, in place.
 
-    Every parameter of the tower must be there in its shape; other parts of CLIP are left out.
+    Every parameter of the tower must be there with its shape; other parts of CLIP are ignored.
     """
     ours = tower.state_dict()
     found: dict[str, Tensor] = {}

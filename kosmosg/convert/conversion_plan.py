@@ -1,7 +1,7 @@
 """The plan of a conversion: where each of our parameters comes from, checked before anything is loaded.
 
-It says which of ours comes from which of theirs, which of theirs are left out and why, which of ours start anew. A name
-that fits nowhere, a shape that does not fit, or a part that is only half there is an error, so no weight is ever lost
+It maps our parameter names to those of the source checkpoint, and lists which of theirs are dropped and why and which
+of ours are newly initialised. Unknown names, wrong shapes and incomplete parts are errors, so no weight is ever lost
 silently. A plan then either fills a model (`build`) or is streamed to a folder, one shard in memory at a time
 (`import_weights`).
 """
@@ -43,17 +43,17 @@ Model = TypeVar("Model", bound=KosmosGPreTrainedModel)
 
 @dataclass(frozen=True)
 class ConversionPlan:
-    """Where every parameter of ours comes from, and what became of every name of theirs."""
+    """Where every parameter of ours comes from, and what happened to every name of theirs."""
 
     config: KosmosGConfig
     weights: Mapping[str, Tensor]
     model: dict[str, str]  # our name -> their name
     decoder: dict[str, str]  # the same for N
     ignored: dict[str, str]  # their name -> reason
-    fresh: list[str] = field(default_factory=list)  # ours that start anew
+    fresh: list[str] = field(default_factory=list)  # ours that are newly initialised
 
     def tensor(self, name: str, *, decoder: bool = False) -> Tensor:
-        """Their values for our name, cut to our rows. Raises `CheckpointError` when any is not finite."""
+        """Their values for our name, cut to our number of rows. Raises `CheckpointError` if any is not finite."""
         theirs = (self.decoder if decoder else self.model)[name]
         tensor = self.weights[theirs][: self._shapes[decoder][name][0]]
         if not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
@@ -65,13 +65,13 @@ class ConversionPlan:
         return self._fill(KosmosG, {**{name: self.tensor(name) for name in self.model}, **self.fresh_tensors()})
 
     def build_decoder(self) -> AlignerDecoder:
-        """N. Raises `CheckpointError` when the checkpoint has none."""
+        """N. Raises `CheckpointError` if the checkpoint has none."""
         if not self.decoder:
             raise CheckpointError("the checkpoint has no aligner.decoder; only those of stage 2 do")
         return self._fill(AlignerDecoder, {name: self.tensor(name, decoder=True) for name in self.decoder})
 
     def fresh_tensors(self) -> dict[str, Tensor]:
-        """Initial values of what starts anew, by our names: of the aligner, or nothing."""
+        """Initial values, by our names, of what the checkpoint lacks: of the aligner, or nothing."""
         if not self.fresh:
             return {}
         with torch.device("meta" if self.weights[next(iter(self.model.values()))].is_meta else "cpu"):
@@ -107,10 +107,10 @@ def make_plan(
     reasons: dict[str, str],
     trimmed: tuple[str, ...] = (),
 ) -> ConversionPlan:
-    """Match every name of a checkpoint with one of ours, or with the reason why it is left out.
+    """Match every name of a checkpoint with one of ours, or with the reason why it is dropped.
 
-    `names` and `reasons` are tables of `kosmosg.convert.key_mapping`; of the parameters in `trimmed` the checkpoint may
-    hold more rows than the model. Raises CheckpointError for a name, a shape or a gap that fits nowhere.
+    `names` and `reasons` are tables of `kosmosg.convert.key_mapping`. Parameters in `trimmed` may have more rows in the
+    checkpoint than in the model. Raises CheckpointError for unknown names, wrong shapes and missing parameters.
     """
     shapes = {False: _shapes(KosmosG, config.to_json_string()), True: _shapes(AlignerDecoder, config.to_json_string())}
     targets: dict[bool, dict[str, str]] = {False: {}, True: {}}
@@ -147,8 +147,8 @@ def import_weights(
     """Stream a plan into an export folder, holding one shard in memory, and return the folder.
 
     With `processor` (from the released sentencepiece file) the export is complete; without, only the model loads. N,
-    where the checkpoint has it, goes into the subfolder `aligner_decoder`, from which stage 2 resumes. README.md says
-    what became of every name. An earlier export is replaced; CheckpointError when the folder holds anything else.
+    if the checkpoint has it, goes into the subfolder `aligner_decoder`, from which stage 2 continues. README.md says
+    what happened to every name. An earlier export is replaced. Raises CheckpointError if the folder holds anything else.
     """
 
     def fill(draft: Path) -> None:
@@ -166,7 +166,7 @@ def import_weights(
 
 
 def published_config(weights: Mapping[str, Tensor], embedding: str) -> KosmosGConfig:
-    """The paper's configuration for a checkpoint of its width. Heads are not stored, so others must be given."""
+    """The paper's configuration, for a checkpoint of that width; others need `config`, as heads are not stored."""
     config = KosmosGConfig.paper()
     rows, width = shape_of(weights, embedding)
     if width != config.text_config.embed_dim:
@@ -180,7 +180,7 @@ def published_config(weights: Mapping[str, Tensor], embedding: str) -> KosmosGCo
 
 
 def require_same_shape(name: str, theirs: tuple[int, ...], ours: tuple[int, ...], longer: bool = False) -> None:
-    """Raises CheckpointError when the shapes differ; with `longer` theirs may have more rows."""
+    """Raises CheckpointError if the shapes differ; with `longer`, theirs may have more rows."""
     if theirs == ours or (longer and theirs[1:] == ours[1:] and theirs[0] > ours[0]):
         return
     raise CheckpointError(
@@ -189,7 +189,7 @@ def require_same_shape(name: str, theirs: tuple[int, ...], ours: tuple[int, ...]
 
 
 def _missing(found: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> list[str]:
-    """What starts anew: the whole aligner or nothing. Any other gap is an error."""
+    """What is newly initialised: the whole aligner or nothing. Anything else that is missing is an error."""
     missing = [name for name in shapes if name not in found]
     fresh = [name for name in shapes if name.startswith("aligner.")]
     if missing and missing != fresh:
@@ -215,7 +215,7 @@ def _import_card(plan: ConversionPlan) -> str:
         f"{len(plan.model)} parameters of the model and {len(plan.decoder)} of the aligner's decoder N were taken."
     )
     if plan.fresh:
-        lines.append("The source has no aligner; it starts anew and has to be trained (stage 2).")
+        lines.append("The source has no aligner; a newly initialised one was added and must be trained (stage 2).")
     lines += ["", "Left out:", ""]
     reasons: dict[str, int] = {}
     for reason in plan.ignored.values():

@@ -1,7 +1,6 @@
-"""What others call our parameters: the released Kosmos-G files, transformers' Kosmos-2, OpenAI's CLIP.
+"""Parameter names of the released Kosmos-G files, transformers' Kosmos-2 and OpenAI's CLIP, and ours for them.
 
-Tables of patterns that match a whole name of theirs, with our name or the reason why it is left out. Their values are
-`kosmosg.convert`'s business.
+The tables map patterns that match a whole name of theirs to our name, or to the reason why it is dropped.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ KOSMOS2_IGNORED = {
     r"text_model\.model\.embed_positions\..+": "the computed position table",
     r"vision_model\.model\.embeddings\.position_ids": "a computed range",
 }
-# Tables whose rows beyond ours are never reached: positions beyond the longest sequence.
+# Tables with more rows than ours, which are never used: positions beyond the longest sequence.
 TRIMMED = (
     "aligner.encoder_proj.embed_positions.weight",
     "decoder_query.weight",
@@ -56,7 +55,7 @@ EMBEDDING = "mllm.text_model.model.embed_tokens.weight"
 
 
 def rename(name: str, names: Mapping[str, str]) -> str | None:
-    """Our name for theirs, or None when no pattern knows it."""
+    """Our name for theirs, or None if no pattern matches."""
     for pattern, ours in names.items():
         match = re.fullmatch(pattern, name)
         if match:

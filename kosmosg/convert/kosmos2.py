@@ -18,10 +18,10 @@ from kosmosg.model import KosmosG
 
 
 def from_kosmos2(source: Source, config: KosmosGConfig | None = None) -> KosmosG:
-    """A model from `microsoft/kosmos-2-patch14-224`: a public start for stage 2. The aligner starts anew.
+    """A model from `microsoft/kosmos-2-patch14-224`, a public start for stage 2. The aligner is newly initialised.
 
-    The first 64,007 rows of its vocabulary are Kosmos-G's; the rest, for grounding, is left out unless `config` asks
-    for it. Without `config` a folder is read as its config.json says, a state dict as of the published size.
+    The first 64,007 rows of its vocabulary are Kosmos-G's; the others, for grounding, are dropped unless `config` asks
+    for them. Without `config`, the sizes come from a folder's config.json; a state dict must have the published size.
     """
     return plan_kosmos2(source, config).build()
 
@@ -45,9 +45,9 @@ def plan_kosmos2(source: Source, config: KosmosGConfig | None = None) -> Convers
 
 
 def grow_vocabulary(model: KosmosG, kosmos2: Source) -> None:
-    """Give a model the grounding tokens of Kosmos-2: its embedding rows behind ours, 64,007 to 65,036, in place.
+    """Add the grounding tokens of Kosmos-2 to a model, in place: embedding rows 64,007 to 65,036, after ours.
 
-    A processor goes with it when it is made with `extra_tokens=1030`.
+    The matching processor is made with `extra_tokens=1030`.
     """
     rows = open_weights(kosmos2)["text_model.model.embed_tokens.weight"]
     ours: Tensor = model.get_input_embeddings().weight  # type: ignore[assignment]

@@ -18,11 +18,11 @@ def from_reference(source: Source, config: KosmosGConfig | None = None, *, visio
     """A model from a released Kosmos-G file, of any stage: `checkpoint_stage1.pt`, `_stage2.pt`, `_final.pt`.
 
     `source` is the file or its state dict. Without `config` the published sizes are expected, and the aligner's
-    position table, of which 32,768 rows are stored, is cut to the 2,050 that the language model can reach. `vision`
-    (the released `ViT-L-14-sd.pt`, or any OpenAI CLIP) stands in when the file has no vision tower. Stage 1 has no
-    aligner: it starts anew. Weights keep their precision (the released files are fp16).
+    position table, stored with 32,768 rows, is cut to the 2,050 that the language model can reach. `vision` (the
+    released `ViT-L-14-sd.pt`, or any OpenAI CLIP) is used if the file has no vision tower. Stage 1 files have no
+    aligner; it is newly initialised. Weights keep their precision (the released files are fp16).
 
-    Raises `CheckpointError` naming the key that is unknown, missing, not finite or of another shape.
+    Raises `CheckpointError` naming the key that is unknown, missing, not finite or has the wrong shape.
     """
     return plan_reference(source, config, vision=vision).build()
 
