@@ -1,15 +1,15 @@
-"""Verbs that you submit: each module is one job, run as `python -m jobs.NAME PRESET key=value ...`.
+"""The jobs: each module is one, run as `python -m jobs.NAME PRESET key=value ...`.
 
-`plan` before paying; then `build_dataset`, `pretrain`, `align`, `instruct`, `evaluate`, `generate` and `export`, in the
-order of a model's life; `toyworld`, `demo` and `ablation` show it in the toy world. `experiment` is the whole of a run
-as one value, and the way in that all share; `settings` says which settings each job reads, `settings_page`
-writes them down.
+`plan` estimates the cost; then come `build_dataset`, `pretrain`, `align`, `instruct`, `evaluate`, `generate` and
+`export`, in the order of a model's life cycle; `toyworld`, `demo` and `ablation` belong to the toy world. `experiment`
+holds all settings of a run and the entry point that all jobs share; `settings` says which settings each job reads, and
+`settings_page` documents them.
 """
 
 import sys
 
-# `python -m jobs.JOB --help` is answered here, before the job's own imports (torch, Ray) cost their seconds. While
-# Python looks for the module of `-m`, that is what stands in argv[0].
+# `python -m jobs.JOB --help` is answered here, before the job's own slow imports (torch, Ray). While Python is still
+# looking for the module of `-m`, argv[0] is "-m".
 if sys.argv[:1] == ["-m"]:
     from jobs.settings import answer_help
 

@@ -1,9 +1,9 @@
-"""Stage 2: teach the aligner to speak CLIP, so that the frozen U-Net understands what the language model says.
+"""Stage 2: align the language model's hidden states with CLIP's text space, which the frozen U-Net understands.
 
 Trains the aligner on captions alone. Starts from `pretrain` (or from parent=FOLDER, or from scratch with parent=new);
-leaves a model in <output>/align/export, from which `instruct` starts. Stop it whenever you like: the same command
-resumes. A parent that is itself of stage 2, trained here or imported, brings N in its subfolder `aligner_decoder`, and
-both halves of the aligner start from there.
+writes a model to <output>/align/export, from which `instruct` starts. It can be interrupted at any time: the same
+command resumes. If the parent is itself a stage 2 model, trained here or imported, it includes N in its subfolder
+`aligner_decoder`, and both halves of the aligner start from there.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ from kosmosg_platform.training.sample_images import sample_sheet
 from kosmosg_platform.training.stage_recipe import StageRecipe
 from kosmosg_platform.training.trainer import FitResult, fit
 
-MAX_SEQ_LEN = 86  # tokens, <s> and 85 more: the original leaves out longer captions (laion loader, stage 2)
+MAX_SEQ_LEN = 86  # tokens, <s> and 85 more: the original skips longer captions (laion loader, stage 2)
 SHOWN = 6  # captions of a sample sheet
 
 
 class AlignRecipe(StageRecipe):
-    """What travels to the workers of stage 2."""
+    """The recipe of stage 2, sent to its workers."""
 
     stage = "align"
 
@@ -78,7 +78,7 @@ recipe = AlignRecipe.of
 
 
 def run(experiment: Experiment) -> FitResult:
-    """Train or resume stage 2, or find it finished."""
+    """Train or resume stage 2; returns at once if it is finished."""
     return fit(recipe(experiment), experiment)
 
 

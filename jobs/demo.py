@@ -1,11 +1,11 @@
-"""The whole pipeline end to end on this machine: dataset, three stages, evaluation, endpoint, one page that shows it.
+"""The whole pipeline end to end on this machine: dataset, three stages, evaluation, endpoint, and a report.
 
 Builds a composition dataset of the toy world with Ray Data, trains `pretrain`, `align` and `instruct` with Ray Train
-and DeepSpeed, tracks them in MLflow, evaluates the model before and after the last stage, and the one that ships, on
-subjects that no training ever saw, deploys the endpoint with Ray Serve and calls it over HTTP with an interleaved
-prompt. Leaves report.html and sheet.png in <output>/demo.
+and DeepSpeed, tracks them in MLflow, evaluates the model before and after the last stage and the shipped model on
+held-out subjects, deploys the endpoint with Ray Serve and calls it over HTTP with an interleaved prompt. Writes
+report.html and sheet.png to <output>/demo.
 
-Interrupt it at any time: started again, it resumes.
+It can be interrupted at any time: the same command resumes.
 """
 
 import shutil
@@ -36,7 +36,7 @@ from kosmosg_platform.tracking import Run
 
 @dataclass
 class DemoRun:
-    """What the steps of one demo share: its settings, where it writes, and what each step found."""
+    """State shared by the steps of one demo: its settings, where it writes, and the result of each step."""
 
     experiment: Experiment
     folder: Path
@@ -58,14 +58,14 @@ class DemoRun:
 Step = Callable[[DemoRun], dict[str, Any]]
 
 SHIPPED = "toyworld:instruct"
-"""What a longer training of the same recipe gives: shown beside the demo's model."""
+"""The result of longer training, shown beside the demo's model."""
 
 
 def run(experiment: Experiment) -> Path:
-    """Run every step; gives the path of the report."""
+    """Run every step; returns the path of the report."""
     layout = RunPaths(experiment.output)
     folder = layout.job("demo")
-    echo(f"demo: everything lands in {folder}")
+    echo(f"demo: writing everything to {folder}")
     key = digest({"demo": str(folder)})
     mlflow_run = Run.open(experiment.tracking, layout, "demo", key=key, tags={"job": "demo"})
     demo = DemoRun(experiment, folder, experiment.tracking.uri or layout.tracking, mlflow_run)
@@ -75,7 +75,7 @@ def run(experiment: Experiment) -> Path:
         with connect(demo.job("pretrain")):
             for name, step in STEPS.items():
                 run_step(demo, name, step)
-        # The endpoint brings a cluster of its own, as a deployment would; two at once would crowd a laptop.
+        # The endpoint starts a cluster of its own, as a deployment would; two at once are too much for a laptop.
         run_step(demo, "endpoint", ask_endpoint)
     except KeyboardInterrupt:
         mlflow_run.close("KILLED")
@@ -95,7 +95,7 @@ def run(experiment: Experiment) -> Path:
 
 
 def run_step(demo: DemoRun, name: str, step: Step) -> None:
-    """Run one step, or take what it found before; other settings of the demo or of its jobs run it again."""
+    """Run one step, or reuse its earlier result; it runs again if settings of the demo or of its jobs changed."""
     note = demo.folder / "steps" / f"{name}.json"
     settings = demo.experiment.demo
     jobs = [plain(load(job, settings.preset, settings.settings)) for job in ("build_dataset", *STAGES, "evaluate")]
@@ -103,7 +103,7 @@ def run_step(demo: DemoRun, name: str, step: Step) -> None:
     known = read_json(note) if note.is_file() else {}
     if known.get("key") == key:
         demo.found[name] = known["found"]
-        echo(f"demo: {name} is done already ({known['found']['seconds']:.0f} s then)")
+        echo(f"demo: {name} was done before (it took {known['found']['seconds']:.0f} s)")
         return
     echo(f"demo: {name}")
     began = time.perf_counter()
@@ -115,13 +115,13 @@ def run_step(demo: DemoRun, name: str, step: Step) -> None:
 
 
 def build(demo: DemoRun) -> dict[str, Any]:
-    """The datasets; a stopped build goes on by itself."""
+    """Build the datasets; an interrupted build resumes."""
     results = build_dataset.run(demo.job("build_dataset"))
     return {"rows": {result.kind: result.rows for result in results}}
 
 
 def train(job: ModuleType, name: str) -> Step:
-    """A step that trains one stage from its parent's export; a stopped one resumes from its last checkpoint."""
+    """A step that trains one stage from its parent's export, or resumes it from its last checkpoint."""
 
     def step(demo: DemoRun) -> dict[str, Any]:
         result = job.run(demo.job(name))
@@ -129,14 +129,14 @@ def train(job: ModuleType, name: str) -> Step:
         samples = trained.steps * trained.global_batch
         found = {"export": str(result.export), "run_id": result.run_id, "samples": samples}
         found["metrics"] = dict(result.metrics)
-        # What was trained before took as long as it took then.
+        # A stage that was trained before is reported with the time it took then.
         return found | ({"seconds": round(result.seconds, 1)} if result.skipped else {})
 
     return step
 
 
 def judge(demo: DemoRun) -> dict[str, Any]:
-    """The same prompts before and after the last stage, and for the model that ships."""
+    """The same prompts before and after the last stage, and with the shipped model."""
     models = {
         "shipped model": SHIPPED,
         "before instruct": demo.found["align"]["export"],
@@ -148,7 +148,7 @@ def judge(demo: DemoRun) -> dict[str, Any]:
 
 
 def ask_endpoint(demo: DemoRun) -> dict[str, Any]:
-    """Deploy, call over HTTP with images between the words, shut down."""
+    """Deploy, call over HTTP with an interleaved prompt, shut down."""
     folder = demo.folder / "endpoint"
     settings = demo.job("evaluate").evaluate
     benchmark = open_benchmark(find_protocol(settings.protocol), evaluate.benchmark_settings(settings))

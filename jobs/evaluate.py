@@ -1,14 +1,14 @@
-"""Evaluate models: the same prompts for all, images by Ray actors, scores, a contact sheet and a page.
+"""Evaluate models on the same prompts: generate images with Ray actors, then compute scores and write a report.
 
     kosmosg run evaluate toyworld
     kosmosg run evaluate gpu evaluate.protocol=dreambench-kosmosg evaluate.data=dreambooth/dataset
 
-A protocol says what exactly is measured (kosmosg/eval/protocol.py); its id stands beside every number. `toyworld` reads
-each image with the toy world's recogniser at the places where the prompt expects its entities, all of them subjects
-that no training ever saw. The others generate for DreamBench or COCO captions and compare with real images.
+A protocol says exactly what is measured (kosmosg/eval/protocol.py); its id is reported with every number. `toyworld`
+generates held-out subjects and checks each image with the toy world's recogniser at the positions where the prompt
+expects its entities. The others generate for DreamBench or COCO captions and compare with real images.
 
-Leaves scores.json, sheet.png and report.html in <output>/evaluate (in a folder of the protocol's name, but for
-`toyworld`), and the same in MLflow. What was generated or measured before with the same settings is not done again.
+Writes scores.json, sheet.png and report.html to <output>/evaluate (except for `toyworld`, to a subfolder named after
+the protocol), and logs them to MLflow. Images and features from earlier runs with the same settings are reused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,17 +30,17 @@ from kosmosg_platform.run_paths import RunPaths, choose_model
 from kosmosg_platform.storage import write_json, write_text
 from kosmosg_platform.tracking import Run
 
-DEFAULT_PROTOCOL = "toyworld"  # its results lie in <output>/evaluate itself
+DEFAULT_PROTOCOL = "toyworld"  # its results are in <output>/evaluate itself
 
 
 def run(experiment: Experiment) -> Path:
-    """Evaluate every model of `evaluate.models`; gives the folder of the results."""
+    """Evaluate every model of `evaluate.models`; returns the folder of the results."""
     settings, layout = experiment.evaluate, RunPaths(experiment.output)
     protocol = settle(settings)
     models = {name: resolve_model(path) for name, path in settings.models.items()}
     models = models or {"model": choose_model(experiment.output, experiment.decoder).folder}
     for model in models.values():
-        model_digest(model)  # a wrong folder should be told before a cluster starts
+        model_digest(model)  # report a wrong folder before a cluster starts
     evaluation = Evaluation(
         protocol=protocol,
         settings=benchmark_settings(settings),
@@ -62,7 +62,7 @@ def run(experiment: Experiment) -> Path:
 
 
 def benchmark_settings(settings: EvaluateConfig) -> BenchmarkSettings:
-    """What a benchmark may be told beside its protocol."""
+    """The settings that a benchmark gets in addition to its protocol."""
     return BenchmarkSettings(
         data=settings.data.absolute() if settings.data else None,
         subjects=settings.subjects,
@@ -74,7 +74,7 @@ def benchmark_settings(settings: EvaluateConfig) -> BenchmarkSettings:
 
 
 def settle(settings: EvaluateConfig) -> Protocol:
-    """The protocol with what the settings change in it. Raises ConfigError."""
+    """The protocol with the changes that the settings make. Raises ConfigError."""
     protocol = find_protocol(settings.protocol)
     changed = protocol.changed(
         solver=settings.scheduler,
@@ -95,7 +95,7 @@ def publish(
     models: Mapping[str, Path],
     scores: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Figures and protocol as files beside the page, and all of them as one MLflow run."""
+    """Write scores and protocol as files next to the page, and log everything as one MLflow run."""
     write_json(folder / "scores.json", list(scores))
     about = {"id": protocol.protocol_id, "name": protocol.name, "deviations": protocol.deviations()}
     write_json(folder / "protocol.json", {**about, **protocol.facts()})

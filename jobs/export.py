@@ -1,12 +1,12 @@
-"""Turn what training leaves into what others load.
+"""Export a training run as a model folder, or a model and its decoder as a diffusers pipeline.
 
-    kosmosg run export source=runs/align/3f2a91c0d4e5 dest=early   # a run that may be unfinished
+    kosmosg run export source=runs/align/3f2a91c0d4e5 dest=early   # a run, which may be unfinished
     kosmosg run export dest=my_pipeline                            # the newest model and its decoder for diffusers
     kosmosg run export source=toyworld:instruct dest=my_pipeline   # the same for a given model, by any of its names
 
-A run folder becomes an export folder (config.json, weights, processor). An export folder becomes a pipeline folder in
-the layout of diffusers, which `KosmosGPipeline.from_pretrained` opens. A folder that is there already is replaced when
-it is such a folder and nothing else; one that holds a file of another kind is refused and left as it is.
+A run folder becomes an export folder (config.json, weights, processor). A model becomes a pipeline folder in the
+diffusers layout, which `KosmosGPipeline.from_pretrained` loads. An existing folder is replaced only if it contains
+such an export or pipeline and nothing else; otherwise it is left alone, with an error.
 """
 
 from importlib import import_module
@@ -45,7 +45,7 @@ PIPELINE = FolderLayout(
 def run(experiment: Experiment) -> Path:
     """Write the folder and return its path.
 
-    Raises ConfigError or CheckpointError when the source is neither a run nor a model.
+    Raises ConfigError or CheckpointError if the source is neither a run nor a model.
     """
     layout = RunPaths(experiment.output)
     run_folder = Path(experiment.source or "").absolute()
@@ -60,7 +60,7 @@ def export_run(folder: Path, dest: Path) -> Path:
     """The newest checkpoint of the run in `folder` as an export. Raises ConfigError, CheckpointError."""
     stage, key = folder.parent.name, folder.name
     if stage not in STAGES or not (folder / "experiment.yaml").is_file():
-        raise ConfigError(f"source: {folder} is no run folder; give OUTPUT/STAGE/KEY of one of {', '.join(STAGES)}")
+        raise ConfigError(f"source: {folder} is not a run folder; give OUTPUT/STAGE/KEY of one of {', '.join(STAGES)}")
     settings = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
     experiment = validate(Experiment, settings | {"output": str(folder.parents[1])})
     recipe = import_module(f"jobs.{stage}").recipe(experiment)
@@ -76,7 +76,7 @@ def export_run(folder: Path, dest: Path) -> Path:
 
 
 def export_pipeline(source: Path, decoder: str, dest: Path) -> Path:
-    """Model and decoder as one folder for diffusers. Raises CheckpointError."""
+    """Write model and decoder as one diffusers pipeline folder. Raises CheckpointError."""
     from kosmosg import KosmosGPipeline
 
     check_replaceable(dest, PIPELINE)  # before gigabytes are read

@@ -1,12 +1,12 @@
-"""Generate images for many prompts: a file of prompts in, a folder of images out, by Ray actors that hold the model.
+"""Generate images for many prompts: a file of prompts in, a folder of images out, using Ray actors.
 
     kosmosg run generate source=prompts.jsonl dest=images generate.n=4
 
 A line of the file is {"text": "<i> and <i> at sea", "images": ["cat.png", "ball.png"]}, optionally with "id", "seed"
-and "negative"; image paths are relative to the file. Without `source` there is the one prompt `generate.prompt`.
+and "negative"; image paths are relative to the file. Without `source`, the single prompt `generate.prompt` is used.
 
-Leaves <dest>/images/ID-1.png ..., results.jsonl (a line for each prompt: files, seeds, or why it was refused) and
-sheet.png. Started again, it generates only what is missing. A prompt that cannot be used never stops the others.
+Writes <dest>/images/ID-1.png ..., results.jsonl (one line per prompt: files and seeds, or why it was rejected) and
+sheet.png. Run again, it generates only what is missing. An invalid prompt does not affect the others.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ class PromptTask:
 
     @property
     def key(self) -> str:
-        """Digest of everything that was asked, the content of the images included."""
+        """Digest of the whole request, including the content of the images."""
         files = [path for path in map(Path, self.images) if path.is_file()]
         return digest(
             {"task": asdict(self), "files": [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]}
@@ -65,7 +65,7 @@ class PromptTask:
 
 
 def run(experiment: Experiment) -> Path:
-    """Generate what is missing; gives the folder. Raises ConfigError, DataError for what concerns all prompts."""
+    """Generate what is missing; returns the folder. Raises ConfigError, DataError for general errors."""
     settings = experiment.generate
     layout = RunPaths(experiment.output)
     model = choose_model(experiment.output, experiment.decoder, settings.model).folder
@@ -73,7 +73,7 @@ def run(experiment: Experiment) -> Path:
     dest = (experiment.dest or layout.job("generate") / Path(experiment.source or "prompt").stem).absolute()
     claim_files(dest, "generate", ("images", "results.jsonl", "sheet.png", STORE))
     (dest / "images").mkdir(exist_ok=True)
-    # What is there counts while the model, the decoder and the settings are what they were, by their contents.
+    # Existing images are reused as long as the contents of model and decoder and the settings are unchanged.
     sampling = SamplingParams(settings.steps, settings.guidance, images_per_prompt=settings.n)
     key = image_key(model, experiment.decoder, [], sampling)
     known = {row["id"]: row for row in read_results(dest) if row["key"] == key and _complete(dest, row)}
@@ -86,7 +86,7 @@ def run(experiment: Experiment) -> Path:
             for row in generate_tasks(missing, model, experiment, dest):
                 rows[row["id"]] = row | {"key": key}
         write_results(dest, [rows[task.id] for task in tasks])
-        shutil.rmtree(dest / STORE, ignore_errors=True)  # its images have moved to where they belong
+        shutil.rmtree(dest / STORE, ignore_errors=True)  # its images have been moved to their final place
     finish(dest, tasks, rows, time.perf_counter() - began, sum(len(rows[task.id]["files"]) for task in missing))
     return dest
 
@@ -96,7 +96,7 @@ def read_tasks(experiment: Experiment) -> list[PromptTask]:
     settings = experiment.generate
     if experiment.source is None:
         if not settings.prompt:
-            raise ConfigError("source: give a file of prompts (.jsonl), or one prompt by generate.prompt=...")
+            raise ConfigError("source: give a file of prompts (.jsonl), or a single prompt with generate.prompt=...")
         images = tuple(str(path.absolute()) for path in settings.images)
         return [PromptTask("prompt", settings.prompt, images, settings.seed, settings.negative)]
     path = Path(experiment.source)
@@ -185,7 +185,7 @@ def finish(
 
 
 def read_results(dest: Path) -> list[dict[str, Any]]:
-    """What an earlier run left; nothing when it left nothing."""
+    """The results of an earlier run; empty if there are none."""
     path = dest / "results.jsonl"
     if not path.is_file():
         return []
@@ -193,7 +193,7 @@ def read_results(dest: Path) -> list[dict[str, Any]]:
 
 
 def write_results(dest: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """The file appears whole or not at all."""
+    """Write the file atomically."""
     write_text(dest / "results.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

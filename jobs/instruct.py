@@ -1,8 +1,8 @@
-"""Stage 3: instruction tuning by composition: generate what text and images together ask for.
+"""Stage 3: instruction tuning by composition, so that the model generates what text and images together describe.
 
 Trains language model, resampler and aligner through the frozen U-Net on composition, editing and captioned images.
-Starts from `align` (or from parent=FOLDER); leaves a model in <output>/instruct/export, which `generate`, `evaluate`
-and `kosmosg serve` take. Stop it whenever you like: the same command resumes.
+Starts from `align` (or from parent=FOLDER); writes a model to <output>/instruct/export, which `generate`, `evaluate`
+and `kosmosg serve` use. It can be interrupted at any time: the same command resumes.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ SHOWN = 8  # prompts of a sample sheet
 
 
 class InstructRecipe(StageRecipe):
-    """What travels to the workers of stage 3."""
+    """The recipe of stage 3, sent to its workers."""
 
     stage = "instruct"
 
@@ -87,7 +87,7 @@ recipe = InstructRecipe.of
 
 
 def run(experiment: Experiment) -> FitResult:
-    """Train or resume stage 3, or find it finished."""
+    """Train or resume stage 3; returns at once if it is finished."""
     return fit(recipe(experiment), experiment)
 
 

@@ -1,7 +1,7 @@
-"""Before spending: memory per GPU, FLOPs, days and storage of each training stage of a preset.
+"""Estimate the memory per GPU, FLOPs, days and storage of each training stage of a preset before running it.
 
-Nothing is trained, nothing is loaded: weights and FLOPs are counted from the shapes. What the preset would be refused
-for on a device is said with its remedy. Exit code 1 when a stage fits on none of them.
+Nothing is trained or loaded: weights and FLOPs are counted from the shapes. For every device that cannot run the
+preset, the reason and a remedy are printed. Exit code 1 if a stage fits on none of the devices.
 """
 
 import sys
@@ -23,7 +23,7 @@ from kosmosg_platform.training.initial_model import tokenizer_path
 
 
 def plan(arguments: Sequence[str]) -> list[StagePlan]:
-    """The plans of the three stages, each with the settings that its own job would have. Raises ConfigError."""
+    """The plans of the three stages, each with the settings of its own job. Raises ConfigError."""
     experiments = {stage: _experiment(stage, arguments) for stage in STAGES}
     return [_plan(stage, experiment) for stage, experiment in experiments.items()]
 
@@ -45,11 +45,11 @@ def _plan(stage: str, experiment: Experiment) -> StagePlan:
 
 
 def _model(experiment: Experiment) -> KosmosGConfig:
-    """The model's shape: of a new one with the vocabulary of the preset's tokenizer, or of the one it starts from."""
+    """The model's configuration: a new one for the preset's tokenizer, or that of the model it starts from."""
     settings = experiment.model
     load_plugins()
     if settings.init in MODEL_SHAPES:
-        # The paper's shape has its own vocabulary, and its tokenizer need not be here to plan.
+        # The paper's shape has a fixed vocabulary, so its tokenizer is not needed for planning.
         if settings.init == "paper":
             return KosmosGConfig.paper()
         processor = KosmosGProcessor.from_sentencepiece(tokenizer_path(settings.tokenizer))
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0)
     try:
         if all("=" in word for word in given):
-            echo(f"plan: no preset was named, so with `{JOBS['plan'].preset}`")
+            echo(f"plan: no preset given, using `{JOBS['plan'].preset}`")
         plans = plan(given)
         shared = _experiment(STAGES[-1], given)
     except KosmosGError as error:

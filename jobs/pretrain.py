@@ -1,8 +1,8 @@
-"""Stage 1: teach the language model to read text in which images stand.
+"""Stage 1: teach the language model to read text with images in it.
 
-Trains the language model, the resampler and the last block of the vision tower to predict the next word of captions,
-captioned images and interleaved documents. Needs a dataset (`kosmosg run build_dataset toyworld`); leaves a model in
-<output>/pretrain/export, from which `align` starts. Stop it whenever you like: the same command resumes.
+Trains the language model, the resampler and the last block of the vision tower to predict the next token of text,
+captioned images and interleaved documents. Needs a dataset (`kosmosg run build_dataset toyworld`); writes a model to
+<output>/pretrain/export, from which `align` starts. It can be interrupted at any time: the same command resumes.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from kosmosg_platform.training.trainer import FitResult, fit
 
 
 class PretrainRecipe(StageRecipe):
-    """What travels to the workers of stage 1. No sample images: its aligner is untrained, there is nothing to see."""
+    """The recipe of stage 1, sent to its workers. It has no sample images, because the aligner is still untrained."""
 
     stage = "pretrain"
 
@@ -47,7 +47,7 @@ recipe = PretrainRecipe.of
 
 
 def run(experiment: Experiment) -> FitResult:
-    """Train or resume stage 1, or find it finished."""
+    """Train or resume stage 1; returns at once if it is finished."""
     return fit(recipe(experiment), experiment)
 
 

@@ -1,7 +1,7 @@
-"""Which settings each job reads, for help, refusals and documentation. Light: knows no torch, no Ray, no pydantic.
+"""Which settings each job reads: for `--help`, error messages and documentation. Imports no torch, Ray or pydantic.
 
-The settings themselves are declared in typed sections, beside what they configure; importing those takes seconds. So
-what `--help` prints is kept in settings.json, which `jobs.settings_page` makes from the sections.
+The settings themselves are declared in typed sections, next to what they configure; importing those takes seconds.
+Therefore the text of `--help` is kept in settings.json, which `jobs.settings_page` generates from the sections.
 """
 
 import ast
@@ -24,7 +24,7 @@ class JobSettings:
 
     reads: tuple[str, ...]
     preset: str = "tiny"
-    """What is taken when the user names none."""
+    """The preset used if the user names none."""
     example: str = ""
 
 
@@ -42,7 +42,7 @@ JOBS = {
     "plan": JobSettings((*_TRAIN, "pretrain", "align", "instruct", "templates"), example="scale.workers=2"),
 }
 JOBS_OF_JOBS = ("demo", "ablation")
-"""They start other jobs; `JOB.settings` is passed on to these."""
+"""Jobs that start other jobs, to which they pass `JOB.settings`."""
 
 
 def reads(job: str, key: str) -> bool:
@@ -51,7 +51,7 @@ def reads(job: str, key: str) -> bool:
 
 
 def usage(job: str) -> str:
-    """The help page of a job: what it does, an example, presets, its keys with defaults."""
+    """The help page of a job: what it does, an example, presets, settings with defaults."""
     own = JOBS[job]
     command = "kosmosg plan" if job == "plan" else f"kosmosg run {job}"
     presets = ", ".join(sorted(path.stem for path in (HERE / "presets").glob("*.yaml")))
@@ -61,7 +61,7 @@ def usage(job: str) -> str:
         _docstring(job).strip(),
         "",
         f"example: {command} {own.preset} output=/tmp/try {own.example}".rstrip(),
-        f"presets: {presets}; without one, {own.preset}; or the path of a YAML file, such as a saved experiment.yaml",
+        f"presets: {presets} (default: {own.preset}), or the path of a YAML file, such as a saved experiment.yaml",
         "",
         "settings, with their defaults:",
     ]

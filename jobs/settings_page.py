@@ -1,6 +1,6 @@
-"""What is generated from the typed sections: jobs/settings.json (see `jobs.settings`) and docs/configuration.md.
+"""Generates jobs/settings.json (see `jobs.settings`) and docs/configuration.md from the typed sections.
 
-`make settings` writes both after a change of a setting; a test compares them.
+Run `make settings` after changing a setting; a test checks that both files are up to date.
 """
 
 import json
@@ -27,11 +27,12 @@ def rendered_page() -> str:
     """What docs/configuration.md should hold."""
     lines = [
         "# Configuration",
-        "Every setting of every job: `key=value` on the command line, or a place in a preset. Generated from the typed",
-        "sections; do not edit it by hand. The last column says which jobs read it; the others refuse it.",
+        "Every setting of every job, given as `key=value` on the command line or in a preset. This page is generated",
+        "from the typed sections; do not edit it by hand. The last column lists the jobs that read a setting; all",
+        "other jobs reject it.",
         "",
-        "Precedence: these defaults, the preset, the preset's `jobs.JOB`, the command line. A mapping given on the",
-        "command line replaces the preset's; a dotted key changes one entry of it.",
+        "Precedence, lowest first: these defaults, the preset, the preset's `jobs.JOB`, the command line. A mapping",
+        "given on the command line replaces the preset's; a dotted key changes one entry of it.",
     ]
     section = None
     for key, default, text in described():

@@ -1,12 +1,12 @@
-"""Train the frozen decoder of the toy world from scratch: VAE, CLIP and recogniser side by side, then the U-Net.
+"""Train the frozen decoder of the toy world from scratch: VAE, CLIP and recogniser in parallel, then the U-Net.
 
-    kosmosg run toyworld toyworld                                 # three quarters of an hour on two free cores
+    kosmosg run toyworld toyworld                                 # 45 minutes on two free cores
     kosmosg run toyworld toyworld dest=kosmosg/assets/toyworld    # replaces the decoder that ships with the package
-    kosmosg run toyworld tiny toyworld_build.effort=0.01          # minutes; shows that everything runs
+    kosmosg run toyworld tiny toyworld_build.effort=0.01          # minutes; only checks that everything runs
 
-Leaves a folder in the diffusers layout (default <output>/toyworld/toyworld) with a model card and scores.json; use it
-with decoder=FOLDER. Stopped at any moment, the same command resumes. Says which thresholds are missed: stage 3
-is not worth starting before shape and pattern reach 0.9 and background 0.95 with perfect words.
+Writes a folder in the diffusers layout (default <output>/toyworld/toyworld) with a model card and scores.json; use it
+with decoder=FOLDER. It can be interrupted at any time: the same command resumes. It reports missed thresholds: stage 3
+is not worth starting until shape and pattern reach 0.9 and background 0.95 with complete descriptions.
 """
 
 import json
@@ -27,9 +27,9 @@ _REPORT_SECONDS = 10.0
 
 
 def run(experiment: Experiment) -> Path:
-    """Train what is not trained yet and put it together; returns the folder of the decoder.
+    """Train the parts that are not trained yet and assemble them; returns the folder of the decoder.
 
-    Raises CheckpointError when the destination holds anything but an earlier decoder of the toy world.
+    Raises CheckpointError if the destination contains anything but an earlier decoder of the toy world.
     """
     settings = experiment.toyworld_build
     work = RunPaths(experiment.output).job("toyworld")
@@ -47,7 +47,7 @@ def run(experiment: Experiment) -> Path:
 
 
 def train(parts: tuple[str, ...], work: Path, experiment: Experiment) -> None:
-    """Train parts as Ray tasks of one core each and tell their progress."""
+    """Train parts as Ray tasks of one core each and print their progress."""
     import ray
 
     task = ray.remote(num_cpus=1)(_train_alone)

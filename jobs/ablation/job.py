@@ -1,14 +1,12 @@
-"""The ablation study: train the recipe and its variants, judge all on the same prompts, write one page.
+"""The ablation study: train the recipe and its variants, judge all of them on the same prompts, write one page.
 
-Stage 3 is trained for several seeds through the platform's own jobs, then once more for each variant of
-`jobs.ablation.variants`, all of these for the same number of steps. Everything is judged on subjects that no
-training ever saw,
-with the same prompts and noise; the strength of guidance is chosen on other prompts, with subjects of the training set.
+Stage 3 is trained for several seeds through the platform's own jobs, then once for each variant of
+`jobs.ablation.variants`, all variants for the same number of steps. All models are judged on held-out subjects, with
+the same prompts and noise; the guidance scale is chosen on other prompts, with training subjects.
 
-Leaves results.md (with a folder of images), report.html and results.json in <output>/ablation, or the page in
-dest=FOLDER.
-`toyworld dest=docs` made docs/results.md and takes two to three hours on two cores; `minutes` shows the direction of
-its main rows. Stop it whenever you like: the same command goes on.
+Writes results.md (with a folder of images), report.html and results.json to <output>/ablation, or the page to
+dest=FOLDER. `toyworld dest=docs` made docs/results.md and takes two to three hours on two cores; `minutes` reproduces
+the trend of its main rows. It can be interrupted at any time: the same command resumes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,9 +42,9 @@ from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.storage import write_json, write_text
 from kosmosg_platform.tracking import Run
 
-VALIDATION_SEED = 1  # of the prompts on which guidance is chosen; their subjects are those of the training set
-_FREE = ("scale.", "tracking.", "evaluate.")  # settings of jobs that leave a training what it is
-FIRST_PART = "stage 3, first part"  # name of its rows, where there is a second
+VALIDATION_SEED = 1  # of the prompts on which guidance is chosen; they have training subjects
+_FREE = ("scale.", "tracking.", "evaluate.")  # settings that do not change what a training run learns
+FIRST_PART = "stage 3, first part"  # name of its rows if there is a second part
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Trained:
 
 
 class Ablation:
-    """What the steps of one ablation study share."""
+    """State shared by the steps of one ablation study."""
 
     def __init__(self, experiment: Experiment) -> None:
         self.settings = experiment.ablation
@@ -76,7 +74,7 @@ class Ablation:
         return load(name, self.settings.preset, [*self.shared, *words])
 
     def parents(self) -> dict[str, str]:
-        """What stage 3 may start from, by stage; trained first where they are not to be those that ship."""
+        """The models that stage 3 may start from, by stage; trained first unless the shipped ones are used."""
         if self.settings.start == "shipped":
             return {"pretrain": "toyworld:pretrain", "align": "toyworld:align", "new": "new"}
         first = pretrain.run(self.job("pretrain")).export
@@ -84,7 +82,7 @@ class Ablation:
         return {"pretrain": str(first), "align": str(second), "new": "new"}
 
     def train(self, variant: Variant, parents: Mapping[str, str], seeds: Sequence[int], steps: int | None) -> Trained:
-        """Stage 3 of a variant, once for each seed; a finished one is found again."""
+        """Train stage 3 of a variant, once per seed; finished runs are reused."""
         exports = []
         for seed in seeds:
             echo(f"ablation: {variant.name}, seed {seed}")
@@ -94,7 +92,7 @@ class Ablation:
         return Trained(variant.name, tuple(exports))
 
     def go_on(self, first: Trained) -> Trained:
-        """The second part of the whole recipe, each seed from its first part; without one, the first is all."""
+        """The second part of the whole recipe, seed by seed; the first part if there is none."""
         settings = self.settings
         if not settings.second_part:
             return first
@@ -117,19 +115,19 @@ class Answers:
 
 
 class Judge:
-    """Asks models with one strength of guidance, and judges what they generate."""
+    """Generates with each model at one guidance scale, and judges the images."""
 
     def __init__(self, ablation: Ablation, guidance: float, cases: int) -> None:
         self.folder = ablation.folder
         self.experiment = ablation.job("evaluate", f"evaluate.cases={cases}", f"evaluate.guidance={guidance}")
 
     def cases(self, style: Style) -> list[SetPrompt]:
-        """The prompts of every set; each style asks for the same scenes."""
+        """The prompts of every set; all styles request the same scenes."""
         settings = self.experiment.evaluate
         return prompts_of_sets(settings.cases, settings.seed, style)
 
     def generate(self, name: str, export: Path, prompts: Sequence[Prompt]) -> list[Image.Image]:
-        """One image for each prompt; the noise of an image follows from its place in the list."""
+        """One image per prompt; the noise of an image depends on its position in the list."""
         sampling = sampling_of(evaluate.settle(self.experiment.evaluate))
         requests = [GenerationRequest.of(prompt) for prompt in prompts]
         title, folder = f"ablation: {name}", self.folder / IMAGES
@@ -141,8 +139,8 @@ class Judge:
     def interview(
         self, models: Trained, styles: Sequence[Style] = ("image",), edits: Sequence[EditPrompt] = ()
     ) -> list[Answers]:
-        """The answers of each seed. Styles are asked in one go, for models take longer to start than to generate; edits
-        apart, so that every model meets them with the same noise."""
+        """The images of each seed. All styles are generated in one go, because loading a model takes longer than
+        generating; edits are generated separately, so that they get the same noise with every model."""
         asked = {style: self.cases(style) for style in styles}
         prompts = [case.prompt for cases in asked.values() for _, case in cases]
         answers = []
@@ -171,7 +169,7 @@ def correctness_of(name: str, cases: Sequence[SetPrompt], pictures: Sequence[Ima
 
 
 def tune_guidance(ablation: Ablation, model: Path) -> dict[float, float]:
-    """Share of whole subjects by strength of guidance, on subjects of the training set: never on those of the test."""
+    """Share of whole subjects by guidance scale, measured on training subjects, never on the held-out ones."""
     settings, found = ablation.settings, {}
     cases = [
         (name, case)
@@ -187,7 +185,7 @@ def tune_guidance(ablation: Ablation, model: Path) -> dict[float, float]:
 
 
 def check_finished(settings: AblationConfig) -> None:
-    """What is to count as a seed must be there, and be of this recipe. Raises ConfigError, CheckpointError."""
+    """Check that models that count as seeds exist and belong to this recipe. Raises ConfigError, CheckpointError."""
     for name in settings.finished:
         model_digest(resolve_model(name))
     others = ["steps"] if settings.steps else []
@@ -202,7 +200,7 @@ def check_finished(settings: AblationConfig) -> None:
 
 
 def run(experiment: Experiment) -> Path:
-    """Train, judge and write; gives the path of the page."""
+    """Train, judge and write the page; returns its path."""
     settings, ablation = experiment.ablation, Ablation(experiment)
     variants = chosen(settings.ablations)
     check_finished(settings)
@@ -258,7 +256,7 @@ def run(experiment: Experiment) -> Path:
 
 
 def read_out(stage: str, export: str | Path, count: int) -> dict[str, float]:
-    """Captions and answers of a model, by kind: share of exactly right ones."""
+    """Exact-match accuracy of a model's captions and answers, by kind."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of reading the weights
@@ -270,7 +268,7 @@ def read_out(stage: str, export: str | Path, count: int) -> dict[str, float]:
 
 
 def sheet(judging: Judge, columns: Mapping[str, Answers], count: int) -> Image.Image:
-    """The first prompts, answered by each column."""
+    """The first prompts, with one column of images per model."""
     generated = {name: answer.styles["image"] for name, answer in columns.items()}
     cases = judging.cases("image")
     rows = [
@@ -298,7 +296,7 @@ def edit_rows(prompts: Sequence[EditPrompt], answers: Sequence[Answers], note: s
 
 
 def losses(export: Path) -> list[tuple[float, float]]:
-    """The curve of a training: optimizer step, loss. Empty where only the export is known."""
+    """The loss curve of a training run: optimizer step, loss. Empty if there is only an export."""
     return [(float(line["step"]), float(line["loss"])) for line in read_metrics(export.parent / "metrics.jsonl")]
 
 

@@ -1,7 +1,7 @@
-"""The page of the ablation study: thresholds, tables with intervals, sheets, curves. Nothing is selected.
+"""The page of the ablation study: thresholds, tables with intervals, sheets, curves. Nothing is cherry-picked.
 
-A threshold that was not reached stays, with its value. Sentences about the results are derived from them, so that
-the page never says what a run did not show.
+Missed thresholds stay on the page, with their values. Sentences about the results are derived from the numbers, so that
+the page never claims what a run did not show.
 """
 
 import json
@@ -158,8 +158,8 @@ def ablation_page(found: AblationResults) -> Report:
     ]
     lead = (
         "Can the model generate subjects that were never in training, and does alignment before instruction tuning "
-        f"help? Measured in the toy world with a recogniser. {SIGNATURE}, including the results that do not confirm the "
-        "paper."
+        f"help? Measured in the toy world with a recogniser. {SIGNATURE}, including the results that do not confirm "
+        "the paper."
     )
     return Report("Ablation", lead, facts, sections)
 

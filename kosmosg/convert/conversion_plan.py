@@ -148,7 +148,7 @@ def import_weights(
 
     With `processor` (from the released sentencepiece file) the export is complete; without, only the model loads. N,
     if the checkpoint has it, goes into the subfolder `aligner_decoder`, from which stage 2 continues. README.md says
-    what happened to every name. An earlier export is replaced. Raises CheckpointError if the folder holds anything else.
+    what happened to every name. An earlier export is replaced; CheckpointError if the folder holds anything else.
     """
 
     def fill(draft: Path) -> None:

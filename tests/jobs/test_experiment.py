@@ -149,7 +149,7 @@ def test_every_job_says_what_it_reads() -> None:
 
 def test_without_a_preset_a_job_says_which_it_took(capsys: pytest.CaptureFixture[str]) -> None:
     assert from_arguments("demo", []).demo.preset == "minutes"
-    assert "no preset was named, so with `minutes`" in capsys.readouterr().err
+    assert "no preset given, using `minutes`" in capsys.readouterr().err
 
 
 def test_a_mapping_on_the_command_line_replaces_the_presets_and_a_key_changes_one_entry() -> None:

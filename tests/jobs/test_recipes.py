@@ -314,7 +314,7 @@ def test_a_model_is_exported_by_its_name(output: Path, tmp_path: Path) -> None:
 
 def test_export_refuses_what_is_no_run(output: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(ConfigError, match="is no run folder"):
+    with pytest.raises(ConfigError, match="is not a run folder"):
         export.run(tiny("export", output, f"source={tmp_path}"))
     with pytest.raises(ConfigError, match="no finished stage under"):
         export.run(tiny("export", tmp_path))

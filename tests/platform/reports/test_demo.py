@@ -89,7 +89,7 @@ class TestDemo:
     def test_started_again_it_does_nothing_twice(self, output: Path) -> None:
         result = demo(output)
         assert result.returncode == 0, result.stderr[-4000:]
-        assert result.stderr.count("is done already") == 6
+        assert result.stderr.count("was done before") == 6
 
 
 def test_a_demo_that_fails_is_recorded_as_failed_with_its_reason(tmp_path: Path) -> None:
