@@ -20,6 +20,7 @@ from kosmosg.data.templates.instruct import caption_of
 from kosmosg.diffusion.decoder import load_text_encoder
 from kosmosg.stages import Stage
 from kosmosg.stages.align import AlignStage
+from kosmosg_platform.cluster.resources import require_resources
 from kosmosg_platform.training.sample_images import sample_sheet
 from kosmosg_platform.training.stage_recipe import StageRecipe
 from kosmosg_platform.training.trainer import FitResult, fit
@@ -79,6 +80,7 @@ recipe = AlignRecipe.of
 
 def run(experiment: Experiment) -> FitResult:
     """Train or resume stage 2; returns at once if it is finished."""
+    require_resources(experiment.scale.training_workers(), address=experiment.scale.address)
     return fit(recipe(experiment), experiment)
 
 

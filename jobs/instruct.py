@@ -19,6 +19,7 @@ from kosmosg.errors import CheckpointError
 from kosmosg.hub import decoder_folder
 from kosmosg.stages import Stage
 from kosmosg.stages.instruct import InstructStage
+from kosmosg_platform.cluster.resources import require_resources
 from kosmosg_platform.training.sample_images import sample_sheet
 from kosmosg_platform.training.sampler import MixtureSampler
 from kosmosg_platform.training.stage_recipe import StageRecipe
@@ -88,6 +89,7 @@ recipe = InstructRecipe.of
 
 def run(experiment: Experiment) -> FitResult:
     """Train or resume stage 3; returns at once if it is finished."""
+    require_resources(experiment.scale.training_workers(), address=experiment.scale.address)
     return fit(recipe(experiment), experiment)
 
 

@@ -13,6 +13,7 @@ from jobs.experiment import Experiment, main
 from kosmosg.data.collate.pretrain import PretrainCollate
 from kosmosg.data.packing import DocumentGroups
 from kosmosg.stages.pretrain import PretrainStage
+from kosmosg_platform.cluster.resources import require_resources
 from kosmosg_platform.training.recipe import RecordSource
 from kosmosg_platform.training.stage_recipe import StageRecipe
 from kosmosg_platform.training.trainer import FitResult, fit
@@ -48,6 +49,7 @@ recipe = PretrainRecipe.of
 
 def run(experiment: Experiment) -> FitResult:
     """Train or resume stage 1; returns at once if it is finished."""
+    require_resources(experiment.scale.training_workers(), address=experiment.scale.address)
     return fit(recipe(experiment), experiment)
 
 

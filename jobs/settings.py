@@ -72,8 +72,8 @@ def usage(job: str) -> str:
 
 def settings(job: str) -> Iterator[tuple[str, str, str]]:
     """(dotted key, default, description) of everything that a job reads."""
-    for key, default, text in json.loads((HERE / "settings.json").read_text(encoding="utf-8")):
-        if reads(job, key):
+    for key, default, text, readers in json.loads((HERE / "settings.json").read_text(encoding="utf-8")):
+        if job in readers:
             yield key, default, text
 
 

@@ -19,8 +19,9 @@ def write() -> None:
 
 
 def rendered_settings() -> str:
-    """What settings.json should hold."""
-    return json.dumps([list(row) for row in described()], indent=1, ensure_ascii=False) + "\n"
+    """What settings.json should hold: key, default, description, and the jobs that read it."""
+    rows = [json.dumps([*row, readers(row[0])], ensure_ascii=False) for row in described()]
+    return "[\n" + ",\n".join(rows) + "\n]\n"
 
 
 def rendered_page() -> str:
@@ -48,8 +49,13 @@ def rendered_page() -> str:
             lines.append("|---|---|---|---|")
             section = title
         cells = (f"`{key}`", f"`{default}`" if default else "", text.replace("|", "\\|"))
-        lines.append(f"| {' | '.join(cells)} | {', '.join(job for job in JOBS if reads(job, key))} |")
+        lines.append(f"| {' | '.join(cells)} | {', '.join(readers(key))} |")
     return "\n".join(lines) + "\n"
+
+
+def readers(key: str) -> list[str]:
+    """The jobs that read a setting."""
+    return [job for job in JOBS if reads(job, key)]
 
 
 def described() -> list[tuple[str, str, str]]:

@@ -1,1 +1,2 @@
-"""The command `kosmosg`: `main` has the verbs, `generate` and `doctor` what two of them do."""
+"""The command `kosmosg`: `main` has its commands, `generate` and `doctor` do the work of two of them, `completion` says
+what the shell may offer."""

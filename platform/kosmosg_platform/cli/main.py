@@ -13,16 +13,34 @@ import typer
 
 import kosmosg
 from kosmosg.errors import KosmosGError
+from kosmosg_platform.cli.completion import (
+    JobCommand,
+    keep_the_cursor_behind_equals_signs,
+    offer_endpoint_presets,
+    offer_jobs,
+    offer_words,
+)
 from kosmosg_platform.cluster import workspace
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+keep_the_cursor_behind_equals_signs()
+HELP = {"help_option_names": ["-h", "--help"]}
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, context_settings=HELP)
 
-Words = Annotated[list[str] | None, typer.Argument(metavar="PRESET KEY=VALUE", show_default=False)]
+Job = Annotated[str, typer.Argument(metavar="JOB", help="The job, one of the list below.", autocompletion=offer_jobs)]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="PRESET KEY=VALUE",
+        help="A preset (a name, or a YAML file), then settings; `kosmosg run JOB -h` lists those of a job.",
+        show_default=False,
+        autocompletion=offer_words,
+    ),
+]
 Address = Annotated[
     str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, such as http://head:8265.")
 ]
 # After the first word everything belongs to the program that is started, `--help` included.
-PASS_ON = {"allow_interspersed_args": False, "ignore_unknown_options": True}
+PASS_ON = {"allow_interspersed_args": False, "ignore_unknown_options": True, **HELP}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -43,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 @app.callback(invoke_without_command=True)
 def _top(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Kosmos-G: train, follow and serve in-context image generation.
 
@@ -55,36 +73,30 @@ def _top(
         print(context.get_help())
 
 
-@app.command(context_settings=PASS_ON)
-def run(job: Annotated[str, typer.Argument(metavar="JOB", help="Which job; `kosmosg run JOB --help` lists its keys.")],
-        words: Words = None) -> None:  # fmt: skip
+@app.command(cls=JobCommand, context_settings=PASS_ON)
+def run(job: Job, words: Words = None) -> None:
     """Run a job on this machine (the same as `python -m jobs.JOB`).
-
-    Jobs: build_dataset toyworld pretrain align instruct generate evaluate ablation export demo.
-
-    Presets: tiny minutes world gpu paper.
 
     Example: kosmosg run align toyworld train.steps=200 scale.workers=2
     """
-
     root = workspace.find()
     workspace.require_job(root, job)
     workspace.execute(root, f"jobs.{job}", words or [])
 
 
-@app.command()
+@app.command(cls=JobCommand)
 def submit(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="Which job.")],
+    job: Job,
     address: Address,
     words: Words = None,
     identifier: Annotated[
-        str | None, typer.Option("--id", help="Name of the submission; the same name never runs twice.")
+        str | None, typer.Option("--id", help="Name of the submission; a name never runs twice.")
     ] = None,
     wait: Annotated[bool, typer.Option(help="Follow the log until the job ends.")] = True,
 ) -> int:
     """Submit a job to a Ray cluster and follow it.
 
-    Exit code: 0 when it succeeded, the job's own code when it failed, 130 when it was stopped.
+    Returns the job's exit code; 130 when the job was stopped.
 
     Example: kosmosg submit instruct gpu output=/shared/runs --address http://head:8265 --id instruct-1
     """
@@ -105,10 +117,10 @@ Identifier = Annotated[str, typer.Argument(metavar="ID", help="The submission's 
 
 @app.command()
 def status(
-    identifier: Annotated[str | None, typer.Argument(metavar="[ID]", help="One submission; without it, all.")] = None,
+    identifier: Annotated[str | None, typer.Argument(metavar="[ID]", help="One submission; all by default.")] = None,
     address: Address = "http://127.0.0.1:8265",
 ) -> None:
-    """Tell how submitted jobs are doing.
+    """Show the state of submitted jobs.
 
     Example: kosmosg status instruct-1 --address http://head:8265
     """
@@ -122,9 +134,11 @@ def status(
 def logs(
     identifier: Identifier,
     address: Address = "http://127.0.0.1:8265",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends; exit as it ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Follow until the job ends.")] = False,
 ) -> int:
     """Print the log of a submitted job.
+
+    With --follow it returns the job's exit code.
 
     Example: kosmosg logs instruct-1 --follow --address http://head:8265
     """
@@ -148,65 +162,70 @@ def stop(identifier: Identifier, address: Address = "http://127.0.0.1:8265") -> 
     print(Cluster(address).stop(identifier))
 
 
-@app.command(context_settings=PASS_ON)
+# Its `--help` is that of the job, which lists the settings a plan depends on.
+@app.command(context_settings=PASS_ON, add_help_option=False)
 def plan(words: Words = None) -> None:
-    """Memory, FLOPs, days and storage of a run, before it is paid.
-
-    Also every combination that would be refused, with its remedy.
+    """Estimate memory, FLOPs, days and storage of a training.
 
     Example: kosmosg plan paper scale.workers=64
     """
-
     workspace.execute(workspace.find(), "jobs.plan", words or [])
 
 
 @app.command()
 def serve(
-    words: Words = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is the whole network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at.", min=1, max=65535)] = 8000,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PRESET KEY=VALUE",
+            help="A preset of serving/presets (a name, or a YAML file), then settings of the endpoint.",
+            show_default=False,
+            autocompletion=offer_endpoint_presets,
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 means all interfaces.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
     address: Annotated[
         str | None,
-        typer.Option(envvar="RAY_ADDRESS", help="Ray cluster to deploy on; without it, one is started here."),
+        typer.Option(envvar="RAY_ADDRESS", help="Ray cluster to deploy on; by default one is started here."),
     ] = None,
 ) -> None:
-    """Deploy the endpoint, and keep it up until Ctrl-C.
+    """Deploy the endpoint and keep it running until Ctrl-C.
 
     Example: kosmosg serve toyworld model=runs/demo/instruct/export --port 8000
     """
-
     options = ["--host", host, "--port", str(port), *(["--address", address] if address else [])]
     workspace.execute(workspace.find(), "serving", [*(words or []), *options])
 
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to draw; <i> is the place of an image.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to generate; each <i> stands for an image.")],
     image: Annotated[
-        list[Path] | None, typer.Option("--image", "-i", help="Image file; once for each <i>, in order.")
+        list[Path] | None, typer.Option("--image", "-i", help="An image file; repeat it for each <i>, in order.")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write; -1, -2 are added when n > 1.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write; -1, -2 ... for several.")] = Path(
         "out.png"
     ),
-    url: Annotated[str | None, typer.Option(help="Ask this endpoint instead of loading the model here.")] = None,
+    url: Annotated[str | None, typer.Option(help="Ask this endpoint; no model is loaded here.")] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="`toyworld:STAGE`, a folder, a URL or a Hub id; without it, what ran under ./runs or ./runs/demo, or "
-            "what ships."
+            help="`toyworld:STAGE`, a folder, a URL or a Hub id; by default the furthest stage under ./runs or "
+            "./runs/demo, else the model that ships."
         ),
     ] = None,
     decoder: Annotated[
-        str, typer.Option(help="`toyworld`, or a folder or hub id of a Stable Diffusion pipeline.")
+        str, typer.Option(help="`toyworld`, or a folder or Hub id of a Stable Diffusion pipeline.")
     ] = "toyworld",
-    n: Annotated[int, typer.Option("-n", help="Pictures.", min=1)] = 1,
+    n: Annotated[int, typer.Option("-n", help="Number of images.", min=1)] = 1,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.", min=1)] = None,
-    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 switches it off.")] = None,
-    negative: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; without it, the decoder's own.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed draws the same image.", min=0)] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance scale; 1 turns it off.")] = None,
+    negative: Annotated[str | None, typer.Option(help="Negative prompt: what the image should not show.")] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; by default the decoder's size.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Equal seeds give equal images.", min=0)] = None,
 ) -> None:
-    """Draw an image from words and images.
+    """Generate images from a prompt of text and images.
 
     In this process, or through an endpoint with --url.
 
@@ -224,17 +243,19 @@ def generate(
 
 @app.command("import")
 def import_(
-    kind: Annotated[Literal["reference", "kosmos2"], typer.Argument(metavar="reference|kosmos2", help="SRC's layout.")],
+    kind: Annotated[
+        Literal["reference", "kosmos2"], typer.Argument(metavar="reference|kosmos2", help="Layout of SRC.")
+    ],
     source: Annotated[Path, typer.Argument(metavar="SRC", help="The .pt file, or the folder of microsoft/kosmos-2.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write.")],
     tokenizer: Annotated[
-        Path | None, typer.Option(help="sentencepiece.bpe.model; without it, the one beside the weights.")
+        Path | None, typer.Option(help="sentencepiece.bpe.model; by default the one beside the weights.")
     ] = None,
     vision: Annotated[
-        Path | None, typer.Option(help="CLIP weights, for a reference file that has no vision tower.")
+        Path | None, typer.Option(help="CLIP weights, for a reference file without a vision tower.")
     ] = None,
 ) -> None:
-    """Bring published weights into our folder format.
+    """Convert published weights to this library's folder format.
 
     Example: kosmosg import reference checkpoint_final.pt kosmosg-released --tokenizer sentencepiece.bpe.model
     """
@@ -255,9 +276,9 @@ def import_(
 
 @app.command()
 def doctor() -> int:
-    """Tell what is missing, what will not work and why.
+    """Check this machine: what will not work, and the remedy.
 
-    Exit code 1 when something will not work.
+    Returns exit code 1 when something will not work.
 
     Example: kosmosg doctor
     """

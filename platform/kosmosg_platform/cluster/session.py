@@ -16,6 +16,7 @@ from pydantic import Field
 
 from kosmosg.errors import ConfigError
 from kosmosg_platform.cluster import workspace
+from kosmosg_platform.cluster.resources import WorkerDemand
 from kosmosg_platform.config import Section
 
 
@@ -34,6 +35,10 @@ class ScaleConfig(Section):
     """Ray cluster to join (`auto`, `ray://host:port`); null starts one here, or uses RAY_ADDRESS when it is set."""
     max_failures: int = Field(default=2, ge=-1)
     """How often lost workers are replaced and the run resumes from its last checkpoint; -1 means always."""
+
+    def training_workers(self) -> WorkerDemand:
+        """What training takes from a cluster."""
+        return WorkerDemand(self.workers, self.cpus_per_worker, float(self.use_gpu))
 
 
 class Scaled(Protocol):

@@ -3,7 +3,10 @@
 The command line starts them as modules of another process, so this package never imports upward.
 """
 
+import ast
 import difflib
+import itertools
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -42,6 +45,40 @@ def jobs(checkout: Path) -> list[str]:
     folder = checkout / "jobs"
     modules = {path.stem for path in folder.glob("[a-z]*.py")} - {"experiment", "settings", "settings_page"}
     return sorted(modules | {path.parent.name for path in folder.glob("*/__main__.py")})
+
+
+def summaries(checkout: Path) -> list[tuple[str, str]]:
+    """Each job with the first sentence of its docstring."""
+    return [
+        (job, _first_sentence(ast.get_docstring(ast.parse(_source(checkout, job))) or "")) for job in jobs(checkout)
+    ]
+
+
+def presets(checkout: Path, package: str = "jobs") -> list[tuple[str, str]]:
+    """Each preset of `jobs` or `serving` with the first sentence of the comment on top of it."""
+    found = []
+    for path in sorted((checkout / package / "presets").glob("*.yaml")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+        found.append((path.stem, _first_sentence(" ".join(line.lstrip("# ") for line in comment))))
+    return found
+
+
+def settings(checkout: Path, job: str) -> list[tuple[str, str]]:
+    """Each setting that a job reads, with its description."""
+    table = checkout / "jobs" / "settings.json"
+    if not table.is_file():
+        return []
+    return [(key, text) for key, _, text, readers in json.loads(table.read_text("utf-8")) if job in readers]
+
+
+def _source(checkout: Path, job: str) -> str:
+    module = checkout / "jobs" / f"{job}.py"
+    return (module if module.is_file() else checkout / "jobs" / job / "__init__.py").read_text(encoding="utf-8")
+
+
+def _first_sentence(text: str) -> str:
+    return " ".join(text.split()).partition(". ")[0].rstrip(".")
 
 
 def require_job(checkout: Path, job: str) -> None:

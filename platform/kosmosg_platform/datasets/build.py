@@ -18,7 +18,8 @@ from kosmosg.data.annotators.apply import UNEXPECTED
 from kosmosg.data.composition import ComposeOptions
 from kosmosg.data.records import SCHEMA_VERSION
 from kosmosg.data.sources.base import Reader, WorkUnit
-from kosmosg.errors import ConfigError, DataError
+from kosmosg.errors import DataError
+from kosmosg_platform.cluster.resources import WorkerDemand, require_resources
 from kosmosg_platform.config import digest
 from kosmosg_platform.datasets.dataset import MANIFEST, Shard, write_manifest
 from kosmosg_platform.datasets.pipeline import RECEIPTS, PipelinePlan, run_pipeline
@@ -79,16 +80,16 @@ def build(
     kept = len(works) - len(missing)
     built_rows = 0
     if missing:
-        (folder / MANIFEST).unlink(missing_ok=True)
-        if kept:
-            say(f"{reader.kind}: {kept} of {len(works)} shards are there already, {len(missing)} to build")
         for step in steps:
             if step.model is not None:
                 from kosmosg.data.annotators.pretrained import require_model  # brings torch and transformers
 
                 require_model(step.model)
         start_ray()
-        _require_gpus(steps)
+        require_resources(*gpu_demands(steps))
+        (folder / MANIFEST).unlink(missing_ok=True)
+        if kept:
+            say(f"{reader.kind}: {kept} of {len(works)} shards are there already, {len(missing)} to build")
         plan = PipelinePlan(folder, reader, tuple(steps), options, keys)
         progress = BuildProgress(reader.kind, len(missing), say)
         for receipt in run_pipeline(plan, missing):
@@ -134,19 +135,19 @@ def _left_by_an_older_version(folder: Path) -> bool:
     return bool(receipts) and found <= ours
 
 
-def _require_gpus(steps: Sequence[PipelineStep]) -> None:
-    """Ray would wait for ever for GPUs that a cluster does not have."""
-    wanted = sum(step.gpus * step.actors for step in steps)
-    if not wanted:
-        return
-    import ray
-
-    there = ray.cluster_resources().get("GPU", 0)
-    if there < wanted:
-        raise ConfigError(
-            f"build: the steps ask for {wanted:g} GPUs (gpus x actors), the cluster has {there:g}; lower "
-            "`gpus` or `actors` of the steps in build.steps, or join a larger cluster (scale.address)"
+def gpu_demands(steps: Sequence[PipelineStep]) -> list[WorkerDemand]:
+    """The GPUs that the steps hold at the same time. With fewer CPUs than actors Ray Data runs fewer of them."""
+    return [
+        WorkerDemand(
+            step.actors,
+            cpus=0.0,
+            gpus=step.gpus,
+            workers_key=f"build.steps.{index}.actors",
+            without_gpus=f"build.steps.{index}.gpus=0",
         )
+        for index, step in enumerate(steps)
+        if step.gpus
+    ]
 
 
 def shard_keys(reader: Reader, settings: Mapping[str, Any], works: Sequence[WorkUnit]) -> dict[int, str]:

@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from kosmosg.errors import KosmosGError
+from kosmosg_platform.cluster.resources import WorkerDemand, require_resources
 from kosmosg_platform.cluster.session import ScaleConfig
 from kosmosg_platform.console import echo, quiet_ray_data
 
 Worker = Callable[[str], int]
 _SAY_SECONDS = 15.0
+_ACTOR_CPUS = 0.5  # not a whole core: with as many actors as cores nothing would be left to hand them their rows
 _TASKS = 1000  # parts of the work that Ray Data keeps account of
 
 
@@ -52,12 +54,14 @@ def run_blocks(
     """Do all blocks with as many actors as there are workers; gives the sum of their counts.
 
     `title` and `unit` are for the person who waits. Ray must be up. Raises the KosmosGError of the first block that
-    cannot be done.
+    cannot be done, and ConfigError when the cluster has no room for the actors.
     """
     import ray
 
     if not blocks:
         return 0
+    demand = WorkerDemand(min(scale.workers, len(blocks)), _ACTOR_CPUS, float(scale.use_gpu))
+    require_resources(demand)
     began = said = time.perf_counter()
     done = 0
     with quiet_ray_data(), warnings.catch_warnings():
@@ -69,10 +73,9 @@ def run_blocks(
             BlockActor,
             fn_constructor_args=(make, argument),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(scale.workers, len(blocks))),
-            # Not a whole core each: with as many actors as cores nothing would be left to hand them their rows.
-            num_cpus=0.5,
-            num_gpus=1 if scale.use_gpu else 0,
+            compute=ray.data.ActorPoolStrategy(size=demand.workers),
+            num_cpus=demand.cpus,
+            num_gpus=demand.gpus,
             # Without restarts Ray need not warn that a restarted actor might not find its arguments.
             max_restarts=0,
         )

@@ -19,6 +19,7 @@ from typing import Any
 from uuid import uuid4
 
 from kosmosg.errors import CheckpointError, ConfigError, KosmosGError
+from kosmosg_platform.cluster.resources import require_resources
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest, plain, to_yaml
 from kosmosg_platform.console import echo, progress, quiet_libraries
@@ -70,18 +71,21 @@ def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
     layout = RunPaths(experiment.output)
     folder = layout.run(recipe.stage, key)
     with _alone(folder):
-        if experiment.train.restart:
-            _forget(folder)
-        if (folder / FINISHED).is_file():
+        if (folder / FINISHED).is_file() and not experiment.train.restart:
             echo(f"{recipe.stage}: finished before with these settings, see {folder}")
             point(layout.job(recipe.stage) / "export", folder / "export")
             return _result(folder, skipped=True)
-        run = _open_run(recipe, experiment, fingerprint, key, fresh=not (folder / "run.json").is_file())
-        write_json(folder / "run.json", {"uri": run.uri, "id": run.id})
-        job = TrainRun(recipe, experiment, key, run)
-        with _closing(run):
-            seconds = _train(job)
-            _finish(job, fingerprint, seconds)
+        _set_start_up(experiment.scale.workers)
+        with connect(experiment):
+            require_resources(experiment.scale.training_workers())
+            if experiment.train.restart:
+                _forget(folder)
+            run = _open_run(recipe, experiment, fingerprint, key, fresh=not (folder / "run.json").is_file())
+            write_json(folder / "run.json", {"uri": run.uri, "id": run.id})
+            job = TrainRun(recipe, experiment, key, run)
+            with _closing(run):
+                seconds = _train(job)
+                _finish(job, fingerprint, seconds)
         return _result(folder)
 
 
@@ -90,6 +94,15 @@ def run_key(stage: str, experiment: TrainingExperiment, fingerprint: Mapping[str
     train = {name: value for name, value in plain(experiment.train).items() if name not in _FREE}
     shaping = {"stage": stage, "train": train, "precision": experiment.engine.precision, "fingerprint": fingerprint}
     return digest(shaping)[:12]
+
+
+def _set_start_up(workers: int) -> None:
+    """Ray Train reads its environment when the first worker starts: quick reports for few, patience for many."""
+    if workers <= _SMALL:
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    else:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
+    quiet_libraries()
 
 
 def _train(job: TrainRun) -> float:
@@ -104,38 +117,32 @@ def _train(job: TrainRun) -> float:
     if found.newest is not None:
         checkpoints.clean(job.checkpoints, found)
         echo(f"{stage}: resuming from step {found.step} of {experiment.train.steps}")
-    if scale.workers <= _SMALL:
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    else:
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")
-    quiet_libraries()
-    with connect(experiment):
-        trainer = TorchTrainer(
-            work,
-            train_loop_config={"job": job},
-            scaling_config=ScalingConfig(
-                num_workers=scale.workers,
-                use_gpu=scale.use_gpu,
-                resources_per_worker={"CPU": scale.cpus_per_worker, **({"GPU": 1} if scale.use_gpu else {})},
-            ),
-            torch_config=TorchConfig(backend="nccl" if scale.use_gpu else "gloo"),
-            run_config=RunConfig(
-                # A name that was used before would be resumed by Ray from its own notes; ours decide.
-                name=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:4]}",
-                storage_path=str(job.checkpoints),
-                failure_config=FailureConfig(max_failures=scale.max_failures),
-                checkpoint_config=CheckpointConfig(num_to_keep=2),
-                logging_config=LoggingConfig(log_level="WARNING"),
-            ),
-        )
-        with progress(stage, experiment.train.steps, job.metrics):
-            try:
-                _interruptible(trainer.fit)
-            except Exception as error:
-                mistake = _users_mistake(error)
-                if mistake is None:
-                    raise
-                raise mistake from None
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=scale.workers,
+            use_gpu=scale.use_gpu,
+            resources_per_worker={"CPU": scale.cpus_per_worker, **({"GPU": 1} if scale.use_gpu else {})},
+        ),
+        torch_config=TorchConfig(backend="nccl" if scale.use_gpu else "gloo"),
+        run_config=RunConfig(
+            # A name that was used before would be resumed by Ray from its own notes; ours decide.
+            name=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:4]}",
+            storage_path=str(job.checkpoints),
+            failure_config=FailureConfig(max_failures=scale.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    with progress(stage, experiment.train.steps, job.metrics):
+        try:
+            _interruptible(trainer.fit)
+        except Exception as error:
+            mistake = _users_mistake(error)
+            if mistake is None:
+                raise
+            raise mistake from None
     final = checkpoints.survey(job.checkpoints, job.key)
     if final.newest is None or final.step < experiment.train.steps:
         raise CheckpointError(

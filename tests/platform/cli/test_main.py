@@ -49,6 +49,22 @@ def test_every_verb_has_help_with_an_example() -> None:
         assert f"Example: kosmosg {name}" in (command.help or ""), name
 
 
+@pytest.mark.parametrize("words", [[], *([verb] for verb in sorted(VERBS)), ["run", "align"], ["run", "align", "tiny"]])
+def test_h_is_short_for_help(words: list[str]) -> None:
+    short, long = kosmosg(*words, "-h"), kosmosg(*words, "--help")
+    assert (short.returncode, short.stdout) == (0, long.stdout), short.stderr
+    assert "example" in short.stdout.lower()
+
+
+def test_help_of_what_starts_jobs_lists_all_of_them_and_the_presets_with_a_line_each() -> None:
+    root = workspace.find()
+    for verb in ("run", "submit"):
+        shown = " ".join(kosmosg(verb, "-h").stdout.split())
+        for name, meaning in [*workspace.summaries(root), *workspace.presets(root)]:
+            assert meaning
+            assert f"{name} {meaning}" in shown, name
+
+
 def test_help_is_there_at_once() -> None:
     began = time.process_time()
     code = (

@@ -299,7 +299,7 @@ def test_a_reader_of_scenes_is_small_enough_to_travel() -> None:
 def test_gpus_that_are_not_there_are_told(tmp_path: Path) -> None:
     photo(tmp_path / "photos" / "cat" / "1.png", 1)
     stages = [PipelineStep("caption", Caption, 4, "caption", actors=2, gpus=64)]
-    with pytest.raises(ConfigError, match="ask for 128 GPUs"):
+    with pytest.raises(ConfigError, match=r"build\.steps\.0\.actors: 2 workers with 64 GPUs each are asked for"):
         build(tmp_path / "set", ImageFolderReader(tmp_path / "photos"), stages, ComposeOptions(), {}, say=Teller())
 
 
