@@ -1,5 +1,5 @@
-"""The machinery that every job and endpoint needs: configuration, storage, Ray, DeepSpeed, MLflow.
+"""The infrastructure that every job and endpoint needs: configuration, storage, Ray, DeepSpeed, MLflow.
 
-The ground floor: `config`, `storage`, `run_paths`, `owned_folder`, `console`, `tracking`. The rooms: `cluster` (where
+Shared modules: `config`, `storage`, `run_paths`, `owned_folder`, `console`, `tracking`. Packages: `cluster` (where
 things run), `datasets`, `planning`, `training`, `inference`, `evaluation`, `reports`, `cli`.
 """

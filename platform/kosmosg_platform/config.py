@@ -1,9 +1,9 @@
-"""One run is one value: how presets and `key=value` become a frozen, checked configuration.
+"""How presets and `key=value` become one frozen, validated configuration.
 
-Order, later wins: defaults in the section classes < the preset's top level < the preset's `jobs.<job>` overlay <
-`key=value` on the command line. A key that nobody declared is an error that names its dotted path and the nearest key
-that exists; a value of the wrong kind is an error that names both. What comes out can be saved and given back as a
-preset, because a preset is nothing but such a value with holes.
+Precedence, later wins: defaults in the section classes < the preset's top level < the preset's `jobs.<job>` section <
+`key=value` on the command line. An unknown key is an error that names its dotted path and the nearest existing key; a
+value of the wrong type is an error that names both. The result can be saved and used as a preset, because a preset is
+just a partial configuration.
 """
 
 import ast
@@ -51,13 +51,13 @@ RENAMED: dict[str, str] = {
     "train.decay": "train.decay_fraction",
     "train.rates": "train.lr_multipliers",
 }
-"""Settings of earlier releases and their new names; an empty one says that the setting is gone."""
+"""Settings of earlier releases and their new names; an empty name means that the setting was removed."""
 
 RENAMED_PRESETS = {"world": "toyworld"}
 
 
 class Section(BaseModel):
-    """Base of every part of a configuration: frozen, unknown keys refused, attribute docstrings are the help texts."""
+    """Base of every configuration section: frozen, rejects unknown keys, attribute docstrings are the help texts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
@@ -154,7 +154,7 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`: mappings are merged key by key, everything else is replaced."""
+    """Merge `over` into `base`: mappings are merged key by key, everything else is replaced."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -168,7 +168,7 @@ def plain(section: Section) -> dict[str, Any]:
 
 
 def to_yaml(section: Section) -> str:
-    """The value as YAML that `resolve` takes back as a preset."""
+    """The value as YAML that `resolve` accepts as a preset."""
     return yaml.safe_dump(plain(section), sort_keys=False, allow_unicode=True)
 
 
@@ -206,7 +206,7 @@ def _documented(kind: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _docstrings(kind: type) -> dict[str, str]:
-    """The strings behind the fields of a dataclass; pydantic finds those of sections itself."""
+    """The attribute docstrings of a dataclass; pydantic finds those of sections itself."""
     (declared,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     found: dict[str, str] = {}
     body = declared.body if isinstance(declared, ast.ClassDef) else []
@@ -224,7 +224,8 @@ def _refuse_unknown(kind: Any, values: Mapping[str, Any], path: tuple[str, ...])
             dotted = ".".join(here)
             if dotted in RENAMED:
                 now = RENAMED[dotted]
-                raise ConfigError(f"{dotted}: this setting is {f'now called {now}' if now else 'gone; leave it out'}")
+                advice = f"now called {now}" if now else "no longer used; remove it"
+                raise ConfigError(f"{dotted}: this setting is {advice}")
             raise ConfigError(f"{dotted}: no such setting{_nearest(str(key), path, known)}")
         inner = _structured(known[key])
         if inner is not None and isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on: progress with loss and speed, on a terminal or in a log file."""
+"""What the user sees while a job runs: progress with loss and speed, on a terminal or in a log file."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ _LINE_SECONDS = 15.0
 
 
 def quiet_libraries() -> None:
-    """Only warnings of the libraries below us; their own chatter tells a user nothing."""
+    """Show only warnings of the underlying libraries; their info messages mean nothing to the user."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when transformers first logs
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -37,7 +37,7 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def quiet_ray_data() -> Iterator[Any]:
-    """Ray Data without its own account of every plan and execution: the caller tells progress. Gives its context."""
+    """Silence Ray Data's own progress and plan messages, since the caller reports progress. Returns its context."""
     from ray.data import DataContext
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -48,12 +48,12 @@ def quiet_ray_data() -> Iterator[Any]:
 
 
 def echo(text: str) -> None:
-    """One line to the person at the terminal; results that programs read go to standard output instead."""
+    """Print one line for the user to standard error; results that programs read go to standard output instead."""
     print(text, file=sys.stderr, flush=True)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, oldest first; a half-written last line is left out."""
+    """The lines of a metrics.jsonl, oldest first; an incomplete last line is ignored."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -62,7 +62,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def progress(title: str, steps: int, metrics: Path) -> Iterator[None]:
-    """Show how far a run is, from the metrics file that its first worker appends to.
+    """Show the progress of a run, from the metrics file that its first worker appends to.
 
     A bar on a terminal; elsewhere a line every fifteen seconds.
     """
@@ -78,7 +78,7 @@ def progress(title: str, steps: int, metrics: Path) -> Iterator[None]:
 
 
 class Tail:
-    """The last metrics line of a file that grows, read without starting over."""
+    """The last line of a growing metrics file, read incrementally."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -93,7 +93,7 @@ class Tail:
         except FileNotFoundError:
             return False
         if status.st_ino != self._inode or status.st_size < self._offset:
-            self._inode, self._offset = status.st_ino, 0  # a resumed run rewrites the file without its lost steps
+            self._inode, self._offset = status.st_ino, 0  # a resumed run rewrites the file without the lost steps
         with self._path.open("rb") as file:
             file.seek(self._offset)
             text = file.read()

@@ -1,4 +1,4 @@
-"""Folders that a job writes and cleans: only those that carry its marker, so that nothing of a user's is ever deleted.
+"""Folders that a job writes and cleans: only those with its marker, so that a user's files are never deleted.
 
 The marker is a small file, `.kosmosg.json`, written when a job first makes the folder (or finds it empty). A folder
 with other files in it and no marker belongs to somebody else and is refused before anything is touched.

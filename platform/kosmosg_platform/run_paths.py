@@ -1,4 +1,4 @@
-"""Where things lie under `output`: runs, datasets and exports."""
+"""The layout of the `output` folder: runs, datasets and exports."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ class RunPaths:
         return self.job(stage) / key
 
     def dataset(self, kind: str) -> Path:
-        """Where `build_dataset` puts records of a kind, and training looks for them, when not told otherwise."""
+        """The default folder of a record kind, where `build_dataset` writes and training reads."""
         return self.job("build_dataset") / dataset_folder(kind)
 
     @property
@@ -50,7 +50,7 @@ class RunPaths:
         return link.resolve()
 
     def newest_export(self) -> Path:
-        """The export of the furthest stage that has one. Raises ConfigError when none has."""
+        """The export of the latest stage that has one. Raises ConfigError if there is none."""
         for stage in reversed(STAGES):
             if (self.job(stage) / "export").is_dir():
                 return self.export(stage)
@@ -59,28 +59,28 @@ class RunPaths:
 
 @dataclass(frozen=True)
 class ChosenModel:
-    """A model, and what a user should know about it when it was chosen for them."""
+    """A model that was chosen for the user, and what to tell them about it."""
 
     folder: Path
     name: str
-    """As it is given to `model=` and `--model`."""
+    """Its name, as for `model=` and `--model`."""
     description: str
-    """What it can generate; empty when nothing is known."""
+    """What it can generate; empty if unknown."""
 
     def __str__(self) -> str:
         return f"{self.name}, {self.description}" if self.description else self.name
 
 
 def choose_model(output: Path, decoder: str, model: str | Path | None = None) -> ChosenModel:
-    """The model that every command and endpoint takes: the one that is named, or else the first of
+    """The model that every command and endpoint uses: the named one, or else the first of
 
-    1. the furthest finished stage under `output`,
+    1. the latest finished stage under `output`,
     2. that of the demo, under `output/demo`,
     3. the model that ships with the decoder.
 
     Raises:
         CheckpointError: there is no model of that name.
-        ConfigError: none is named and there is none of the three.
+        ConfigError: no model is named and none of the three exists.
     """
     if model is not None:
         return _described(str(model), resolve_model(model))
@@ -103,7 +103,7 @@ def _described(name: str, folder: Path) -> ChosenModel:
 
 
 def require_dataset(folder: Path, kind: str) -> Path:
-    """The folder itself if a finished dataset lies there. Raises ConfigError or DataError with the remedy."""
+    """Returns the folder if it contains a finished dataset. Raises ConfigError or DataError with the remedy."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         state = "is unfinished (no manifest.json)" if folder.is_dir() else "does not exist"

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, links that are replaced in one step, and digests of files."""
+"""Atomic writes of files and links, and digests of files."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from kosmosg.errors import ConfigError, DataError
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file. Raises DataError when it is damaged."""
+    """Read a JSON file. Raises DataError if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -19,7 +19,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that it appears whole or not at all, also when the machine stops in between."""
+    """Write a file atomically, even if the machine crashes in between."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with partial.open("w", encoding="utf-8") as file:

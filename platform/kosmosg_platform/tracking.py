@@ -1,10 +1,10 @@
-"""What is remembered of a run: the section `tracking`, and MLflow behind it.
+"""Experiment tracking: the section `tracking`, and MLflow behind it.
 
-One training run is one MLflow run, however often it was stopped: it is found again by a tag. The driver opens and
-closes it; only the first worker writes metrics and images into it.
+One training run is one MLflow run, however often it was interrupted: it is found again by a tag. The driver opens and
+closes it; only the first worker writes metrics and images to it.
 
-Facts about MLflow 3.17 that this file lives by: the file store is refused, so the default is sqlite; a killed process
-leaves its run RUNNING; steps that a resumed run takes again would be logged twice.
+Facts about MLflow 3.17 that this file relies on: it rejects the file store, so the default is sqlite; a killed process
+leaves its run RUNNING; steps that a resumed run repeats would be logged twice.
 """
 
 import os
@@ -30,10 +30,10 @@ _METRIC_BATCH = 900  # metrics in one call, MLflow's own limit is 1000
 
 
 class TrackingConfig(Section):
-    """MLflow's part of a run."""
+    """Settings of MLflow."""
 
     uri: str | None = None
-    """Tracking server or database; null means sqlite at <output>/mlflow.db."""
+    """Tracking server or database URI; null means sqlite at <output>/mlflow.db."""
     experiment: str | None = None
     """MLflow experiment; null means the name of the stage."""
     parent_run: str | None = None
@@ -42,7 +42,7 @@ class TrackingConfig(Section):
 
 @dataclass(frozen=True)
 class Run:
-    """An MLflow run that can be written to from any process; pickles as two words."""
+    """An MLflow run that any process can write to; pickles as two strings."""
 
     uri: str
     id: str
@@ -60,8 +60,8 @@ class Run:
     ) -> "Run":
         """The run tagged with `key` if there is one, else a new one; `name` is the stage or job.
 
-        `params` are nested; they are logged with dotted names when the run is new. With `fresh` it is always new: what
-        was started over must not be mixed with what was thrown away, which stays in MLflow under another tag.
+        `params` are nested; they are logged with dotted names if the run is new. With `fresh` it is always new: a run
+        that was started over is not mixed with the discarded one, which stays in MLflow under another tag.
         """
         uri = tracking.uri or layout.tracking
         client = _client(uri)
@@ -87,7 +87,7 @@ class Run:
         return run
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Nested settings as dotted params. A param cannot change: use it once for a run."""
+        """Log nested settings as dotted params. Params cannot change, so call this once per run."""
         from mlflow.entities import Param
 
         flat = [Param(name, str(value)[:_PARAM_LIMIT]) for name, value in flatten(params).items()]
@@ -95,11 +95,11 @@ class Run:
             _client(self.uri).log_batch(self.id, params=flat[start : start + _PARAM_BATCH])
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Numbers of one step."""
+        """Log the metrics of one step."""
         self.log_history([(step, metrics)])
 
     def log_history(self, history: Sequence[tuple[int, Mapping[str, float]]]) -> None:
-        """Numbers of several steps in few calls, each of which costs a database transaction."""
+        """Log the metrics of several steps in few calls, since each call costs a database transaction."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -108,7 +108,7 @@ class Run:
             _client(self.uri).log_batch(self.id, metrics=points[start : start + _METRIC_BATCH])
 
     def last_step(self, metric: str = "loss") -> int:
-        """The last step that has been logged; -1 when none has."""
+        """The last step that has been logged, or -1."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -118,11 +118,11 @@ class Run:
         return max((int(point.step) for point in history), default=-1)
 
     def log_image(self, image: Image.Image, name: str, step: int) -> None:
-        """A sample image; MLflow's page shows images of one name as a series over steps."""
+        """Log a sample image; MLflow shows images with the same name as a series over steps."""
         _client(self.uri).log_image(self.id, image, key=name, step=step, synchronous=True)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        """A file, or a folder with everything in it, as an artifact."""
+        """Log a file, or a folder with all its contents, as an artifact."""
         client = _client(self.uri)
         (client.log_artifacts if path.is_dir() else client.log_artifact)(self.id, str(path), folder)
 
@@ -132,11 +132,11 @@ class Run:
             client.set_tag(self.id, tag, value)
 
     def close(self, status: str = "FINISHED") -> None:
-        """FINISHED, FAILED or KILLED (stopped by its user; opening it again makes it RUNNING)."""
+        """Set the status: FINISHED, FAILED or KILLED (interrupted by the user; opening it again makes it RUNNING)."""
         _client(self.uri).set_terminated(self.id, status)
 
     def register(self, model: str, export: Path, tags: Mapping[str, str] | None = None) -> str:
-        """Register an export folder as a new version of `model` with the alias `candidate`; gives the version.
+        """Register an export folder as a new version of `model` with the alias `candidate`; returns the version.
 
         With a local store the version points at the folder itself; a server gets the files as artifacts of the run.
         """
@@ -158,7 +158,7 @@ class Run:
 
 
 def git_sha() -> str:
-    """The commit that runs, `unknown` outside a repository."""
+    """The commit of the running code, `unknown` outside a repository."""
     if sha := os.environ.get("KOSMOSG_GIT_SHA"):
         return sha
     here = Path(__file__).parent
@@ -188,7 +188,7 @@ def _experiment(client: Any, uri: str, name: str, layout: RunPaths) -> str:
         found = client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        # Without a server, artifacts would land in ./mlruns of whoever runs: they belong under the output.
+        # Without a server, artifacts would go to ./mlruns of the working directory; they belong under `output`.
         location = layout.job("mlartifacts").joinpath(name).as_uri() if _is_local(uri) else None
         return str(client.create_experiment(name, artifact_location=location))
     except (MlflowException, OSError) as error:

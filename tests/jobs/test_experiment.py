@@ -42,7 +42,7 @@ def test_an_old_setting_is_refused_with_its_new_name(old: str, tmp_path: Path) -
     """On the command line, in a preset and in a saved experiment.yaml; the new name is one that exists."""
     value: Any = {} if "." not in old or old == "train.rates" else 1
     new = RENAMED[old]
-    told = rf"^{re.escape(old)}: this setting is (now called {re.escape(new)}|gone)"
+    told = rf"^{re.escape(old)}: this setting is (now called {re.escape(new)}|no longer used)"
     with pytest.raises(ConfigError, match=told):
         load("pretrain", "tiny", [f"{old}={value}"])
     for part in reversed(old.split(".")):

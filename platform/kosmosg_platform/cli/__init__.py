@@ -1,2 +1,2 @@
-"""The command `kosmosg`: `main` has its commands, `generate` and `doctor` do the work of two of them, `completion` says
-what the shell may offer."""
+"""The command `kosmosg`: `main` defines the subcommands, `generate` and `doctor` implement two of them, `completion`
+provides shell completion."""

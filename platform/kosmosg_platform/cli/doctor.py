@@ -1,6 +1,6 @@
-"""What this machine can do: one line a finding, and for whatever will not work the reason and the remedy.
+"""What this machine can do: one line per finding, with the reason and a remedy for everything that will not work.
 
-Every check is a function that yields findings and changes nothing; a check that itself breaks is a finding too.
+Every check is a function that yields findings and changes nothing; a check that fails itself is a finding too.
 """
 
 import importlib.metadata
@@ -20,7 +20,7 @@ from kosmosg_platform.cluster import workspace
 
 Level = Literal["ok", "note", "bad"]
 
-# What each group of packages is for; the first of a group stands for the extra that brings it.
+# What each group of packages is for; the extra that installs a group is named in its title.
 PACKAGES = {
     "the model": ("torch", "transformers", "diffusers", "sentencepiece", "safetensors", "pyarrow"),
     "jobs and serving (extra `platform`)": ("ray", "deepspeed", "mlflow", "pydantic", "fastapi", "typer", "httpx"),
@@ -29,18 +29,18 @@ PACKAGES = {
 }
 OPTIONAL = ("opencv-python-headless", "spacy")
 
-# Releases that the platform pins, because their behaviour is what the tests hold.
+# Releases that the platform pins, because the tests run against them.
 PINNED = {"ray": "2.60.0", "deepspeed": "0.19.8", "mlflow": "3.17.2"}
 
 MEMORY_GB = 6.0
-"""What the demo and the tests take at most, with Ray, two workers and an endpoint."""
+"""The most that the demo and the tests need, with Ray, two workers and an endpoint."""
 
 DISK_GB = 5.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `bad` will not work, `note` is worth knowing, `ok` is as it should be."""
+    """The result of one check: `bad` means it will not work, `note` is worth knowing, `ok` is as it should be."""
 
     level: Level
     what: str
@@ -59,7 +59,7 @@ def examine() -> list[Finding]:
 
 
 def show(findings: Iterable[Finding]) -> int:
-    """Print the findings; exit code 1 when something will not work."""
+    """Print the findings; exit code 1 if something will not work."""
     marks = {"ok": "  ok", "note": "note", "bad": " BAD"}
     bad = 0
     for finding in findings:
@@ -144,7 +144,7 @@ def _compiler() -> Iterator[Finding]:
 
 
 def _stale_locks() -> Iterator[Finding]:
-    """A process that was killed while DeepSpeed compiled leaves a lock, and the next one waits for ever, silently."""
+    """A process killed while DeepSpeed was compiling leaves a lock on which the next one waits forever, silently."""
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
     for lock in sorted(root.glob("**/lock")):
         yield Finding("note", f"a build lock lies in {lock.parent}", f"when nothing is being built: rm {lock}")
@@ -174,7 +174,7 @@ def _ray_authentication() -> Iterator[Finding]:
 
 
 def _shadowed_platform() -> Iterator[Finding]:
-    """`platform/` is an import root; as a package it would stand before the standard library's module."""
+    """`platform/` is an import root; as a package it would shadow the standard library's module."""
     if not hasattr(platform, "system") or "kosmosg" in str(getattr(platform, "__file__", "")):
         yield Finding("bad", "a package named platform hides the standard library's", "remove platform/__init__.py")
 
@@ -220,14 +220,14 @@ def _room() -> Iterator[Finding]:
         yield Finding("bad", facts, f"the demo needs about {DISK_GB:.0f} GB of disk")
     else:
         yield Finding("ok", facts)
-    # Ray keeps its object store there; where it is small Ray falls back to the disk, and everything is slow.
+    # Ray keeps its object store there; if it is too small, Ray falls back to the disk and everything is slow.
     shared = Path("/dev/shm")  # noqa: S108 - measured, not written
     if shared.is_dir() and (size := shutil.disk_usage(shared).total / 1e9) < 1:
         yield Finding("note", f"{shared} has {size:.1f} GB: too small for Ray", "docker run --shm-size=2g")
 
 
 def _available_memory() -> int:
-    """Bytes that new processes can take without swapping."""
+    """Bytes that new processes can use without swapping."""
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         for line in meminfo.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""`kosmosg generate`: one prompt from the shell, drawn in this process or by an endpoint, into files."""
+"""`kosmosg generate`: one prompt in, image files out; runs in this process or through an endpoint."""
 
 import re
 import secrets
@@ -20,7 +20,7 @@ FORMATS = {".png", ".jpg", ".jpeg", ".webp"}
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """What was asked for; None leaves it to the model or the endpoint."""
+    """What was requested; None leaves a setting to the model or the endpoint."""
 
     text: str  # `<i>` is the place of an image
     images: tuple[Path, ...] = ()
@@ -35,14 +35,14 @@ class GenerateOptions:
     def prompt(self) -> Prompt:
         """Raises PromptError, ImageError."""
         with warnings.catch_warnings():
-            # Pillow warns of what the prompt's own limit refuses in one sentence.
+            # Pillow would warn about images that the prompt's own limit rejects with a clear error.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Prompt(self.text, images=self.images)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Images, the seed of the first, and how long drawing took, loading the model not counted."""
+    """Images, the seed of the first, and the seconds spent generating, without loading the model."""
 
     pictures: list[Image.Image]
     seed: int
@@ -50,7 +50,7 @@ class Drawn:
 
 
 def generate_remote(wish: GenerateOptions, url: str) -> Drawn:
-    """Through an endpoint. Raises ConfigError when it does not answer, EndpointError when it refuses."""
+    """Through an endpoint. Raises ConfigError if it does not respond, EndpointError if it rejects the request."""
     from kosmosg_platform.inference.client import Client
 
     prompt = wish.prompt
@@ -70,7 +70,7 @@ def generate_remote(wish: GenerateOptions, url: str) -> Drawn:
 
 def generate_local(wish: GenerateOptions, model: str | None, decoder: str) -> Drawn:
     """With the library, in this process; the same seed gives the same images as through an endpoint."""
-    prompt = wish.prompt  # a wrong prompt should not wait for the model to load
+    prompt = wish.prompt  # fail on an invalid prompt before the model is loaded
     width, height = _size(wish.size)
     chosen = choose_model(Path("runs"), decoder, model)
     if model is None:
@@ -85,7 +85,7 @@ def generate_local(wish: GenerateOptions, model: str | None, decoder: str) -> Dr
 
     from kosmosg.pipeline import KosmosGPipeline
 
-    disable_progress_bar()  # of reading the weights; the denoising keeps its own, on a terminal
+    disable_progress_bar()  # no bar for loading weights; denoising keeps its own, on a terminal
     # A pipeline folder has a decoder of its own.
     own = (folder / "model_index.json").is_file()
     pipeline = KosmosGPipeline.from_pretrained(folder, decoder=None if own else decoder)
@@ -120,7 +120,7 @@ def write(pictures: Sequence[Image.Image], output: Path) -> list[Path]:
 
 
 def check_output(output: Path) -> None:
-    """Raises ConfigError when images cannot be written there under that name."""
+    """Raises ConfigError if images cannot be written to that path."""
     if output.suffix.lower() not in FORMATS:
         raise ConfigError(f"--output: {output} should end in one of {', '.join(sorted(FORMATS))}")
     if output.is_dir():

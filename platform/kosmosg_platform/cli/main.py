@@ -1,7 +1,7 @@
-"""The command `kosmosg`: every verb of the platform.
+"""The command `kosmosg` and its subcommands.
 
-Only what a verb needs is imported, and only when it runs, so that help is there at once. A mistake of the user ends
-with one sentence on standard error and exit code 2; everything else that goes wrong keeps its traceback.
+Imports happen inside the subcommands, so that help is printed at once. User errors end with one sentence on standard
+error and exit code 2; all other errors keep their traceback.
 """
 
 import sys
@@ -39,7 +39,7 @@ Words = Annotated[
 Address = Annotated[
     str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, such as http://head:8265.")
 ]
-# After the first word everything belongs to the program that is started, `--help` included.
+# Everything after the first word, `--help` included, belongs to the program that is started.
 PASS_ON = {"allow_interspersed_args": False, "ignore_unknown_options": True, **HELP}
 
 

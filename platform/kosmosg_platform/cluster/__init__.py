@@ -1,2 +1,2 @@
-"""Where jobs run: the Ray `session` of this process and whether its `resources` suffice, `submit` to a
-cluster, the `workspace` that holds the jobs."""
+"""Where jobs run: the Ray `session` of this process, a check that its `resources` suffice, `submit` to a cluster, the
+`workspace` that contains the jobs."""

@@ -1,9 +1,9 @@
-"""Where a run runs: the section `scale`, and the Ray cluster that all jobs of a process share.
+"""Where a run executes: the section `scale`, and the Ray cluster that all jobs of a process share.
 
-Facts about Ray 2.60 that this file lives by:
-- `ray.init()` without an address joins any cluster that happens to live on the machine; only `local` starts one.
+Facts about Ray 2.60 that this file relies on:
+- `ray.init()` without an address joins any cluster already running on the machine; only `local` starts one.
 - A first plain `ray.init()` switches token authentication on for everything that this user starts later. The mode is
-  therefore always said aloud: none for a cluster that listens on the loopback only, tokens for every other.
+  therefore always set explicitly: none for a cluster that listens on loopback only, tokens for every other.
 """
 
 import logging
@@ -21,20 +21,20 @@ from kosmosg_platform.config import Section
 
 
 class ScaleConfig(Section):
-    """Workers and what each may use."""
+    """Number of workers and the resources of each."""
 
     workers: int = Field(default=1, ge=1)
-    """Training processes; one per GPU when there are GPUs."""
+    """Training processes; one per GPU if GPUs are used."""
     use_gpu: bool = False
     """Give every worker one GPU."""
     cpus_per_worker: int = Field(default=1, ge=1)
     """CPU cores, and threads, of each worker."""
     dataloader_workers: int = Field(default=0, ge=0)
-    """Processes per worker that read and decode records; 0 does it in the training process."""
+    """Data loader processes per worker that read and decode records; 0 loads in the training process."""
     address: str | None = None
-    """Ray cluster to join (`auto`, `ray://host:port`); null starts one here, or uses RAY_ADDRESS when it is set."""
+    """Ray cluster to join (`auto`, `ray://host:port`); null uses RAY_ADDRESS if it is set, or else starts one here."""
     max_failures: int = Field(default=2, ge=-1)
-    """How often lost workers are replaced and the run resumes from its last checkpoint; -1 means always."""
+    """How many times lost workers are replaced and the run resumes from its last checkpoint; -1 means always."""
 
     def training_workers(self) -> WorkerDemand:
         """What training takes from a cluster."""
@@ -50,10 +50,10 @@ class Scaled(Protocol):
 
 @contextmanager
 def connect(experiment: Scaled) -> Iterator[None]:
-    """A Ray cluster for the time of the block.
+    """Connect to a Ray cluster for the duration of the block.
 
-    Inside another `connect` (or wherever Ray is up already) the same cluster is used, and left running: the jobs of a
-    demo share one. Raises ConfigError when the cluster to join does not answer.
+    Inside another `connect` (or wherever Ray is already up) the same cluster is used and left running: the jobs of a
+    demo share one. Raises ConfigError if the cluster to join does not respond.
     """
     import ray
 
@@ -74,7 +74,7 @@ def connect(experiment: Scaled) -> Iterator[None]:
 
 @contextmanager
 def local(scale: ScaleConfig) -> Iterator[None]:
-    """A cluster of this machine alone, reachable from this machine alone, for the time of the block."""
+    """A cluster on this machine only, reachable from this machine only, for the duration of the block."""
     import ray
 
     settings = {

@@ -1,8 +1,8 @@
-"""Jobs on a Ray cluster: submit once, follow, look, stop.
+"""Jobs on a Ray cluster: submit, follow, show status, stop.
 
-`Cluster` wraps Ray's job API where that leaves the user alone: it finds the token of a cluster that asks for one, never
-runs the same submission twice, goes on following when the connection breaks, and turns how the job ended into an exit
-code (Ray's own command flattens every failure to 1).
+`Cluster` adds to Ray's job API: it finds the token for a cluster that requires one, never runs the same submission
+twice, keeps following when the connection breaks, and returns the job's exit code (Ray's own command returns 1 for
+every failure).
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from urllib.parse import urlsplit
 from kosmosg.errors import ConfigError
 
 STOPPED = 130
-"""Exit code of a job that somebody stopped, as a shell tells an interrupted program."""
+"""Exit code of a job that was stopped, like that of an interrupted program in a shell."""
 
-# What a cluster never needs; `.gitignore` is honoured by Ray as well, but an exported tree may have none.
+# What a cluster never needs; Ray honours `.gitignore` as well, but an exported tree may have none.
 EXCLUDES = [".git", ".venv", "runs", "dist", "build", "tests", "docs", "**/__pycache__", "**/*_cache"]
 
-# Settings that are places to write or to read: relative ones would lie in the job's throw-away copy of the checkout.
+# Settings that are paths: relative ones would point into the job's temporary copy of the checkout.
 WRITTEN = ("output", "dest")
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -41,7 +41,7 @@ class Cluster:
     Args:
         address: the dashboard's URL, such as `http://head:8265`.
 
-    Raises ConfigError when nothing answers there, or when it asks for a token that is not known here.
+    Raises ConfigError if nothing responds there, or if it requires a token that is not known here.
     """
 
     def __init__(self, address: str) -> None:
@@ -55,10 +55,10 @@ class Cluster:
             raise ConfigError(f"address: {self.address} is not a Ray job server ({_first_line(error)})") from None
 
     def submit(self, checkout: Path, job: str, words: Sequence[str], identifier: str | None = None) -> str:
-        """Submit `python -m jobs.JOB WORDS` and give its name.
+        """Submit `python -m jobs.JOB WORDS` and return its name.
 
-        A name that the cluster already knows is not run again: the earlier submission is what you get, if it was the
-        same command. Raises ConfigError when it was another one, or when the output would be lost.
+        A name that the cluster already knows is not run again: you get the earlier submission if it was the same
+        command. Raises ConfigError if it was a different one, or if the output would be lost.
         """
         words = absolute(words, here=urlsplit(self.address).hostname in LOOPBACK)
         entrypoint = shlex.join(["python", "-m", f"jobs.{job}", *words])
@@ -68,7 +68,7 @@ class Cluster:
             try:
                 self._client.submit_job(entrypoint=entrypoint, submission_id=name, runtime_env=runtime_env(checkout))
             except RuntimeError as error:
-                # Two at once: the cluster accepts one, and for the other it is an earlier submission.
+                # Submitted twice at once: the cluster accepts one, which is the earlier submission for the other.
                 earlier = self._find(name)
                 if earlier is None:
                     raise ConfigError(f"{self.address} refused the job: {_first_line(error)}") from error
@@ -83,14 +83,14 @@ class Cluster:
         return name
 
     def follow(self, name: str, out: TextIO | None = None) -> int:
-        """Copy the job's log to `out` until it ends; the exit code that tells how."""
+        """Copy the job's log to `out` until it ends; returns its exit code."""
         out = out or sys.stdout
         self._require(name)
         try:
             asyncio.run(self._copy_log(name, out))
             ended = self._wait(name, seconds=60)
         except KeyboardInterrupt:
-            _tell(f"{name} goes on; follow it by `kosmosg logs {name} -f`, end it by `kosmosg stop {name}`")
+            _tell(f"{name} keeps running; follow it with `kosmosg logs {name} -f`, stop it with `kosmosg stop {name}`")
             return STOPPED
         state = ended.status.value
         if state == "SUCCEEDED":
@@ -119,7 +119,7 @@ class Cluster:
             yield f"no jobs were submitted to {self.address}"
 
     def stop(self, name: str) -> str:
-        """Stop a job and wait for its end; one sentence about what happened."""
+        """Stop a job and wait until it has ended; returns one sentence about what happened."""
         if self._require(name).status.is_terminal():
             return f"{name} had already ended: {self._require(name).status.value}"
         self._client.stop_job(name)
@@ -140,14 +140,14 @@ class Cluster:
         return job
 
     def _wait(self, name: str, seconds: float) -> Any:
-        """The job once it has ended; its last state when it has not after `seconds`."""
+        """The job once it has ended, or its last state after `seconds`."""
         deadline = time.monotonic() + seconds
         while not (job := self._require(name)).status.is_terminal() and time.monotonic() < deadline:
             time.sleep(0.2)
         return job
 
     async def _copy_log(self, name: str, out: TextIO) -> None:
-        """Tail the log; after a broken connection go on where it broke, as long as the job runs."""
+        """Tail the log; after a broken connection, continue where it broke, as long as the job runs."""
         seen = 0
         while True:
             position = 0
@@ -169,9 +169,9 @@ class Cluster:
 def absolute(words: Sequence[str], here: bool) -> list[str]:
     """`key=path` settings with paths that mean the same on the cluster as in this shell.
 
-    On the cluster the job runs in a copy of the checkout that is thrown away. So what is written must have an absolute
-    path: made one when the cluster is this machine (`here`), asked for when it is not. Existing relative paths that are
-    read become absolute too.
+    On the cluster the job runs in a temporary copy of the checkout, so output needs an absolute path. It is made
+    absolute if the cluster is this machine (`here`); otherwise the user must give one. Existing relative input paths
+    become absolute too.
     """
     fixed = []
     keys = {word.partition("=")[0] for word in words}
@@ -195,22 +195,22 @@ def _url(address: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(
-            f"address: {address!r} is not a dashboard's URL; give something like http://head:8265 "
-            "(ray:// and port 6379 are other doors of a cluster)"
+            f"address: {address!r} is not the URL of a dashboard; give something like http://head:8265 "
+            "(ray:// and port 6379 are different interfaces)"
         )
     return url.rstrip("/")
 
 
 def _authorization(url: str) -> dict[str, str]:
-    """The header for a cluster that asks for a token (Ray's default since 2.5x), none for one that does not.
+    """The header for a cluster that requires a token (Ray's default since 2.5x), none for one that does not.
 
-    The cluster is asked instead of `RAY_AUTH_MODE`, because that variable is about clusters started here.
+    The cluster itself is asked, because `RAY_AUTH_MODE` only describes clusters started here.
     """
     import requests
 
     def answer(headers: dict[str, str]) -> int:
         try:
-            # A job list, since some servers tell their version to anybody.
+            # Ask for the job list, since some servers reveal their version without a token.
             return int(requests.get(f"{url}/api/jobs/", headers=headers, timeout=10).status_code)
         except requests.exceptions.RequestException as error:
             raise ConfigError(
@@ -222,7 +222,7 @@ def _authorization(url: str) -> dict[str, str]:
     token = _token()
     if token is None:
         raise ConfigError(
-            f"address: {url} asks for a token; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or copy the cluster's "
+            f"address: {url} requires a token; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or copy the cluster's "
             "~/.ray/auth_token here"
         )
     headers = {"Authorization": f"Bearer {token}"}
@@ -232,7 +232,7 @@ def _authorization(url: str) -> dict[str, str]:
 
 
 def _token() -> str | None:
-    """Ray's order: the variable, the file it names, the file in the home folder."""
+    """Looks where Ray does, in the same order: the variable, the file that a variable names, the home folder."""
     if given := os.environ.get("RAY_AUTH_TOKEN"):
         return given.strip()
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")

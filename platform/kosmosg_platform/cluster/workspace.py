@@ -1,6 +1,6 @@
-"""The checkout that holds `jobs/` and `serving/`: programs that run from a checkout or an image, not from the wheel.
+"""The checkout that contains `jobs/` and `serving/`, which run from a checkout or an image, not from the wheel.
 
-The command line starts them as modules of another process, so this package never imports upward.
+The command line starts them as modules in another process, so this package never imports them.
 """
 
 import ast
@@ -41,7 +41,7 @@ def _is_checkout(folder: Path) -> bool:
 
 
 def jobs(checkout: Path) -> list[str]:
-    """The jobs that a checkout offers: modules of `jobs`, but what they share, and runnable packages."""
+    """The jobs of a checkout: modules of `jobs`, except shared ones, and runnable packages."""
     folder = checkout / "jobs"
     modules = {path.stem for path in folder.glob("[a-z]*.py")} - {"experiment", "settings", "settings_page"}
     return sorted(modules | {path.parent.name for path in folder.glob("*/__main__.py")})
@@ -93,12 +93,12 @@ def require_job(checkout: Path, job: str) -> None:
 
 
 def environment(checkout: Path) -> dict[str, str]:
-    """Variables under which a process finds the checkout's packages, whatever folder it runs in."""
+    """Environment variables with which a process finds the checkout's packages from any working directory."""
     paths = [str(checkout), str(checkout / "platform"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # Safe path: a folder of the user's that happens to be called `jobs` must not win over ours.
+    # Safe path: a user's folder that happens to be called `jobs` must not take precedence over ours.
     ours = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
-    # transformers otherwise tells every user at every start which of its own optional packages are absent, and MLflow
-    # how it makes its tables.
+    # Otherwise transformers reports at every start which of its optional packages are missing, and MLflow how it
+    # creates its tables.
     quiet = {"TRANSFORMERS_VERBOSITY": "error", "MLFLOW_LOGGING_LEVEL": "ERROR"}
     return {**quiet, **os.environ, **ours}
 

@@ -1,1 +1,1 @@
-"""Benchmarks from a data folder to numbers: the `runner` generates, measures and scores what `kosmosg.eval` defines."""
+"""Running benchmarks: the `runner` generates images, extracts features and computes the scores of `kosmosg.eval`."""

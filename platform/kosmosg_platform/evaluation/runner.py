@@ -1,6 +1,6 @@
-"""A benchmark from its prompts to numbers: generate what is missing, extract what is new, score.
+"""Runs a benchmark: generate missing images, extract missing features, compute scores.
 
-Whatever the user can get wrong (folders, weights, counts) is checked before the first image is generated.
+Everything that the user can get wrong (folders, weights, counts) is checked before the first image is generated.
 """
 
 from collections.abc import Mapping
@@ -20,16 +20,16 @@ from kosmosg_platform.inference.features import FeatureNetworkSpec, ImageSet, di
 from kosmosg_platform.inference.generation import GenerationRequest, SamplingParams, generate_images, open_image
 
 IMAGES = "images"
-"""Folder of what was generated, under that of the evaluation."""
+"""Folder of the generated images, inside that of the evaluation."""
 IN_WORDS = "text only"
-"""Name of the last model when it is asked in words alone."""
+"""Name of the last model when it gets prompts without images."""
 THUMBNAIL = 192
 """Pixels per side, of photos and images in the sheet."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is to be measured."""
+    """What to measure."""
 
     protocol: Protocol
     settings: BenchmarkSettings
@@ -41,12 +41,12 @@ class Evaluation:
     rows: int
     """Rows of the contact sheet."""
     in_words: bool
-    """Also ask the last model in words alone, where the benchmark can."""
+    """Also generate from text alone with the last model, if the benchmark supports it."""
 
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """What came out."""
+    """The result of an evaluation."""
 
     benchmark: Benchmark
     protocol: Protocol
@@ -57,7 +57,7 @@ class BenchmarkResult:
 
 
 def run_benchmark(evaluation: Evaluation, experiment: Scaled) -> BenchmarkResult:
-    """Measure every model. Raises KosmosGError for what the user can mend."""
+    """Measure every model. Raises KosmosGError for user errors."""
     benchmark = open_benchmark(evaluation.protocol, evaluation.settings)
     read_elsewhere = [real.networks for real in benchmark.references.values()]
     specs = {

@@ -1,1 +1,1 @@
-"""Many images at once: `generation` and `features` by Ray `actors`, and a `client` of the endpoint."""
+"""Batch inference: `generation` and `features` on Ray `actors`, and a `client` for the endpoint."""

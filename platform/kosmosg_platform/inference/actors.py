@@ -1,9 +1,9 @@
-"""Named blocks of work, spread over Ray actors that each hold a model: what generating images and
-measuring features have in common.
+"""Named blocks of work, distributed over Ray actors that each hold a model: shared by image generation and feature
+extraction.
 
-A worker is made once an actor and is then called with block after block; it leaves its results as files and gives a
-count. A mistake of the user that a worker meets, such as a damaged image, ends the job with its one sentence instead of
-a traceback through Ray.
+Each actor creates one worker and calls it with block after block; the worker writes its results to files and returns a
+count. A user error that occurs in a worker, such as a damaged image, ends the job with one sentence instead of a
+traceback through Ray.
 """
 
 import time
@@ -23,7 +23,7 @@ _TASKS = 1000  # parts of the work that Ray Data keeps account of
 
 
 class BlockActor:
-    """A Ray Data actor: makes a worker and hands it blocks."""
+    """A Ray Data actor: creates a worker and passes blocks to it."""
 
     def __init__(self, make: Callable[[Any], Worker], argument: Any) -> None:
         self.worker: Worker | None = None
@@ -51,10 +51,10 @@ class BlockActor:
 def run_blocks(
     title: str, unit: str, make: Callable[[Any], Worker], argument: Any, blocks: Sequence[str], scale: ScaleConfig
 ) -> int:
-    """Do all blocks with as many actors as there are workers; gives the sum of their counts.
+    """Process all blocks with as many actors as there are workers; returns the sum of their counts.
 
-    `title` and `unit` are for the person who waits. Ray must be up. Raises the KosmosGError of the first block that
-    cannot be done, and ConfigError when the cluster has no room for the actors.
+    `title` and `unit` are used in progress messages. Ray must be up. Raises the KosmosGError of the first block that
+    fails, and ConfigError if the cluster has no room for the actors.
     """
     import ray
 
@@ -76,7 +76,7 @@ def run_blocks(
             compute=ray.data.ActorPoolStrategy(size=demand.workers),
             num_cpus=demand.cpus,
             num_gpus=demand.gpus,
-            # Without restarts Ray need not warn that a restarted actor might not find its arguments.
+            # No restarts, so that Ray does not warn that a restarted actor might not find its arguments.
             max_restarts=0,
         )
         for number, row in enumerate(rows.iter_rows(), start=1):

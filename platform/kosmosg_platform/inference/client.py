@@ -1,6 +1,6 @@
-"""The endpoint from the caller's side: a client, and a server that lives as long as a `with` block.
+"""A client for the endpoint, and a server that runs for the duration of a `with` block.
 
-It speaks HTTP only, so it works from a machine that has neither the checkout nor the model.
+The client uses only HTTP, so it works from a machine that has neither the checkout nor the model.
 """
 
 import base64
@@ -26,11 +26,11 @@ from kosmosg.prompt import Prompt
 from kosmosg_platform.cluster import workspace
 
 START_SECONDS = 300.0
-"""How long a server may take to have its weights; a cold start of Ray on a busy laptop takes a minute."""
+"""How long a server may take until its weights are loaded; a cold start of Ray on a busy laptop takes a minute."""
 
 
 class EndpointError(KosmosGError):
-    """The endpoint refused or failed; the message is its own."""
+    """The endpoint rejected a request or failed; the message is the endpoint's."""
 
     def __init__(self, status: int, code: str, message: str, retry_after: float | None = None) -> None:
         super().__init__(f"the endpoint answered {status}: {message}")
@@ -41,7 +41,7 @@ class EndpointError(KosmosGError):
 
 @dataclass(frozen=True)
 class Generated:
-    """Images with their seeds, and the whole answer (`usage`, `timings`, ...)."""
+    """Images with their seeds, and the whole response (`usage`, `timings`, ...)."""
 
     images: list[Image.Image]
     seeds: list[int]
@@ -56,7 +56,7 @@ class Client:
 
     Args:
         url: where the endpoint listens.
-        timeout: seconds that one answer may take.
+        timeout: seconds that one response may take.
     """
 
     def __init__(self, url: str, timeout: float = 600.0) -> None:
@@ -94,12 +94,12 @@ class Client:
                     yield event, data
 
     def condition(self, prompt: Prompt, negative: str | None = None) -> dict[str, Any]:
-        """`POST /v1/condition`: the answer, with `positive` and `negative` as nested lists."""
+        """`POST /v1/condition`: the response, with `positive` and `negative` as nested lists."""
         settings = {"negative": negative, "encoding_format": "float"}
         return self._post("/v1/condition", _request(prompt, settings))
 
     def models(self) -> list[dict[str, Any]]:
-        """What is served, with defaults and limits."""
+        """The served models, with defaults and limits."""
         with self._answering():
             response = self._http.get("/v1/models")
         if response.is_error:
@@ -107,7 +107,7 @@ class Client:
         return list(response.json()["data"])
 
     def ready(self) -> bool:
-        """Whether the endpoint is up and has its weights."""
+        """Whether the endpoint is up and has loaded its weights."""
         try:
             return self._http.get("/readyz", timeout=5).status_code == 200
         except httpx.TransportError:
@@ -132,15 +132,15 @@ class Client:
 
 @contextmanager
 def serving(words: Sequence[str], log: Path, port: int | None = None, address: str | None = None) -> Iterator[Client]:
-    """`kosmosg serve WORDS` in another process: ready when the block begins, gone after it.
+    """`kosmosg serve WORDS` in another process: ready when the block begins, stopped after it.
 
     Args:
         words: preset and `key=value` settings, such as `["toyworld", "model=runs/demo/instruct/export"]`.
         log: file for the server's output.
-        port: where it listens; null takes a free one.
-        address: Ray cluster to deploy on; null lets the server start one.
+        port: port to listen on; None takes a free one.
+        address: Ray cluster to deploy on; None lets the server start one.
 
-    Raises ConfigError with the server's own message when it does not come up.
+    Raises ConfigError with the server's own message if it does not come up.
     """
 
     root = workspace.find()
@@ -168,7 +168,7 @@ def serving(words: Sequence[str], log: Path, port: int | None = None, address: s
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """By SIGTERM, so that Ray ends its processes; if that takes too long, by SIGKILL to the whole group."""
+    """End it with SIGTERM, so that Ray stops its processes; if that takes too long, SIGKILL the whole process group."""
     server.send_signal(signal.SIGTERM)
     try:
         server.wait(timeout=60)
@@ -178,7 +178,7 @@ def _end(server: subprocess.Popen[bytes]) -> None:
 
 
 def _request(prompt: Prompt, settings: dict[str, Any]) -> dict[str, Any]:
-    """The prompt as content parts; settings that are None are left out."""
+    """The prompt as content parts; settings that are None are omitted."""
     parts: list[dict[str, Any]] = []
     for part in prompt.parts:
         if isinstance(part, str):

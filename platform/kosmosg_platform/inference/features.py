@@ -1,7 +1,7 @@
-"""Looking at many images with feature networks: several Ray actors, nothing looked at twice.
+"""Feature extraction for many images on Ray actors; no features are computed twice.
 
-A view is a list of files and the networks that read them. Its features lie in a folder named by both, block by
-block, so that a stopped evaluation goes on and the 40,504 real images of an FID are looked at once for all models.
+An image set is a list of files and the networks that read them. Its features are stored in a folder named after both,
+block by block, so that an interrupted evaluation resumes and the 40,504 real images of an FID are read only once.
 
     <folder>/<key>/view.json      files and networks
     <folder>/<key>/00012.npz      features of block 12, one array (N, D) a network
@@ -43,7 +43,7 @@ class FeatureNetworkSpec:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Files, and the networks that read them."""
+    """Image files, and the networks that read them."""
 
     files: tuple[Path, ...]
     looks: tuple[FeatureNetworkSpec, ...]
@@ -61,10 +61,10 @@ class ImageSet:
 
 
 def extract_features(views: Mapping[str, ImageSet], scale: ScaleConfig, folder: Path) -> dict[str, dict[str, Features]]:
-    """Features of every view: its name -> network -> (N, D), in the order of its files.
+    """Features of every image set: its name -> network -> (N, D), in the order of its files.
 
-    All views are looked at together, so that every actor opens each network once. Ray must be up when something is
-    missing. Raises DataError for a view without files, ImageError, CheckpointError.
+    All sets are processed together, so that every actor loads each network once. Ray must be up if something is
+    missing. Raises DataError for a set without files, ImageError, CheckpointError.
     """
     keys = {name: view.key for name, view in views.items()}
     missing = []
@@ -83,7 +83,7 @@ def extract_features(views: Mapping[str, ImageSet], scale: ScaleConfig, folder: 
 
 
 class FeatureExtractor:
-    """Opens the networks that its blocks need and writes their features."""
+    """Loads the networks that its blocks need and writes their features."""
 
     def __init__(self, folder: str) -> None:
         import torch
@@ -95,7 +95,7 @@ class FeatureExtractor:
         self.networks: dict[tuple[Any, ...], FeatureNetwork] = {}
 
     def __call__(self, name: str) -> int:
-        """One block, `key/number`; gives how many files it has."""
+        """Process one block, `key/number`; returns its number of files."""
         key, number = name.split("/")
         if key not in self.views:
             self.views[key] = read_json(self.folder / key / "view.json")

@@ -1,14 +1,14 @@
-"""Generating many images: one implementation for evaluations, prompt files and ablations. Nothing is generated twice.
+"""Batch generation: one implementation for evaluations, prompt files and ablations. No image is generated twice.
 
-Prompts are cut into batches that are generated together by Ray actors. Every image is a file of its own that appears
-whole or not at all, and its folder is named by everything that shapes it, the content of the model among it, so a run
-that was stopped resumes with the first batch that lacks an image, and a model that was retrained in place gets new
-images. The folder must be one that all workers of the cluster see, like everything under `output`.
+Prompts are split into batches that Ray actors generate. Every image is written atomically to its own file, in a folder
+named after a digest of everything that affects it, including the contents of the model. An interrupted run therefore
+resumes with the first batch that lacks an image, and a model retrained in place gets new images. All workers of the
+cluster must see the folder, like everything under `output`.
 
     <folder>/<key>/prompts.jsonl        the requests
-    <folder>/<key>/references/*.png     reference images that are no files of their own, each once
+    <folder>/<key>/references/*.png     reference images that were not files, each once
     <folder>/<key>/000/000012.png       image 12: with n images per prompt, image 12 % n of prompt 12 // n
-    <folder>/<key>/refused/000003       why prompt 3 cannot be generated, where that was asked to be tolerated
+    <folder>/<key>/refused/000003       why prompt 3 cannot be generated, with `tolerate`
 """
 
 import hashlib
@@ -34,13 +34,13 @@ from kosmosg_platform.storage import write_text
 Noise = Literal["picture", "batch"]
 DECODER_PARTS = ("unet", "vae", "scheduler")
 SEED_STRIDE = 100_003
-"""Seeds of two runs do not meet before this many images."""
+"""Seeds of two runs do not overlap before this many images."""
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """A prompt whose images are wanted. Images are PIL images, or files that all workers see and that are opened only
-    there: a prompt owns a copy of its images, which for thousands of prompts with large photos would fill the memory.
+    """A prompt to generate images for. Its images are PIL images, or files that all workers see and that only they
+    open: a `Prompt` owns copies of its images, which for thousands of large photos would fill the memory.
     """
 
     text: str
@@ -48,11 +48,11 @@ class GenerationRequest:
     negative: str | None = None
     """What the images should not show; None is the null prompt."""
     seed: int | None = None
-    """Of the first image; the next has one more. None takes a seed by the image's number."""
+    """Seed of the first image; each further image adds one. None derives a seed from the image's number."""
 
     @classmethod
     def of(cls, prompt: Prompt) -> "GenerationRequest":
-        """The request for a prompt that is there already."""
+        """The request for an existing `Prompt`."""
         return cls(prompt.text, prompt.images)
 
 
@@ -61,9 +61,9 @@ class SamplingParams:
     """How images are generated; equal values and equal weights give equal images."""
 
     steps: int | None
-    """Denoising steps; None takes the decoder's usual number."""
+    """Denoising steps; None takes the decoder's default."""
     guidance: float | None
-    """Classifier-free guidance; None takes the decoder's usual strength."""
+    """Classifier-free guidance scale; None takes the decoder's default."""
     scheduler: str | None = None
     """A name of `kosmosg.diffusion.schedulers`; None keeps the one that the decoder was saved with."""
     size: int | None = None
@@ -77,7 +77,7 @@ class SamplingParams:
     seed: int = 0
 
     def shape(self) -> dict[str, Any]:
-        """What of this an image depends on: its batch only where the noise does."""
+        """The parameters that an image depends on; the batch size only if the noise depends on it."""
         values = asdict(self)
         if self.noise == "picture":
             del values["batch"]
@@ -92,7 +92,7 @@ class GeneratedImages:
     refused: Mapping[int, str]
     """Number of a prompt -> why it has no images."""
     fresh: int
-    """Images that were generated now; the others were there."""
+    """Images that were generated in this call; the others existed already."""
 
 
 def generate_images(
@@ -107,9 +107,9 @@ def generate_images(
 ) -> GeneratedImages:
     """Generate what is missing. Ray must be up when something is.
 
-    `title` is what progress calls it. With `tolerate` a prompt that cannot be generated is refused with its reason and
-    the others go on; without it, it ends everything. Raises CheckpointError when `model` is neither an export nor a
-    pipeline folder, PromptError and ImageError.
+    `title` is used in progress messages. With `tolerate`, a prompt that cannot be generated is rejected with its reason
+    and the others continue; without it, the first one raises. Raises CheckpointError if `model` is neither an export
+    nor a pipeline folder, PromptError and ImageError.
     """
     store = folder / image_key(model, decoder, requests, sampling)
     n = sampling.images_per_prompt
@@ -134,7 +134,7 @@ def generate_images(
 
 @dataclass(frozen=True)
 class GenerationTask:
-    """What an actor is told: which model generates how, where the requests lie and the images go."""
+    """What an actor needs to know: model, sampling parameters, where the requests are and where the images go."""
 
     model: str
     decoder: str
@@ -165,8 +165,8 @@ class ImageGenerator:
         self.pipe.set_progress_bar_config(disable=True)
 
     def __call__(self, name: str) -> int:
-        """One batch, by its number; gives how many images were generated. A batch that is there already, from a worker
-        that was lost later, is left alone."""
+        """Generate one batch, by its number; returns how many images were generated. A batch that already exists,
+        written by a worker that was lost later, is skipped."""
         first = int(name) * self.sampling.batch
         numbers = range(first, min(first + self.sampling.batch, len(self.lines)))
         if all(path.is_file() for number in numbers for path in self._paths(number)):
@@ -180,7 +180,7 @@ class ImageGenerator:
         return self._generate(read)
 
     def _generate(self, read: Mapping[int, tuple[Prompt, GenerationRequest]]) -> int:
-        """Prompts by their numbers; gives how many images were written."""
+        """Generate prompts by their numbers; returns how many images were written."""
         if not read:
             return 0
         requests = [request for _, request in read.values()]
@@ -197,7 +197,7 @@ class ImageGenerator:
                 **self._noise(min(read), list(read), requests),
             )
         except KosmosGError as error:
-            # One of them, such as a prompt that is too long, spoils the batch: alone it spoils only itself.
+            # One bad prompt, for example one that is too long, fails the batch; generated alone, it fails only itself.
             if len(read) > 1 and self.tolerate and self.sampling.noise == "picture":
                 return sum(self._generate({number: read[number]}) for number in read)
             for number in read:
@@ -221,7 +221,7 @@ class ImageGenerator:
         write_text(self.store / "refused" / f"{number:06}", str(error))
 
     def _noise(self, first: int, numbers: Sequence[int], requests: Sequence[GenerationRequest]) -> dict[str, Any]:
-        """The pipeline's argument that fixes the noise of these prompts; `first` is the first number of the batch."""
+        """The pipeline argument that fixes the noise of these prompts; `first` is the first number of the batch."""
         import torch
         from einops import rearrange
 
@@ -244,7 +244,7 @@ class ImageGenerator:
 
 
 def image_key(model: Path, decoder: str, requests: Sequence[GenerationRequest], sampling: SamplingParams) -> str:
-    """Names what is generated by contents: of the model, the decoder, the reference images. Raises CheckpointError,
+    """Digest that identifies the images by the contents of model, decoder and reference images. Raises CheckpointError,
     ImageError."""
     folder = Path(decoder_folder(decoder))
     return digest(
@@ -261,18 +261,18 @@ def image_key(model: Path, decoder: str, requests: Sequence[GenerationRequest], 
 
 
 def image_path(store: Path, number: int) -> Path:
-    """A thousand images a folder: file systems and people dislike more."""
+    """Path of an image; at most a thousand per folder, because larger folders are slow to list."""
     return store / f"{number // 1000:03}" / f"{number:06}.png"
 
 
 def refused_prompts(store: Path) -> dict[int, str]:
-    """Numbers of the prompts that could not be generated, with the reason of each."""
+    """Numbers of the prompts that could not be generated, and why."""
     files = sorted((store / "refused").glob("[0-9]*")) if store.is_dir() else []
     return {int(path.name): path.read_text(encoding="utf-8") for path in files}
 
 
 def save_requests(store: Path, requests: Sequence[GenerationRequest]) -> None:
-    """Requests as a file for the actors; `read_request` is the inverse."""
+    """Write the requests to a file for the actors; `read_request` is the inverse."""
     (store / "references").mkdir(parents=True, exist_ok=True)
     lines = [
         json.dumps(
@@ -296,7 +296,7 @@ def read_request(store: Path, line: str) -> tuple[Prompt, GenerationRequest]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """An image that `generate_images` left, RGB, its file closed."""
+    """An image written by `generate_images`, in RGB, with its file closed."""
     with Image.open(path) as image:
         return image.convert("RGB")
 

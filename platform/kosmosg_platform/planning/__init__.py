@@ -1,1 +1,1 @@
-"""Before spending: `flops` counts what a stage computes and keeps, `plan` says if it fits and how long it takes."""
+"""Cost estimates: `flops` counts what a stage computes and stores, `plan` says if it fits and how long it takes."""

@@ -1,6 +1,6 @@
-"""What a stage computes and keeps, counted from the shapes: FLOPs, weights, activations.
+"""What a stage computes and stores, counted from the shapes: FLOPs, weights, activations.
 
-FLOPs are two for each multiply-add of a forward pass, as in the published counts; a test holds them against those.
+A multiply-add counts as two FLOPs, as in the published counts, against which a test checks them.
 Letters: T tokens, d width, f width of the feed-forward layer, Q slots of an image or queries.
 """
 
@@ -16,7 +16,7 @@ from kosmosg.errors import CheckpointError, ConfigError
 
 @dataclass(frozen=True)
 class DecoderCost:
-    """A frozen decoder; FLOPs of one image or one text, weights, and values the U-Net keeps for its backward pass."""
+    """A frozen decoder: FLOPs of one image or text, weights, and values that the U-Net stores for the backward pass."""
 
     unet_flops: float
     encode_flops: float
@@ -44,7 +44,7 @@ class StageCost:
 
 
 def stage_cost(stage: str, config: KosmosGConfig, decoder: DecoderCost, weights: Mapping[str, float]) -> StageCost:
-    """The mean sample of a stage's mixture. `weights` are the shares of its kinds; empty takes the usual ones.
+    """The cost of an average sample of a stage. `weights` are the shares of its sample kinds; empty takes the defaults.
 
     Raises ConfigError for a kind that the stage does not read.
     """
@@ -81,7 +81,7 @@ def _sample(
         kept = lm_kept + 2 * tokens * text.vocab_size
         return 3 * (lm + words_out + resampler) + tower, lm, kept, lm_inputs + 2 * tokens * text.vocab_size
     if stage == "align":
-        # The language model and CLIP only look; M and N learn.
+        # The language model and CLIP only run forward; M and N are trained.
         n = aligner_decoder(config, tokens)
         n_kept = _aligner_kept(config, config.aligner_config.num_queries, tokens)
         return lm + decoder.text_flops + 3 * (m + n), m + n, m_kept + n_kept, m_inputs + n_kept / 12
@@ -124,7 +124,7 @@ def language_model(config: KosmosGConfig, tokens: int) -> float:
 
 
 def logits(config: KosmosGConfig, tokens: int) -> float:
-    """Words from states."""
+    """Projection of hidden states to the vocabulary."""
     return float(2 * tokens * config.text_config.embed_dim * config.text_config.vocab_size)
 
 
@@ -145,13 +145,13 @@ def perceiver(config: KosmosGConfig) -> float:
 
 
 def aligner(config: KosmosGConfig, tokens: int) -> float:
-    """M: T states encoded, then read by Q queries."""
+    """M: T states are encoded, then Q queries attend to them."""
     a = config.aligner_config
     return float(2 * tokens * config.text_config.embed_dim * a.d_model) + _stacks(config, tokens, a.num_queries)
 
 
 def aligner_decoder(config: KosmosGConfig, tokens: int) -> float:
-    """N: T queries read M's output, then are encoded and brought to the language model's width."""
+    """N: T queries attend to M's output, then are encoded and projected to the language model's width."""
     a = config.aligner_config
     d, f = a.d_model, a.ffn_dim
     queries = _attention(tokens, tokens, d) + _attention(tokens, a.num_queries, d) + 4 * tokens * d * f
@@ -168,7 +168,7 @@ def _stacks(config: KosmosGConfig, tokens: int, queries: int) -> float:
 
 
 def _layer_kept(d: int, f: int, heads: int, keys: int) -> float:
-    """Values that one layer keeps of one token; fitted to what autograd keeps of our layers, to 5 %."""
+    """Values that one layer stores per token; fitted to what autograd stores for our layers, to within 5 %."""
     return 10.0 * d + 3.4 * f + heads * keys
 
 
@@ -180,7 +180,7 @@ def _aligner_kept(config: KosmosGConfig, tokens: int, queries: int) -> float:
 
 
 def decoder_cost(source: str) -> DecoderCost:
-    """A decoder's cost: that of Stable Diffusion 1.5 for a hub id, counted from its configuration for a folder."""
+    """A decoder's cost: counted from the configuration of a folder; for a Hub id, that of Stable Diffusion 1.5."""
     from kosmosg.hub import decoder_folder
 
     folder = Path(decoder_folder(source))
@@ -188,7 +188,7 @@ def decoder_cost(source: str) -> DecoderCost:
 
 
 def _counted(folder: Path) -> DecoderCost:
-    """Run the parts on torch's meta device, where shapes are computed and numbers are not."""
+    """Run the components on torch's meta device, which computes shapes but no values."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -215,7 +215,7 @@ def _counted(folder: Path) -> DecoderCost:
 
 
 def _count(run: Callable[[], Any], module: Any) -> tuple[float, float]:
-    """FLOPs of a call, and the values that autograd keeps of it beside the weights."""
+    """FLOPs of a call, and the values that autograd stores for it besides the weights."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,7 +1,6 @@
-"""Before spending: does it fit, how long does it take, how much does it leave on disk, and what is refused.
+"""Estimates before running: does it fit, how long does it take, how much disk does it need, and what is rejected.
 
-The figures are estimates: weights and FLOPs are exact counts, the rest is arithmetic with the assumptions that are
-printed with the result.
+Weights and FLOPs are exact counts; everything else is estimated from assumptions that are printed with the result.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +16,10 @@ USED = 0.35
 """Share of a device's peak that training reaches (model FLOPs utilisation); 0.3 to 0.45 is usual at these sizes."""
 
 OVERHEAD = 2 * 2**30
-"""Bytes that CUDA, NCCL and the allocator's gaps take on a GPU."""
+"""Bytes that CUDA, NCCL and fragmentation take on a GPU."""
 
 CHECKPOINTS = 2
-"""Checkpoints that a run keeps."""
+"""Checkpoints that exist at once."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class StagePlan:
 
 
 def plan_stage(cost: StageCost, train: TrainConfig, scale: ScaleConfig, engine: EngineConfig) -> StagePlan:
-    """A stage on every kind of device that its preset means."""
+    """The plan of a stage on every kind of device that its preset is meant for."""
     samples = train.steps * train.global_batch
     per_sample = cost.flops + (cost.recomputed if engine.checkpoint_activations else 0)
     flops = samples * per_sample
@@ -102,7 +101,7 @@ def _row(
 
 
 def _refusals(train: TrainConfig, scale: ScaleConfig, engine: EngineConfig) -> Iterator[str]:
-    """What no device would take."""
+    """Settings that are invalid on every device."""
     try:
         batch_plan(train, scale.workers)
     except ConfigError as error:
@@ -126,7 +125,7 @@ def memory_per_worker(cost: StageCost, micro: int, workers: int, engine: EngineC
 
 
 def _smaller(cost: StageCost, micro: int, workers: int, engine: EngineConfig) -> str:
-    """What would save most."""
+    """The change of settings that would save most memory."""
     ways = [(memory_per_worker(cost, max(1, micro // 2), workers, engine), f"train.micro_batch={max(1, micro // 2)}")]
     if not engine.checkpoint_activations:
         changed = engine.model_copy(update={"checkpoint_activations": True})
@@ -142,7 +141,7 @@ def _smaller(cost: StageCost, micro: int, workers: int, engine: EngineConfig) ->
 
 
 def render(plans: Sequence[StagePlan], scale: ScaleConfig, engine: EngineConfig) -> Iterator[str]:
-    """The page that the user reads."""
+    """The plan as text."""
     for plan in plans:
         cost = plan.cost
         yield (

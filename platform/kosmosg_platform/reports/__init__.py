@@ -1,1 +1,1 @@
-"""Pages that tell what a run did: `page` lays them out, `demo` and `benchmark` say what is on theirs."""
+"""Reports of runs: `page` does the layout, `demo` and `benchmark` define the contents of theirs."""

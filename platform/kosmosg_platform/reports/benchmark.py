@@ -1,7 +1,7 @@
-"""The page of a benchmark: our numbers with their protocol, the images, and what others have published.
+"""The report of a benchmark: our numbers with their protocol, the images, and published results of others.
 
-Published rows stand in a section of their own, labelled, because they were measured under protocols of their own: a
-table that mixed both would invite a comparison that nobody has made.
+Published results are in a separate, labelled section, because they were measured under different protocols: a table
+that mixed both would suggest a comparison that nobody has made.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ def benchmark_report(found: BenchmarkResult) -> Report:
         PageSection("Scores", page.reading, table=Table(*page.scores)),
         PageSection(
             "Images",
-            "The cases are chosen by a rule; none is selected by its looks.",
+            "The cases are chosen by a fixed rule; they are not cherry-picked.",
             [Figure.of(found.sheet, "reference images | prompt | results")],
         ),
         *(PageSection(title, table=Table(*table)) for title, table in page.further.items()),
@@ -32,7 +32,7 @@ def benchmark_report(found: BenchmarkResult) -> Report:
 
 
 def protocol_table(protocol: Protocol) -> Table:
-    """Everything that the id is a hash of."""
+    """Everything that the id is computed from."""
     cells = [["id", protocol.protocol_id]]
     for name, value in protocol.facts().items():
         if isinstance(value, Mapping):
@@ -46,13 +46,11 @@ def _comparing(protocol: Protocol) -> str:
     text = "From papers, each under its own protocol; a method with two rows was measured in two papers."
     if protocol.deviations() or not protocol.name.endswith("kosmosg"):
         return f"{text} None of them has the protocol {protocol.label}."
-    return f"{text} The row of Kosmos-G was made by the settings of this protocol, in half precision on GPUs."
+    return f"{text} The Kosmos-G row was produced with the settings of this protocol, in half precision on GPUs."
 
 
 def _deviating(protocol: Protocol) -> str:
     deviations = protocol.deviations()
     if not deviations:
-        return "Followed as written. Numbers may be compared where this id is the same."
-    return (
-        f"Not {protocol.name} as written: {'; '.join(deviations)}. Numbers may be compared where this id is the same."
-    )
+        return "Followed as written. Only compare numbers with the same id."
+    return f"Not {protocol.name} as written: {'; '.join(deviations)}. Only compare numbers with the same id."

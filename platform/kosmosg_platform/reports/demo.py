@@ -1,4 +1,4 @@
-"""The report of the end-to-end demo: what ran, how long, losses, scores, images."""
+"""The report of the end-to-end demo: steps and their times, losses, scores, images."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +13,10 @@ from kosmosg_platform.run_paths import STAGES
 
 SAID = {
     "build_dataset": "Ray Data: decode, caption, entities, masks, compose; Parquet shards and a manifest",
-    "pretrain": "language modelling on words, captioned images and interleaved pages",
-    "align": "the conditioner learns to give what the U-Net reads, from captions alone; the language model is frozen",
-    "instruct": "end to end through the frozen U-Net, on prompts in which images stand between the words",
-    "evaluate": "subjects that no training ever saw, judged by a recogniser",
+    "pretrain": "language modelling on text, captioned images and interleaved documents",
+    "align": "trains the conditioner on captions alone to match CLIP's text embeddings; the language model is frozen",
+    "instruct": "end to end through the frozen U-Net, on prompts that mix text and images",
+    "evaluate": "held-out subjects, judged by a recogniser",
     "endpoint": "deployed with Ray Serve and called over HTTP",
 }
 
@@ -28,15 +28,15 @@ def demo_report(folder: Path, found: Mapping[str, Mapping[str, Any]], tracking: 
     facts = {"end to end": f"{seconds / 60:.1f} min", "records": str(sum(found["build_dataset"]["rows"].values()))}
     two = {row["variant"]: row for row in scores if row["set"] == "two"}
     before, after = two["before instruct"], two["after instruct"]
-    # Three measures, from the easiest to the hardest: a card that shows the first alone would flatter a short training.
+    # Three metrics, from the easiest to the hardest: the first alone would make a short training run look too good.
     facts["hue error, two subjects"] = f"{before['hue']:.0f}° → {after['hue']:.0f}°"
     facts["pattern right"] = f"{before['pattern']:.0%} → {after['pattern']:.0%}"
     facts["whole subject right"] = f"{before['whole']:.0%} → {after['whole']:.0%}"
     sections = [
         PageSection(
             "Subjects it has never seen",
-            "Each row is one prompt, none selected. The reference images show subjects whose combination of shape, "
-            "colour and pattern was kept from every training stage, cut out of other scenes than the one asked for. "
+            "Each row is one prompt; the rows are not cherry-picked. The reference images show subjects whose "
+            "combination of shape, colour and pattern was held out of every training stage, cut out of other scenes. "
             + _short(found, two)
             + _conditioner(Path(found["instruct"]["export"])),
             [Figure.of(Image.open(folder / "evaluate" / "sheet.png"), "reference images | prompt | result")],
@@ -47,8 +47,8 @@ def demo_report(folder: Path, found: Mapping[str, Mapping[str, Any]], tracking: 
         PageSection("What ran", table=_steps(found)),
         PageSection(
             "Look further",
-            "Every stage is a run in MLflow, linked to its parent, with curves, sample images, the resolved settings "
-            f"and the registered model: mlflow ui --backend-store-uri {tracking}",
+            "Every stage is an MLflow run, linked to its parent, with curves, sample images, the resolved settings and "
+            f"the registered model: mlflow ui --backend-store-uri {tracking}",
         ),
     ]
     return Report(
@@ -60,7 +60,7 @@ def demo_report(folder: Path, found: Mapping[str, Mapping[str, Any]], tracking: 
 
 
 def score_table(scores: list[dict[str, Any]]) -> Table:
-    """Rows of `evaluate` as a table: one for each variant and number of entities."""
+    """The scores of `evaluate` as a table: one row per model and number of entities."""
     columns = ["variant", "entities", "prompts", "shape", "pattern", "hue error", "background", "whole subject"]
     rows = [
         [
@@ -77,40 +77,40 @@ def score_table(scores: list[dict[str, Any]]) -> Table:
 
 
 _CURVES = (
-    "pretrain: mean cross-entropy of the next token, in nats; it starts from trained weights, so it hardly moves. "
-    "align: squared distance between what the conditioner gives and what CLIP's text encoder gives for the same "
-    "caption; good is a fall that flattens. instruct: squared error of the U-Net's prediction at noise levels where "
-    "the condition matters; most of it is noise that nobody can predict, so a small fall is what learning looks like "
-    "here, and the scores above, not this curve, say what was learned."
+    "pretrain: mean cross-entropy of the next token, in nats; it starts from trained weights, so it hardly changes. "
+    "align: squared distance between the conditioner's output and CLIP's text embedding of the same caption; it should "
+    "fall and then flatten. instruct: squared error of the U-Net's prediction at noise levels where the condition "
+    "matters. Most of this error is unpredictable noise, so even good training lowers it only a little; the scores "
+    "above, not this curve, show what was learned."
 )
 
 
 def _short(found: Mapping[str, Mapping[str, Any]], two: Mapping[str, Mapping[str, Any]]) -> str:
-    """What a few minutes of training are, beside the model that ships."""
+    """How short the run was, compared with the shipped model."""
     samples, shipped = int(found["instruct"]["samples"]), two["shipped model"]
     return (
-        f"This is a short run: stage 3 saw {samples:,} samples, a few minutes' worth. The column “shipped model” shows "
-        "the same prompts with the model that comes with the package, trained for longer: of its subjects, two in an "
-        f"image, {shipped['whole']:.0%} are wholly right."
+        f"This is a short run: stage 3 saw only {samples:,} samples, a few minutes of training. The column “shipped "
+        "model” shows the same prompts with the model that comes with the package, which was trained for longer: with "
+        f"two subjects per image, {shipped['whole']:.0%} of them are entirely right."
     )
 
 
 def _conditioner(export: Path) -> str:
-    """A sentence where the model is not the paper's."""
+    """A sentence if the conditioner is not the paper's."""
     kind = KosmosGConfig.from_pretrained(export).aligner_config.kind
     if kind == "alignernet":
         return ""
     return (
-        f" In the place of the paper's AlignerNet this run trains a simpler conditioner ({kind}), which finds patterns "
-        "in fewer steps; the shipped model has AlignerNet."
+        f" Instead of the paper's AlignerNet, this run trains a simpler conditioner ({kind}), which learns patterns in "
+        "fewer steps; the shipped model has AlignerNet."
     )
 
 
 def _reading() -> str:
     return (
-        "Shares of entities (of images, for the background) that the recogniser reads as asked for; the hue error "
-        "is a median in degrees, where chance is 90. A whole subject has shape, pattern and hue (within 22.5°) right. "
-        "“text only” asks the same model in plain words, without the reference images."
+        "Shares of entities (of images, for the background) that the recogniser reads as requested; the hue error is "
+        "the median in degrees, where chance is 90. A whole subject has the right shape, pattern and hue (within "
+        "22.5°). “text only” is the same model with the prompt in words, without the reference images."
     )
 
 
@@ -127,7 +127,7 @@ def _endpoint(folder: Path, asked: Mapping[str, Any]) -> PageSection:
         "The endpoint",
         f"POST {asked['route']} with “{asked['prompt']}” and {asked['images']} images gave this image in "
         f"{asked['request_seconds']:.1f} s (seed {asked['seed']}).",
-        [Figure.of(Image.open(folder / asked["sheet"]), "reference images | prompt | answer of the endpoint")],
+        [Figure.of(Image.open(folder / asked["sheet"]), "reference images | prompt | the endpoint's result")],
     )
 
 

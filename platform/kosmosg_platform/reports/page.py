@@ -1,7 +1,7 @@
-"""A page that tells what a run did: tables, curves and images.
+"""A report page: tables, curves and images.
 
-As HTML it is a single file that opens without a server and can be sent by mail; everything that goes in is escaped by
-the template. As Markdown it is a file beside a folder of images, for documentation under version control.
+As HTML it is a single self-contained file that opens without a server; the template escapes all contents. As Markdown
+it is a file next to a folder of images, for documentation under version control.
 """
 
 import base64
@@ -48,7 +48,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class PageSection:
-    """A headed part of the page; its parts appear as text, figures, table."""
+    """A section of the page with a heading; its contents appear in the order text, figures, table."""
 
     title: str
     text: str = ""
@@ -78,7 +78,7 @@ class Report:
         return path
 
     def write_markdown(self, path: Path) -> Path:
-        """Write the page as Markdown, its images as PNG into a folder of the page's name beside it."""
+        """Write the page as Markdown, and its images as PNG to a folder beside it with the page's name."""
         pictures = path.with_suffix("")
         lines = [f"# {self.title}", self.lead]
         if self.facts:
@@ -100,7 +100,7 @@ class Report:
 
 
 def overlaid(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> bytes:
-    """Lines of one panel, name -> (x, y) points, as PNG bytes."""
+    """A line plot with one line per series, name -> (x, y) points, as PNG bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Plot
 
@@ -119,9 +119,9 @@ def overlaid(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, 
 
 
 def curves(series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> bytes:
-    """Line plots side by side, one panel a series, as PNG bytes.
+    """Line plots side by side, one panel per series, as PNG bytes.
 
-    series: panel title -> (x, y) points; a panel without points says so instead of vanishing.
+    series: panel title -> (x, y) points; a panel without points says so.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Plot

@@ -86,7 +86,7 @@ def test_help_is_there_at_once() -> None:
         (["run"], "Missing argument 'JOB'"),
         (["run", "pretrian"], "there is no job 'pretrian'"),
         (["run", "pretrain", "tiny", "train.stpes=3"], "train.stpes: no such setting; did you mean train.steps?"),
-        (["logs", "x", "--address", "ray://head:1"], "not a dashboard's URL"),
+        (["logs", "x", "--address", "ray://head:1"], "not the URL of a dashboard"),
         (["generate", "<i> and <i>", "--image", "README.md"], "2 places <i> but 1 images"),
         (["generate", "<i>", "--image", "nowhere.png"], "there is no file nowhere.png"),
         (["generate", "<i>", "--image", "README.md"], "not an image that can be read"),
