@@ -146,7 +146,7 @@ def test_from_trainings_to_a_page_and_nothing_twice(
     }
     capfd.readouterr()
     run(experiment)
-    assert capfd.readouterr().err.count("finished before with these settings") == 4, (
+    assert capfd.readouterr().err.count("already finished with these settings") == 4, (
         "the recipe's two parts and two variants"
     )
     assert json.loads((tmp_path / "ablation" / "results.json").read_text()) == results

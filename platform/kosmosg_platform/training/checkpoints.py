@@ -1,15 +1,14 @@
-"""The state of a training run on disk, in a form that knows nothing of workers, ZeRO stages or precision.
+"""The state of a training run on disk, in a form that does not depend on workers, ZeRO stage or precision.
 
-    CHECKPOINT/state-00000.safetensors ...   weights, AdamW moments and average, full fp32 tensors by parameter name
+    CHECKPOINT/state-00000.safetensors ...   weights, AdamW moments and EMA weights, full fp32 tensors by parameter name
     CHECKPOINT/manifest.json                 step, optimizer steps, loss scale; name, size and sha256 of every shard
 
-Each worker writes the parameters it was assigned, so that no machine has to hold them all; any number of workers reads
-them back. A folder counts as a checkpoint only when every file of its manifest is there with the content it was written
-with.
+Each worker writes the parameters assigned to it, so that no machine has to hold them all; any number of workers can
+read them back. A folder counts as a checkpoint only if every file in its manifest exists with its original content.
 
-What cannot be read is never deleted, for it may be readable tomorrow: by another release, or once a shared file system
-shows all of it. A run resumes from its newest readable checkpoint. Where none can be read it is refused with the
-reasons, and starts over only when `train.restart` says so.
+A checkpoint that cannot be read is never deleted, because it may be readable later: by another release, or once a
+shared file system shows all of it. A run resumes from its newest readable checkpoint. If none can be read, the run is
+refused with the reasons, and starts over only with `train.restart`.
 """
 
 import hashlib
@@ -30,30 +29,31 @@ from kosmosg_platform.storage import read_json, write_json
 
 VERSION = 2
 READABLE = (1, 2)
-"""Versions that this release reads. Version 1 knows the sizes of its files, but not their content."""
+"""Versions that this release reads. Version 1 stores the sizes of its files but no digests."""
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where a run stands; together with the tensors, all that resuming needs."""
+    """The progress of a run; together with the tensors, everything needed to resume."""
 
     key: str
-    """The run's identity; a checkpoint of another run is refused."""
+    """The run's identity; checkpoints of other runs are rejected."""
     step: int
-    """Optimizer steps taken; also the position of learning rate and, times the global batch, of the data."""
+    """Optimizer steps taken; also the position in the learning rate schedule and, times the global batch, in
+    the data."""
     optimizer_steps: int
-    """Steps that changed the weights; fewer than `step` when fp16 skipped some."""
+    """Steps that changed the weights; fewer than `step` if fp16 skipped some."""
     loss_scale: dict[str, float] = field(default_factory=dict)
     """State of dynamic loss scaling (fp16)."""
     seconds: float = 0.0
     """Time spent training so far, over all attempts."""
     written_by: dict[str, object] = field(default_factory=dict)
-    """Workers, ZeRO stage and precision that wrote it; for people, never needed to read it."""
+    """Workers, ZeRO stage and precision that wrote it; informational only."""
 
 
 def assign(parameters: Sequence[tuple[str, nn.Parameter]], sizes: Sequence[int], workers: int) -> list[set[str]]:
-    """Which worker writes which parameters: largest first, each to the worker that has least."""
+    """Which worker writes which parameters: largest first, each to the worker that has the least so far."""
     owned: list[set[str]] = [set() for _ in range(workers)]
     loads = [0] * workers
     order = sorted(range(len(parameters)), key=lambda index: -sizes[index])
@@ -74,7 +74,7 @@ class WrittenShard:
 
 
 def write_shard(folder: Path, rank: int, tensors: Mapping[str, Tensor]) -> WrittenShard:
-    """Write one worker's tensors; returns what the manifest needs to know of the file."""
+    """Write one worker's tensors; returns the file's manifest entry."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"state-{rank:05d}.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
@@ -82,7 +82,7 @@ def write_shard(folder: Path, rank: int, tensors: Mapping[str, Tensor]) -> Writt
 
 
 def write_manifest(folder: Path, progress: TrainingProgress, shards: Iterable[WrittenShard]) -> None:
-    """Write what makes the folder a checkpoint; `shards` are those of all workers."""
+    """Write the manifest, which completes the checkpoint; `shards` are those of all workers."""
     files = {shard.name: {"bytes": shard.bytes, "sha256": shard.sha256} for shard in shards}
     content = {"version": VERSION, "progress": asdict(progress), "files": files}
     write_json(folder / MANIFEST, {**content, "sha256": digest(content)})
@@ -92,7 +92,7 @@ def read_progress(folder: Path, verify: bool = False) -> TrainingProgress:
     """The manifest's progress.
 
     `verify` also reads every shard and compares its content (sha256) with the manifest; without it, sizes are compared.
-    Raises CheckpointError with the reason when the folder is not a complete checkpoint that this release reads.
+    Raises CheckpointError with the reason if the folder is not a complete checkpoint that this release can read.
     """
     manifest = _read_manifest(folder)
     for name, expected in manifest["files"].items():
@@ -111,7 +111,7 @@ def read_progress(folder: Path, verify: bool = False) -> TrainingProgress:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, checked in itself. Raises CheckpointError."""
+    """The manifest, validated on its own. Raises CheckpointError."""
     path = folder / MANIFEST
     if not path.is_file():
         raise CheckpointError(f"{folder} is not complete: it has no {MANIFEST}")
@@ -141,7 +141,7 @@ def _sha256(path: Path) -> str:
 
 
 class State(Mapping[str, Tensor]):
-    """The tensors of a checkpoint by name, each read from disk when asked for. Raises CheckpointError."""
+    """The tensors of a checkpoint by name, each read from disk on access. Raises CheckpointError."""
 
     def __init__(self, folder: Path) -> None:
         self.progress = read_progress(folder)
@@ -166,22 +166,22 @@ class State(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class CheckpointSurvey:
-    """What a folder holds of one run's checkpoints."""
+    """The checkpoints of one run in a folder."""
 
     newest: Path | None
-    """The readable one that is furthest; None without one."""
+    """The readable checkpoint with the most steps, or None."""
     step: int
-    """Its optimizer steps; 0 without one."""
+    """Its optimizer steps, or 0."""
     superseded: tuple[Path, ...]
-    """Other readable checkpoints, none of them further than `newest`."""
+    """Other readable checkpoints, none of them with more steps than `newest`."""
     unreadable: tuple[str, ...]
-    """For every folder that cannot be read: which one, and why."""
+    """Which folders cannot be read, and why."""
 
 
 def survey(folder: Path, key: str) -> CheckpointSurvey:
     """All checkpoints of the run `key` under all attempts in `folder`, with their contents verified.
 
-    Those of other runs are left out. Also what is superseded is verified: it is what gets deleted.
+    Those of other runs are ignored. Superseded checkpoints are verified too, since those are the ones that get deleted.
     """
     readable: list[tuple[int, Path]] = []
     unreadable: list[str] = []
@@ -193,16 +193,16 @@ def survey(folder: Path, key: str) -> CheckpointSurvey:
                 readable.append((read_progress(candidate, verify=True).step, candidate))
         except CheckpointError as error:
             unreadable.append(str(error))
-    readable.sort(key=lambda one: -one[0])  # stable: of equal steps the first by name
+    readable.sort(key=lambda one: -one[0])  # stable sort: the first by name if steps are equal
     step, best = readable[0] if readable else (0, None)
     return CheckpointSurvey(best, step, tuple(path for _, path in readable[1:]), tuple(unreadable))
 
 
 def newest(folder: Path, key: str, say: Callable[[str], None]) -> CheckpointSurvey:
-    """The survey of a run whose `newest` is where it resumes; that is None where it has never written a checkpoint.
+    """The survey of a run, which resumes from `newest`; that is None if the run has never written a checkpoint.
 
-    Each checkpoint that is passed over because it cannot be read is reported through `say`. Raises CheckpointError with
-    every reason when there are checkpoints, but none that can be read.
+    Unreadable checkpoints that are skipped are reported through `say`. Raises CheckpointError with every reason if
+    there are checkpoints but none can be read.
     """
     found = survey(folder, key)
     if found.newest is None and found.unreadable:
@@ -211,15 +211,15 @@ def newest(folder: Path, key: str, say: Callable[[str], None]) -> CheckpointSurv
             "command again once one of them can be read, or start over with train.restart=true"
         )
     for reason in found.unreadable:
-        say(f"{reason}; it is kept but not used, the newest readable checkpoint is that of step {found.step}")
+        say(f"{reason}; it is kept but not used. The newest readable checkpoint is at step {found.step}")
     return found
 
 
 def clean(folder: Path, found: CheckpointSurvey) -> None:
-    """Remove the checkpoints that a newer one has superseded, all of them verified.
+    """Remove the verified checkpoints that a newer one supersedes.
 
-    What cannot be read stays, and so does what belongs to another run. An attempt's folder goes with its last
-    checkpoint; what else is in it are Ray's notes.
+    Unreadable checkpoints and those of other runs stay. An attempt's folder is removed with its last checkpoint; its
+    other contents are Ray's own records.
     """
     for path in found.superseded:
         shutil.rmtree(path, ignore_errors=True)
@@ -228,7 +228,7 @@ def clean(folder: Path, found: CheckpointSurvey) -> None:
 
 
 def load_weights(stage_parameters: Sequence[tuple[str, nn.Parameter]], state: Mapping[str, Tensor], kind: str) -> None:
-    """Copy `kind` (`param` or `ema`) into parameters. Raises CheckpointError on missing names or other shapes."""
+    """Copy `kind` (`param` or `ema`) into parameters. Raises CheckpointError for missing names or wrong shapes."""
     with torch.no_grad():
         for name, parameter in stage_parameters:
             value = state.get(f"{kind}.{name}")

@@ -12,10 +12,11 @@ from kosmosg_platform.training.sampler import MixtureSampler, SampleIndex
 
 
 def micro_batches(job: TrainRun, start: int, micro: int, rank: int, world_size: int) -> Iterator[Batch]:
-    """From optimizer step `start` to the end of the run; made by other processes if `scale.dataloader_workers` says so.
+    """The micro-batches from optimizer step `start` to the end of the run, made by `scale.dataloader_workers`
+    processes.
 
-    A micro-batch is a slice of the sample order, and every sample one row of its own: neither workers nor micro-batches
-    change what the rows of a global batch are.
+    A micro-batch is a slice of the sample order, and every sample is one row: the rows of a global batch do not depend
+    on the number of workers or micro-batches.
     """
     datasets = job.recipe.datasets()
     sizes = {name: len(dataset) for name, dataset in datasets.items()}
@@ -27,13 +28,13 @@ def micro_batches(job: TrainRun, start: int, micro: int, rank: int, world_size: 
         collate_fn=job.recipe.build_collate(),
         num_workers=job.experiment.scale.dataloader_workers,
         pin_memory=job.experiment.scale.use_gpu,
-        generator=torch.Generator(),  # else it would advance the global one, which belongs to the stage
+        generator=torch.Generator(),  # otherwise it would advance the global generator, which the stage uses
     )
     return iter(loader)
 
 
 class _Ordered(Dataset[tuple[SampleIndex, Record]]):
-    """All sources as one dataset, in the order of the run."""
+    """All sources as one dataset, in sample order."""
 
     def __init__(self, datasets: Mapping[str, RecordSource]) -> None:
         self._datasets = datasets
@@ -43,7 +44,7 @@ class _Ordered(Dataset[tuple[SampleIndex, Record]]):
 
 
 class _Slices:
-    """The samples of every micro-batch, as torch's loader wants them."""
+    """The samples of every micro-batch, as a batch sampler for torch's DataLoader."""
 
     def __init__(self, order: MixtureSampler, *window: int) -> None:
         self._order = order

@@ -1,4 +1,4 @@
-"""A running average of the weights, shared out over the workers."""
+"""An exponential moving average (EMA) of the weights, sharded over the workers."""
 
 from collections.abc import Mapping
 
@@ -9,9 +9,9 @@ from kosmosg_platform.training.engine import Engine
 
 
 class WeightEma:
-    """Exponential moving average of the parameters in `names`, fp32; each worker keeps the ones it writes.
+    """Exponential moving average of the parameters in `names`, in fp32; each worker keeps the ones it writes.
 
-    In the first steps the decay is smaller, (1 + n) / (10 + n), so that the random start is soon forgotten. In ZeRO-3
+    The decay starts lower, at (1 + n) / (10 + n), so that the random initial weights are soon forgotten. In ZeRO-3,
     every update gathers all weights once.
     """
 
@@ -26,7 +26,7 @@ class WeightEma:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after optimizer step `step` (0-based)."""
+        """Update with the weights after optimizer step `step` (0-based)."""
         decay = min(self._decay, (1 + step) / (10 + step))
         for name, weight in self._engine.full_weights(self._names):
             self.tensors[name].lerp_(weight.float(), 1 - decay)

@@ -1,16 +1,16 @@
-"""How the optimizer works on one or many devices: the section `engine`, and DeepSpeed behind it.
+"""The optimizer on one or many devices: the section `engine`, and DeepSpeed behind it.
 
-`Engine` is the only place that knows DeepSpeed. It runs forward, backward and step, and it can take the whole training
-state apart into named full tensors and put it together again, whatever the ZeRO stage and the number of workers.
+`Engine` is the only class that uses DeepSpeed. It runs forward, backward and step, and can convert the whole training
+state to named full tensors and back, for any ZeRO stage and number of workers.
 
-Facts about DeepSpeed 0.19.8 that this file lives by (each cost somebody an afternoon):
-- On a CPU, initialising its communication compiles a shared-memory kernel: 40 s, needs g++, and a killed build leaves a
-  lock that the next process waits for without end. The kernel is switched off; gloo does the work.
-- The unfused low-precision optimizer of ZeRO-0 makes its state by a real optimizer step, weight decay included. The
-  optimizer therefore starts with rate 0, and that state is thrown away.
-- Its hooks and caches outlive its last user: `destroy` lets go of them, but not in ZeRO-3.
+Facts about DeepSpeed 0.19.8 that this file relies on:
+- On a CPU, initialising its communication compiles a shared-memory kernel: this takes 40 s, needs g++, and a killed
+  build leaves a lock that the next process waits for forever. The kernel is disabled; gloo is used instead.
+- The unfused low-precision optimizer of ZeRO-0 creates its state with a real optimizer step, weight decay included. The
+  optimizer therefore starts with learning rate 0, and that state is discarded.
+- Its hooks and caches outlive the engine: `destroy` releases them, but not in ZeRO-3.
 - Optimizer state does not exist before the first step, and ZeRO-1/2 link it to parameters only then: right after the
-  first group of parameters stepped, when the other groups have no state yet. So it is linked again before it is read.
+  first parameter group stepped, when the other groups have no state yet. So it is linked again before it is read.
 """
 
 import os
@@ -32,20 +32,20 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class EngineConfig(Section):
-    """DeepSpeed's part of a run."""
+    """Settings of DeepSpeed."""
 
     zero_stage: int = Field(default=1, ge=0, le=3)
-    """What is sharded over the workers: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters."""
+    """What is sharded over the workers: 0 nothing, 1 optimizer states, 2 also gradients, 3 also parameters."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the forward and backward pass; the optimizer always keeps fp32 weights. fp16 needs a GPU (V100)."""
+    """Precision of the forward and backward pass; the optimizer always keeps fp32 weights. fp16 (V100) needs a GPU."""
     offload_optimizer: bool = False
-    """Keep the optimizer's state in CPU memory (zero_stage 1 to 3)."""
+    """Keep the optimizer states in CPU memory (zero_stage 1 to 3)."""
     checkpoint_activations: bool = False
     """Recompute activations in the backward pass instead of keeping them: less memory, about a third more time."""
     loss_scale: int = Field(default=16, ge=1, le=32)
-    """Power of two of the first loss scale (fp16 only; the original starts at 4 = 2^2)."""
+    """Exponent (base 2) of the initial loss scale (fp16 only; the original starts at 4 = 2^2)."""
     loss_scale_window: int = Field(default=256, ge=1)
-    """Steps without overflow before the loss scale doubles (fp16 only; the original's)."""
+    """Steps without overflow before the loss scale doubles (fp16 only; the default is the original's)."""
 
 
 class Engine:
@@ -95,7 +95,7 @@ class Engine:
 
     @property
     def module(self) -> nn.Module:
-        """The stage, as DeepSpeed holds it (in ZeRO-3 its weights are gathered layer by layer during forward)."""
+        """The stage, wrapped by DeepSpeed (in ZeRO-3, weights are gathered layer by layer during forward)."""
         module: nn.Module = self._engine.module
         return module
 
@@ -105,11 +105,11 @@ class Engine:
 
     @property
     def parameters_are_sharded(self) -> bool:
-        """True in ZeRO-3: a forward pass then needs all workers."""
+        """True in ZeRO-3, where a forward pass needs all workers."""
         return self._stage3
 
     def __call__(self, batch: Mapping[str, Tensor]) -> StageOutput:
-        """Forward pass of one micro-batch: moved to the device, images and other reals in the engine's precision."""
+        """Forward pass of one micro-batch, after moving it to the device and floats to the engine's precision."""
         moved = {
             key: value.to(self.device, dtype=self.dtype if value.is_floating_point() else None, non_blocking=True)
             for key, value in batch.items()
@@ -122,22 +122,22 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self, rate: float) -> None:
-        """To be called after every micro-batch; the weights move once all of a batch are in."""
+        """Call this after every micro-batch; the weights are updated after the last one of a batch."""
         for group in self._wrapper.param_groups:
             group["lr"] = rate * group["multiplier"]
         self._engine.step()
 
     def gradient_norm(self) -> float | None:
-        """Norm of the last step's whole gradient before clipping, where DeepSpeed keeps it."""
+        """Global gradient norm of the last step before clipping, if DeepSpeed provides it."""
         norm = self._engine.get_global_grad_norm()
         return None if norm is None else float(norm)
 
     def release(self) -> None:
-        """Give back the memory of weights, gradients and optimizer; the engine is of no use afterwards."""
+        """Free the memory of weights, gradients and optimizer states; the engine cannot be used afterwards."""
         module, masters = self.module, self._masters()
         self._engine.destroy()
         self._inner.state.clear()
-        if self._stage3:  # which stays alive, so what it holds is emptied
+        if self._stage3:  # which stays alive, so its contents are emptied
             flat = (getattr(self._wrapper, name, None) for name in ("lp_param_buffer", "grad_partitions_flat_buffer"))
             for tensor in (*module.parameters(), *module.buffers(), *masters, *flat):
                 for held in (tensor, getattr(tensor, "ds_tensor", None), getattr(tensor, "grad", None)):
@@ -149,7 +149,7 @@ class Engine:
     def full_state(self, keep: set[str]) -> Iterator[tuple[str, Tensor]]:
         """Weights and AdamW moments as full fp32 CPU tensors named `param.X`, `exp_avg.X`, `exp_avg_sq.X`.
 
-        Collective: every worker walks through all of them, but only those of the parameters in `keep` are yielded.
+        Collective: every worker iterates over all of them, but only those of the parameters in `keep` are yielded.
         """
         self._link()
         for name, parameter in self.parameters:
@@ -162,9 +162,9 @@ class Engine:
                     )
 
     def load_moments(self, state: Mapping[str, Tensor], optimizer_steps: int) -> None:
-        """Restore what `full_state` gave; the weights must have been loaded into the stage before the engine was made.
+        """Restore what `full_state` returned; load the weights into the stage before creating the engine.
 
-        Writes the fp32 master weights too: DeepSpeed makes them from the rounded low-precision ones.
+        Writes the fp32 master weights too, because DeepSpeed creates them from the rounded low-precision ones.
         """
         for flat in self._masters():
             fused = self._inner.param_groups[0].get("fused")
@@ -182,12 +182,12 @@ class Engine:
                 self._set_full(parameter, kind, value.to(self.device, torch.float32))
 
     def optimizer_steps(self) -> int:
-        """Steps that the optimizer took (with fp16, skipped ones are not counted)."""
+        """Steps that the optimizer took; steps that fp16 skipped do not count."""
         steps = [state["step"] for state in self._inner.state.values()]
         return int(steps[0]) if steps else 0
 
     def loss_scale_state(self) -> dict[str, float]:
-        """The moving parts of dynamic loss scaling; empty without it."""
+        """The state of dynamic loss scaling; empty without it."""
         scaler = self._scaler()
         keys = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
         return {key: float(getattr(scaler, key)) for key in keys if scaler is not None and hasattr(scaler, key)}
@@ -199,7 +199,7 @@ class Engine:
                 setattr(scaler, key, type(getattr(scaler, key))(value))
 
     def full_weights(self, names: set[str]) -> Iterator[tuple[str, Tensor]]:
-        """The weights that the forward pass uses, full, for the parameters in `names`. Collective in ZeRO-3."""
+        """The full weights that the forward pass uses, for the parameters in `names`. Collective in ZeRO-3."""
         if not self._stage3:
             yield from ((name, parameter.detach()) for name, parameter in self.parameters if name in names)
             return
@@ -210,10 +210,10 @@ class Engine:
                 if name in names:
                     yield name, parameter.detach()
 
-    # -- how each kind of optimizer keeps it ----------------------------------------------------------------------
+    # -- how each kind of optimizer stores it ---------------------------------------------------------------------
 
     def _link(self) -> None:
-        """Make ZeRO-1/2 know which part of the optimizer's state belongs to which parameter."""
+        """Let ZeRO-1/2 find out which part of the optimizer state belongs to which parameter."""
         link = getattr(self._wrapper, "_lazy_init_hp_params_optimizer_state", None)
         if link is not None:
             self._wrapper._hp_optimizer_states_linked = False
@@ -242,7 +242,7 @@ class Engine:
             target = master if kind == "param" else self._inner.state[master][kind]
             target.data.copy_(value)
         elif self._stage3:
-            # Its setter of full tensors fails where the size does not divide by the workers, so the slice is cut here.
+            # Its setter for full tensors fails if the size is not divisible by the workers, so the slice is cut here.
             part = self._slice(parameter, value)
             if kind == "param":
                 safe_set_local_fp32_param(parameter, part)
@@ -263,7 +263,7 @@ class Engine:
         return part
 
     def _plain_master(self, parameter: nn.Parameter) -> Tensor | None:
-        """The whole fp32 weight in ZeRO-0: the parameter itself, or its copy in the low-precision wrapper."""
+        """The full fp32 weight in ZeRO-0: the parameter itself, or its copy in the low-precision wrapper."""
         if self._wrapper is self._inner:
             return parameter
         if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id"):
@@ -272,7 +272,7 @@ class Engine:
         return next((copy for original, copy in pairs if original is parameter), None)
 
     def _masters(self) -> list[Tensor]:
-        """The tensors that the inner optimizer really steps: whole ones in ZeRO-0, flat partitions otherwise."""
+        """The tensors that the inner optimizer updates: full ones in ZeRO-0, flat partitions otherwise."""
         for attribute in (
             "fp32_partitioned_groups_flat",  # ZeRO-3
             "single_partition_of_fp32_groups",  # ZeRO-1 and 2
@@ -293,7 +293,7 @@ class Engine:
 def deepspeed_config(
     train: TrainConfig, config: EngineConfig, micro_batch: int, passes: int, world_size: int, on_gpu: bool = False
 ) -> dict[str, Any]:
-    """The configuration that DeepSpeed is given; everything else stays at its default."""
+    """The configuration for DeepSpeed; everything else keeps its default."""
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = False
@@ -306,7 +306,7 @@ def deepspeed_config(
         "gradient_clipping": train.max_grad_norm,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
-        # DeepSpeed's own CPU Adam would be compiled on first use; torch's does the same arithmetic.
+        # DeepSpeed's own CPU Adam would be compiled on first use; torch's computes the same.
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1 << 31,
         "wall_clock_breakdown": False,
@@ -314,7 +314,7 @@ def deepspeed_config(
     if config.precision == "bf16":
         settings["bf16"] = {"enabled": True}
         if passes > 1 and config.zero_stage > 0:
-            # Sums of many micro-batches lose their small ones in bf16. (ZeRO-0 offers no other way.)
+            # Summing many micro-batches in bf16 loses small contributions. (ZeRO-0 offers no alternative.)
             settings["data_types"] = {"grad_accum_dtype": "fp32"}
     if config.precision == "fp16":
         settings["fp16"] = {
@@ -329,7 +329,7 @@ def deepspeed_config(
 
 
 def check(config: EngineConfig, on_gpu: bool) -> None:
-    """Refuse what cannot run, before anything is started. Raises ConfigError."""
+    """Reject what cannot run, before anything is started. Raises ConfigError."""
     if config.offload_optimizer and config.zero_stage == 0:
         raise ConfigError("engine.offload_optimizer: needs engine.zero_stage 1, 2 or 3, not 0")
     if config.precision == "fp16" and not on_gpu:

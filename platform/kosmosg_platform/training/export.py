@@ -1,4 +1,4 @@
-"""From a checkpoint of a run to an export folder that users and the next stage load."""
+"""Turns a checkpoint of a run into an export folder, which users and the next stage load."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from kosmosg_platform.training.recipe import TrainRun
 
 
 def export(job: TrainRun, folder: Path) -> tuple[Stage, int]:
-    """Write the newest checkpoint of a run as an export folder; gives the stage in it and the steps it has behind it.
+    """Write the newest checkpoint of a run as an export folder; returns its stage and its number of steps.
 
-    Needs neither cluster nor GPU: the stage is built anew and gets the checkpoint's fp32 weights, averaged ones if any.
-    Raises CheckpointError when the run has no readable checkpoint.
+    Needs neither cluster nor GPU: the stage is built again and loads the checkpoint's fp32 weights, the averaged ones
+    if there are any. Raises CheckpointError if the run has no readable checkpoint.
     """
     source = checkpoints.newest(job.checkpoints, job.key, echo).newest
     if source is None:

@@ -1,4 +1,4 @@
-"""Where a stage's model comes from: the section `model`, and what it stands for."""
+"""Where a stage's model comes from: the section `model`, and the model that it means."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,11 @@ from kosmosg_platform.storage import read_json, sha256
 
 NEW = "new"
 DECODER_PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
-"""What training uses of a decoder; a folder that ships holds trained models too, which are no part of it."""
+"""The subfolders of a decoder that training uses; a shipped folder also contains trained models."""
 
 
 class ModelConfig(Section):
-    """Where the model comes from. Only the first stage builds one; later stages take their parent's."""
+    """Where the model comes from. Only the first stage creates one; later stages start from their parent's."""
 
     init: str = "tiny"
     """A new model of a known shape (`tiny`, `toyworld`, `paper`), or a model to continue from: `toyworld:STAGE`, a
@@ -33,9 +33,10 @@ class ModelConfig(Section):
     tokenizer: str = "toyworld"
     """`toyworld` (ships with the package), a sentencepiece model, or the folder with `sentencepiece.bpe.model`."""
     vision: str | None = None
-    """Weights for the vision tower: `toyworld`, or the folder or file of a CLIP vision model; null is random."""
+    """Weights for the vision tower: `toyworld`, or the folder or file of a CLIP vision model; null
+    initialises randomly."""
     aligner: str | None = None
-    """Replace the parent's AlignerNet with a new conditioner of this kind: `alignernet`, for comparison `linear` or
+    """Replace the parent's AlignerNet with a new conditioner of this kind: `alignernet`, the baselines `linear` and
     `mlp`, or one of a plug-in (kosmosg/conditioners/base.py). Null keeps the parent's."""
 
     @field_validator("init", "tokenizer", "vision")
@@ -63,9 +64,9 @@ class InitialModel:
 
     @classmethod
     def of(cls, stage: str, model: ModelConfig, decoder: str, parent: str | None, layout: RunPaths) -> "InitialModel":
-        """What the settings mean. Raises ConfigError when the previous stage has left nothing."""
+        """The initial model for these settings. Raises ConfigError if the previous stage has no export."""
         if parent not in (None, NEW):
-            # The newest export is a link, which moves when this run ends.
+            # The newest export is a link, which changes when this run ends.
             return cls(model, decoder, _resolve("parent:", str(parent)).resolve())
         if parent is None and stage != STAGES[0]:
             return cls(model, decoder, layout.export(STAGES[STAGES.index(stage) - 1]))
@@ -78,7 +79,7 @@ class InitialModel:
     def fingerprint(self) -> dict[str, Any]:
         """What identifies it: a digest of the parent's weights, or the settings of the new model.
 
-        Raises ConfigError when the parent is no export folder, or the new model's tokenizer is missing.
+        Raises ConfigError if the parent is not an export folder, or the new model's tokenizer is missing.
         """
         decoder = decoder_fingerprint(self.decoder)
         if self.parent is None:
@@ -91,12 +92,12 @@ class InitialModel:
             raise ConfigError(f"parent: {error}") from None
 
     def aligner_decoder_fingerprint(self) -> dict[str, Any]:
-        """A digest of the aligner's decoder N that the parent brings; nothing where it brings none."""
+        """A digest of the parent's aligner decoder N; empty if it has none."""
         files = [] if self.parent is None else list((self.parent / ALIGNER_DECODER_FOLDER).glob("*.safetensors"))
         return {"aligner_decoder": sha256(files)} if files else {}
 
     def lineage(self) -> dict[str, str]:
-        """The parent's export folder, and its MLflow run when it was trained here."""
+        """The parent's export folder, and its MLflow run if it was trained here."""
         if self.parent is None:
             return {"parent.export": NEW}
         finished = self.parent.parent / "finished.json"
@@ -106,8 +107,8 @@ class InitialModel:
     def load(self) -> tuple[KosmosG, KosmosGProcessor]:
         """Model, in training mode, and processor. A new model's weights come from torch's seed.
 
-        In fp32 whatever the parent was saved in (the released files are fp16): the engine casts what it computes with,
-        and its optimizer keeps what it is given here.
+        In fp32 whatever precision the parent was saved in (the released files are fp16): the engine casts its own copy,
+        and the optimizer keeps the weights given here.
         """
         model, processor = self._new() if self.parent is None else load_export(self.parent)
         if self.model.aligner is not None:
@@ -116,7 +117,7 @@ class InitialModel:
         return model, processor
 
     def load_aligner_decoder(self) -> AlignerDecoder | None:
-        """N of a parent that went through stage 2, in training mode; None where there is none, so N starts anew."""
+        """N of a parent that went through stage 2, in training mode; None if there is none, so N is initialised."""
         if self.parent is None or self.model.aligner is not None:
             return None
         decoder = load_aligner_decoder(self.parent)
@@ -152,19 +153,20 @@ class InitialModel:
 
 
 def replace_conditioner(model: KosmosG, kind: str) -> None:
-    """Put a new conditioner in front of the decoder; the language model and the vision tower stay as they are."""
+    """Replace the conditioner with a new one; language model and vision tower keep their weights."""
     config = with_conditioner(model.config, kind)
     model.config.aligner_config = config.aligner_config
     model.aligner = make_conditioner(model.config)
 
 
 def absolute(name: str) -> str:
-    """A path that exists here, in full, because workers run in other folders; any other name (an id) as it is."""
+    """An existing path made absolute, because workers run in other folders; other names (ids) are
+    returned unchanged."""
     return str(Path(name).absolute()) if Path(name).exists() else name
 
 
 def tokenizer_path(tokenizer: str) -> Path:
-    """The sentencepiece file that a setting names. Raises ConfigError when there is none."""
+    """The sentencepiece file that a setting names. Raises ConfigError if it does not exist."""
     shipped = shipped_decoder(tokenizer)
     named = shipped.folder if shipped else Path(tokenizer)
     path = named / "sentencepiece.bpe.model" if named.is_dir() else named
@@ -176,7 +178,7 @@ def tokenizer_path(tokenizer: str) -> Path:
 
 
 def decoder_fingerprint(decoder: str) -> str:
-    """What identifies a decoder: a digest of its content if it lies in a folder, else its name."""
+    """What identifies a decoder: a digest of its contents if it is a folder, else its name."""
     folder = Path(decoder_folder(decoder))
     return model_digest(folder, DECODER_PARTS) if folder.is_dir() else decoder
 
@@ -189,7 +191,7 @@ def _resolve(setting: str, name: str) -> Path:
 
 
 def _fit_to_decoder(config: KosmosGConfig, decoder: str) -> None:
-    """Shape the aligner of a small new model after the text encoder that its decoder listens to."""
+    """Match the aligner of a small new model to the decoder's text encoder."""
     from transformers import CLIPTextConfig
 
     from kosmosg.diffusion.decoder import load_part

@@ -1,12 +1,12 @@
-"""The one training loop: what every worker runs, for every stage, on one CPU or many GPUs.
+"""The training loop that every worker runs, for every stage, on one CPU or many GPUs.
 
     out = engine(batch)
     engine.backward(out.loss)
     engine.step(rate)
 
-The rest serves two promises. The result does not depend on how a run was spread or interrupted: samples come from
+The rest serves two goals. The result does not depend on how a run was distributed or interrupted: samples come from
 `MixtureSampler`, randomness from (seed, step, worker), and losses are weighted so that micro-batches and workers add up
-to the mean over the whole batch. And nothing is lost: state, metrics and images are written as it goes.
+to the mean over the whole batch. And nothing is lost: state, metrics and images are written along the way.
 """
 
 import gc
@@ -48,14 +48,14 @@ def work(config: Mapping[str, Any]) -> None:
         torch.cuda.set_device(device)
     worker = Worker(job)
     worker.train()
-    worker.engine.release()  # the device has no room for the trained stage and the exported one
+    worker.engine.release()  # the device has no room for both the trained stage and the exported one
     del worker
     gc.collect()
     if dist.get_rank() == 0:
         stage, step = export(job, job.export)
         cast(nn.Module, stage).to(device)
         write_sample_images(job, job.recipe.sample_images(stage), step)
-    ray.train.report({"step": job.experiment.train.steps})  # nobody leaves before the export is there
+    ray.train.report({"step": job.experiment.train.steps})  # no worker exits before the export is written
 
 
 class Worker:
@@ -94,7 +94,7 @@ class Worker:
         self.recorder = Recorder(job, self.start) if self.rank == 0 else None
 
     def train(self) -> None:
-        """From where the run stands to its last step."""
+        """Train from the current step to the last one."""
         train = self.job.experiment.train
         batches = micro_batches(self.job, self.start, self.micro, self.rank, self.world)
         meter, begun = Meter(), time.monotonic()
@@ -166,7 +166,7 @@ class Worker:
             seconds=seconds,
             written_by={"workers": self.world, "zero_stage": engine.zero_stage, "precision": engine.precision},
         )
-        # Workers that were killed while writing may have left a folder of this step: never write into that one.
+        # Workers killed while writing may have left a folder for this step; never write into it.
         name = self._agree(f"step-{step:08d}-{uuid4().hex[:6]}")
         with tempfile.TemporaryDirectory(prefix="kosmosg-checkpoint-") as temporary:
             folder = Path(temporary)
@@ -183,7 +183,7 @@ class Worker:
             ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=name)
 
     def _newest_state(self) -> checkpoints.State | None:
-        """The newest readable checkpoint; the first worker chooses for all."""
+        """The newest readable checkpoint; the first worker chooses for all of them."""
         found = None
         if self.rank == 0:
             found = checkpoints.newest(self.job.checkpoints, self.job.key, echo).newest
@@ -197,7 +197,7 @@ class Worker:
         return values[0]
 
     def _sample_images(self, step: int) -> None:
-        """Sample images. Sharded weights need every worker for it, though only the first keeps them."""
+        """Generate sample images. With sharded weights all workers must take part, but only the first keeps them."""
         if self.rank == 0 or self.engine.parameters_are_sharded:
             stage: Any = self.engine.module
             stage.eval()

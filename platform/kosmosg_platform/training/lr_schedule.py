@@ -1,4 +1,4 @@
-"""How long, how large and how fast a training run learns: the section `train`, and the learning rate as a function."""
+"""Length, batch size and learning rate of a training run: the section `train`, and the learning rate as a function."""
 
 import math
 from collections.abc import Iterable
@@ -12,43 +12,43 @@ from kosmosg_platform.config import Section
 
 
 class TrainConfig(Section):
-    """One training run. Defaults are the original's where it has one (Kosmos-G runalign.sh, runtrain.sh)."""
+    """One training run. Defaults follow the original where it has them (Kosmos-G runalign.sh, runtrain.sh)."""
 
     steps: int = Field(default=100, ge=1)
     """Optimizer steps."""
     global_batch: int = Field(default=8, ge=1)
     """Samples per optimizer step, over all workers."""
     micro_batch: int | None = Field(default=None, ge=1)
-    """Samples per forward pass of one worker; null takes its whole share of the batch (no accumulation)."""
+    """Samples per forward pass of one worker; null takes its whole share of the batch (no gradient accumulation)."""
     seed: int = Field(default=0, ge=0)
     """Seed of weights, sample order, noise and dropout."""
     lr: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""
     lr_multipliers: dict[str, float] = Field(default_factory=dict)
-    """Multipliers of the learning rate for parts of a stage, by the beginning of their parameters' names:
-    {model.mllm: 0.1} lets the language model follow slowly, 0 freezes it. Everything else has 1."""
+    """Learning rate multipliers for parts of a stage, by parameter name prefix: {model.mllm: 0.1} trains the language
+    model at a tenth of the rate, 0 freezes it. The default is 1."""
     warmup: int = Field(default=0, ge=0)
-    """Optimizer steps over which the rate rises linearly from 0."""
+    """Optimizer steps over which the learning rate rises linearly from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """How the learning rate falls after the warm-up."""
+    """How the learning rate decays after the warm-up."""
     decay_fraction: float = Field(default=1.0, gt=0, le=1)
-    """Fraction of `steps` at the end over which it falls; 1 starts right after the warm-up."""
+    """Fraction of `steps`, at the end, over which it decays; with 1 the decay starts right after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.98)
-    """AdamW's averages of gradient and squared gradient."""
+    """AdamW's beta1 and beta2."""
     eps: float = Field(default=1e-6, gt=0)
     """AdamW's epsilon."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """Decoupled weight decay, on all parameters as upstream does."""
+    """Decoupled weight decay, applied to all parameters as in the original."""
     max_grad_norm: float = Field(default=2.0, ge=0)
-    """Largest norm of the whole gradient, which is scaled down to it; 0 switches clipping off."""
+    """Gradients are clipped to this global norm; 0 disables clipping."""
     ema: float | None = Field(default=None, gt=0, lt=1)
-    """Decay per step of an average of the weights, which is then what gets exported; null keeps none."""
+    """Decay per step of an exponential moving average of the weights, which is then exported; null keeps none."""
     checkpoint_every: int = Field(default=100, ge=1)
     """Optimizer steps between checkpoints; the last step always writes one."""
     log_every: int = Field(default=1, ge=1)
     """Optimizer steps between logged metrics."""
     sample_every: int = Field(default=0, ge=0)
-    """Optimizer steps between sample images; 0 generates them once, at the end."""
+    """Optimizer steps between sample images; 0 generates them only once, at the end."""
     restart: bool = False
     """Start over even if a run of the same settings is unfinished or finished under `output`; its checkpoints, metrics
     and export are removed first."""
@@ -63,15 +63,15 @@ class TrainConfig(Section):
 
 
 def lr_multiplier(train: TrainConfig, name: str) -> float:
-    """A parameter's multiplier of the learning rate: that of the longest beginning of its name in `lr_multipliers`."""
+    """A parameter's learning rate multiplier: that of the longest matching prefix in `lr_multipliers`."""
     parts = [part for part in train.lr_multipliers if name == part or name.startswith(f"{part}.")]
     return train.lr_multipliers[max(parts, key=len)] if parts else 1.0
 
 
 def freeze(train: TrainConfig, parameters: Iterable[tuple[str, Parameter]]) -> None:
-    """Switch off the gradient of everything whose multiplier is 0.
+    """Disable the gradient of everything whose multiplier is 0.
 
-    Raises ConfigError for a part that no parameter belongs to, which would change nothing without a word.
+    Raises ConfigError for a part that matches no parameter, which would silently have no effect.
     """
     named = dict(parameters)
     for part in train.lr_multipliers:
@@ -88,7 +88,7 @@ def freeze(train: TrainConfig, parameters: Iterable[tuple[str, Parameter]]) -> N
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:
-    """The learning rate of optimizer step `step` (0-based): warm-up, plateau, then the fall to 0 at `train.steps`."""
+    """The learning rate of optimizer step `step` (0-based): warm-up, plateau, then decay to 0 at `train.steps`."""
     if step < train.warmup:
         return train.lr * (step + 1) / train.warmup
     if train.schedule == "constant":
@@ -96,7 +96,7 @@ def learning_rate(train: TrainConfig, step: int) -> float:
     start = max(train.warmup, round(train.steps * (1 - train.decay_fraction)))
     if step < start:
         return train.lr
-    # The last step still learns a little: progress reaches 1 only at `steps`, which is never taken.
+    # The last step still has a small learning rate: progress reaches 1 only at `steps`, which is never taken.
     progress = (step - start) / max(1, train.steps - start)
     share = 1 - progress if train.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return train.lr * share
@@ -105,7 +105,7 @@ def learning_rate(train: TrainConfig, step: int) -> float:
 def batch_plan(train: TrainConfig, workers: int) -> tuple[int, int]:
     """(samples per forward pass, passes per step) of each worker, so that workers x micro x passes = global batch.
 
-    Raises ConfigError for what does not divide.
+    Raises ConfigError if the batch is not divisible.
     """
     share, rest = divmod(train.global_batch, workers)
     if rest or not share:

@@ -1,4 +1,4 @@
-"""What a run tells about itself: figures over all workers, metrics.jsonl beside the checkpoints, and MLflow."""
+"""Metrics of a run: means over all workers, written to metrics.jsonl beside the checkpoints and to MLflow."""
 
 import json
 import resource
@@ -20,7 +20,8 @@ _TRACK_SECONDS = 3.0
 
 
 class Meter:
-    """Weighted means of a stage's metrics since the last log line. Nothing waits for the device until `mean`."""
+    """Weighted means of a stage's metrics since the last log line. Does not synchronise with the device
+    until `mean`."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -30,13 +31,13 @@ class Meter:
         self.begun = time.monotonic()
 
     def add(self, metrics: Mapping[str, Tensor], weight: float) -> None:
-        """The metrics of one micro-batch, means over `weight` samples or tokens."""
+        """Add the metrics of one micro-batch, which are means over `weight` samples or tokens."""
         for name, value in metrics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach().float() * weight
             self._weights[name] = self._weights.get(name, 0.0) + weight
 
     def mean(self) -> dict[str, float]:
-        """The means over all workers. Collective; workers may have met different metrics."""
+        """The means over all workers. Collective; workers may have seen different metrics."""
         mine = {name: (float(total), self._weights[name]) for name, total in self._sums.items()}
         everyone: list[dict[str, tuple[float, float]]] = [mine] * dist.get_world_size()
         dist.all_gather_object(everyone, mine)
@@ -46,11 +47,11 @@ class Meter:
 
 
 class Recorder:
-    """Writes metrics of one run; the first worker has the only one.
+    """Writes the metrics of one run; only the first worker has one.
 
-    A resumed run takes some steps again: their earlier lines are removed from the file, and MLflow, which forgets
-    nothing, is told each step once. When the tracking server does not answer, metrics wait for it in memory and in the
-    file; training continues.
+    A resumed run repeats some steps: their earlier lines are removed from the file, and each step is sent to MLflow
+    only once. If the tracking server does not respond, metrics are kept in memory and in the file, and training
+    continues.
     """
 
     def __init__(self, job: TrainRun, start: int) -> None:
@@ -59,7 +60,7 @@ class Recorder:
         write_text(job.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = job.metrics.open("a", encoding="utf-8")
         self._tracked = job.run.last_step()
-        # What a killed worker had written here but not yet sent.
+        # Metrics that a killed worker had written here but not sent yet.
         late = [line for line in kept if line["step"] > self._tracked]
         self._waiting = [(line["step"], {k: v for k, v in line.items() if k != "step"}) for line in late]
         self._sent = time.monotonic()
@@ -85,7 +86,7 @@ class Recorder:
             self._job.run.log_history(self._waiting)
             self._waiting = []
         except (MlflowException, OSError) as error:
-            echo(f"tracking at {self._job.run.uri} does not answer, metrics wait in {self._job.metrics}: {error}")
+            echo(f"tracking at {self._job.run.uri} does not respond, metrics are kept in {self._job.metrics}: {error}")
 
 
 def write_sample_images(job: TrainRun, images: Sequence[tuple[str, Image.Image]], step: int) -> None:
@@ -97,7 +98,7 @@ def write_sample_images(job: TrainRun, images: Sequence[tuple[str, Image.Image]]
 
 
 def peak_memory_gb() -> float:
-    """Most memory this worker has held: of its GPU, or of its process where there is none."""
+    """Peak memory of this worker: of its GPU, or of its process if there is none."""
     if torch.cuda.is_initialized():
         return float(torch.cuda.max_memory_allocated()) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -105,6 +106,6 @@ def peak_memory_gb() -> float:
 
 
 def last_metrics(job: TrainRun) -> dict[str, Any]:
-    """The newest line of a run's metrics; empty before the first."""
+    """The newest line of a run's metrics; empty before the first one."""
     lines = read_metrics(job.metrics)
     return lines[-1] if lines else {}

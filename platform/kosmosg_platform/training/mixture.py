@@ -1,4 +1,4 @@
-"""Which records a stage learns from, in which shares: the section `data`, and the mixture that it means."""
+"""Which records a stage trains on, in which shares: the section `data`, and the mixture that it means."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from kosmosg_platform.run_paths import RunPaths, require_dataset
 
 
 class DataConfig(Section):
-    """The dataset folders of a run: what `build_dataset` leaves. A null folder is looked for in `folder`."""
+    """The dataset folders of a run, as `build_dataset` writes them. If one is null, it is looked for in `folder`."""
 
     folder: Path | None = None
     """Parent of the dataset folders: its `composition`, `edit`, ... are used; null means <output>/build_dataset."""
@@ -31,16 +31,17 @@ class DataConfig(Section):
     interleaved: Path | None = None
     """Records of kind interleaved."""
     datasets: dict[str, Path] = Field(default_factory=dict)
-    """Records of the kinds that plug-ins add, by kind, such as the toy world's {questions: FOLDER}."""
+    """Records of kinds added by plug-ins, by kind, such as the toy world's {questions: FOLDER}."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Share of each kind of sample: text, caption, interleaved (pretrain), caption (align), composition, edit, t2i
-    (instruct), and those of plug-ins. Kinds without records are left out. Empty takes the paper's mixture."""
+    (instruct), and those of plug-ins. Kinds without records are skipped. Empty takes the paper's mixture."""
     max_seq_len: int | None = Field(default=None, ge=8)
-    """Longest row in tokens, what is beyond it is cut; null means 86 for align, else what the model can read."""
+    """Maximum row length in tokens; longer rows are truncated. Null means 86 for align, else the model's maximum."""
     empty_captions: float = Field(default=0.0, ge=0, le=1)
-    """Chance that `align` reads the empty caption instead, so that the null condition is aligned too."""
+    """Probability that `align` replaces a caption by the empty one, so that the null condition is aligned too."""
     pad_captions: bool = False
-    """Let `align` pad every batch to `max_seq_len`: its loss counts pads, and only so is it the same on any workers."""
+    """Let `align` pad every batch to `max_seq_len`. Its loss counts pads, so without this the loss depends on how
+    samples are split over workers."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,10 @@ class Mixture:
 
 
 def find_mixture(stage: str, data: DataConfig, layout: RunPaths) -> Mixture:
-    """Which records a stage reads, in which shares. Kinds that there are no records for are left out, in one line.
+    """Which records a stage reads, in which shares. Kinds without records are skipped, with one log line.
 
-    Raises ConfigError for an unknown kind, for a folder of the settings that is not a finished dataset, and where
-    nothing is left.
+    Raises ConfigError for an unknown kind, for a configured folder that is not a finished dataset, and if nothing is
+    left.
     """
     samples = stage_samples(stage)
     _refuse_unknown(stage, data, samples)
@@ -85,8 +86,8 @@ def find_mixture(stage: str, data: DataConfig, layout: RunPaths) -> Mixture:
     if missing:
         settings = ", ".join(f"data.{_setting(samples[name][0])}=FOLDER" for name in missing)
         echo(
-            f"{stage}: left out for want of records under {_parent(data, layout)}: {', '.join(missing)} ({settings}); "
-            f"learning from {', '.join(found)}"
+            f"{stage}: skipping {', '.join(missing)}, no records under {_parent(data, layout)} ({settings}); "
+            f"training on {', '.join(found)}"
         )
     return Mixture(found, {name: weights[name] for name in found})
 
@@ -100,7 +101,7 @@ def _refuse_unknown(stage: str, data: DataConfig, samples: Mapping[str, object])
 
 
 def _serving(kind: str, sample: SampleKind, data: DataConfig, layout: RunPaths) -> Path | None:
-    """The first finished dataset that can serve a kind of sample. A folder named in the settings must be there."""
+    """The first finished dataset that provides a kind of sample. A folder named in the settings must exist."""
     for candidate in (kind, *record_kind(kind).served_by):
         folder = _folder(candidate, data, layout)
         if _given(candidate, data) is not None:
@@ -116,7 +117,7 @@ def _serving(kind: str, sample: SampleKind, data: DataConfig, layout: RunPaths) 
 
 
 def _setting(kind: str) -> str:
-    """Where `data` names the folder of a kind."""
+    """The setting, under `data`, for the folder of a kind."""
     name = dataset_folder(kind)
     return name if name in DataConfig.model_fields else f"datasets.{kind}"
 

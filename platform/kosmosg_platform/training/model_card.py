@@ -1,4 +1,4 @@
-"""The model card that an export carries: what it is, what made it, how to use it."""
+"""The model card of an export: what it is, how it was made, how to use it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,16 +7,16 @@ from kosmosg_platform.config import digest
 
 PURPOSE = {
     "pretrain": "stage 1, multimodal language modelling: it reads text with images in it. Its aligner is untrained.",
-    "align": "stage 2, aligner: what it reads in words becomes the condition that the decoder listens to.",
-    "instruct": "stage 3, instruction tuning by composition: with the decoder it generates what text and images ask.",
+    "align": "stage 2, aligner: it turns text into conditions for the decoder.",
+    "instruct": "stage 3, instruction tuning by composition: it generates images from text and images.",
 }
 
 
 def model_card(figures: Mapping[str, Any], experiment: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> str:
     """README.md of an export.
 
-    figures: of the run (stage, steps, samples, seconds, ...). experiment: the resolved settings. fingerprint: what
-    identifies the run (data, parent, decoder).
+    figures: of the run (stage, steps, samples, seconds, ...). experiment: the resolved settings. fingerprint: the
+    digests that identify the run (data, parent, decoder).
     """
     stage = str(figures["stage"])
     train = experiment["train"]
@@ -47,7 +47,7 @@ tags: [kosmos-g, image-generation, multimodal]
 |---|---|
 {table}
 
-All settings are in `experiment.yaml`; `kosmosg run {stage} experiment.yaml` takes it as a preset.
+All settings are in `experiment.yaml`; `kosmosg run {stage} experiment.yaml` uses it as a preset.
 
 ```python
 from kosmosg import KosmosGPipeline, Prompt, KosmosG, KosmosGProcessor
@@ -60,6 +60,6 @@ pipe(Prompt("<i> in the snow", images=[image])).images[0].save("out.png")
 
 
 def _short(value: object) -> str:
-    """The first characters of a digest; other words as they are."""
+    """The first characters of a digest; other strings unchanged."""
     text = str(value)
     return text[:12] if len(text) == 64 else text

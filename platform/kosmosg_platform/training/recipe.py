@@ -1,4 +1,4 @@
-"""What a training run is made of: its sections, the recipe that a job hands over, and both as one `TrainRun`."""
+"""The parts of a training run: its settings, the recipe that a job provides, and both together as one `TrainRun`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ Collate = Callable[[Sequence[tuple[SampleIndex, Record]]], Batch]
 
 
 class TrainingExperiment(Section):
-    """The sections that every training run has; `jobs.experiment.Experiment` adds the rest."""
+    """The sections that every training run has; `jobs.experiment.Experiment` adds the others."""
 
     output: Path = Path("runs")
-    """Everything that a run writes lies under this folder."""
+    """Folder for everything that a run writes."""
     train: TrainConfig = TrainConfig()
     scale: ScaleConfig = ScaleConfig()
     engine: EngineConfig = EngineConfig()
@@ -41,7 +41,7 @@ class RecordSource(Protocol):
 
 
 class Recipe(Protocol):
-    """What makes a stage trainable: small and picklable, it travels to the workers and builds everything there."""
+    """What the trainer needs of a stage. Small and picklable: it is sent to the workers and builds everything there."""
 
     @property
     def stage(self) -> str:
@@ -49,15 +49,15 @@ class Recipe(Protocol):
         ...
 
     def fingerprint(self) -> Mapping[str, Any]:
-        """What identifies the run beside the section `train`: objective, and digests of parent, decoder and data.
+        """What identifies the run besides the section `train`: objective, and digests of parent, decoder and data.
 
-        JSON-like; digests are of contents, never of names or paths. Called on the driver, where it raises the user's
-        mistakes before anything is started.
+        JSON-like; digests are of contents, never of names or paths. Called on the driver, where user errors are raised
+        before anything is started.
         """
         ...
 
     def lineage(self) -> Mapping[str, str]:
-        """Tags of the MLflow run that lead to where the stage came from, such as its parent's run."""
+        """Tags of the MLflow run that say where the stage came from, such as its parent's run."""
         ...
 
     def build_stage(self) -> Stage:
@@ -73,28 +73,27 @@ class Recipe(Protocol):
         ...
 
     def build_collate(self) -> Collate:
-        """Records to a micro-batch, all randomness from the samples' seeds. `weight` () in the batch says over how many
-        samples or tokens the stage's loss is a mean."""
+        """Turns records into a micro-batch, with all randomness from the samples' seeds. `weight` () in the batch is
+        the number of samples or tokens over which the stage's loss is a mean."""
         ...
 
     def sample_images(self, stage: Stage) -> Sequence[tuple[str, Image.Image]]:
-        """Named sample images of the current weights; may be none."""
+        """Named sample images of the current weights; may be empty."""
         ...
 
     def save(self, stage: Stage, folder: Path, figures: Mapping[str, Any]) -> None:
-        """Write the export folder of a trained stage, whole or not at all; `figures` of the run are for its model
-        card."""
+        """Write the export folder of a trained stage atomically; `figures` of the run go into its model card."""
         ...
 
 
 @dataclass(frozen=True)
 class TrainRun:
-    """One training run, as its workers get it."""
+    """One training run, as it is sent to the workers."""
 
     recipe: Recipe
     experiment: TrainingExperiment
     key: str
-    """Identity of the run: a digest of everything that shapes its result."""
+    """Identity of the run: a digest of everything that affects its result."""
     run: Run
     """Its MLflow run."""
 

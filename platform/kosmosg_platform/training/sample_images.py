@@ -1,4 +1,4 @@
-"""Sample images of a model in training: the same few prompts each time, as one sheet."""
+"""Sample images during training: the same few prompts each time, as one sheet."""
 
 from collections.abc import Sequence
 
@@ -20,11 +20,11 @@ def sample_sheet(
     targets: Sequence[Image.Image | None],
     frozen: FrozenDecoder | None = None,
 ) -> Image.Image:
-    """References, prompt, image, and the image that the record has, one prompt a row.
+    """References, prompt, generated image, and the record's own image, one prompt per row.
 
     The noise of a row is the same every time, so that sheets of different steps can be compared. A stage that trains
-    through its decoder gives it as `frozen`: the training device has no room for a second U-Net. Of `decoder` only the
-    scheduler is loaded then.
+    through its decoder passes it as `frozen`, because the training device has no room for a second U-Net; then only the
+    scheduler of `decoder` is loaded.
     """
     from kosmosg import KosmosGPipeline  # seconds of imports, needed only where images are generated
 
@@ -33,7 +33,7 @@ def sample_sheet(
         model=model, processor=processor, decoder=decoder, safety_checker=None, feature_extractor=None, **parts
     )
     pipe.set_progress_bar_config(disable=True)
-    pipe.to(model.device, model.dtype)  # the stage's own parts are there already
+    pipe.to(model.device, model.dtype)  # the stage's own components are loaded already
     generators = [torch.Generator().manual_seed(SEED + row) for row in range(len(prompts))]
     generated: Sequence[Image.Image] = pipe(list(prompts), generator=generators).images  # type: ignore[union-attr]
     with_targets = all(target is not None for target in targets)

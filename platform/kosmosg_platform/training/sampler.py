@@ -1,14 +1,14 @@
-"""Which sample comes when: arithmetic without state, so that no restart and no change of workers can alter it.
+"""The order of training samples, computed without state, so that restarts and the number of workers cannot change it.
 
 The training run consumes positions 0, 1, 2, ... Step s of a run with global batch G takes the positions [sG, (s+1)G);
-each worker takes a contiguous slice of them. What a position means is a pure function of the seed:
+each worker takes a contiguous slice of them. The sample at a position is a pure function of the seed:
 
     position --mixture--> (source, how many of this source came before)
              --epochs-->  (epoch, place in the epoch)
              --keyed permutation--> index of the record
 
-Hence the whole state of data loading is one integer, the step; and every record of a source is seen once before any is
-seen twice.
+The whole state of data loading is therefore one integer, the step; and every record of a source is seen once before any
+is seen twice.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,14 +22,14 @@ _LONGEST_PATTERN = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class SampleIndex:
-    """One sample of the order."""
+    """One sample in the order."""
 
     source: str
     """Name of the source, as in the weights."""
     index: int
     """Record of the source's dataset."""
     epoch: int
-    """How often the source had been passed through before."""
+    """How many complete passes over the source came before."""
     seed: int
     """Seed in [0, 2^63) of everything random about this sample; differs between epochs."""
 
@@ -38,7 +38,7 @@ class MixtureSampler:
     """The order of all samples of a run.
 
     sizes: records of each source. weights: share of each source in the mixture, any non-negative numbers; sources
-    without weight are left out. After any number of samples, each source has come within one sample of its share.
+    with weight 0 are ignored. After any number of samples, each source is within one sample of its exact share.
     """
 
     def __init__(self, sizes: Mapping[str, int], weights: Mapping[str, float], seed: int, global_batch: int) -> None:
@@ -87,8 +87,8 @@ class MixtureSampler:
 def permute(place: int, size: int, key: int) -> int:
     """A keyed permutation of range(size), one element at a time, without a table.
 
-    Four Feistel rounds on the next even number of bits; values beyond `size` are walked on until one falls inside
-    (fewer than four rounds on average).
+    Four Feistel rounds on the next even number of bits; values beyond `size` are permuted again until one falls inside
+    (fewer than four times on average).
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
@@ -110,13 +110,13 @@ def _integers(weights: list[float]) -> list[int]:
     common = lcm(*(share.denominator for share in shares))
     integers = [int(share * common) for share in shares]
     if sum(integers) > _LONGEST_PATTERN:
-        # Awkward fractions: round to parts of the longest pattern that is worth a table.
+        # Awkward fractions: round to fractions of the longest pattern that is worth a table.
         integers = [max(1, round(share * _LONGEST_PATTERN)) for share in shares]
     return integers
 
 
 def _interleave(shares: list[int]) -> tuple[list[int], list[int]]:
-    """One period of the mixture: the source at each offset, and how often it came before in the period.
+    """One period of the mixture: the source at each offset, and how often it occurred earlier in the period.
 
     Each offset goes to the source that is furthest behind its share (ties to the first), which keeps every prefix
     within one sample of the exact ratio.

@@ -1,7 +1,7 @@
 """What the recipes of all stages share: initial model, mixture, identity, export.
 
-A stage's job file subclasses `StageRecipe` and says only what is its own: which module is trained, how records become
-batches, what else shapes the result, and which sample images show it.
+A stage's job file subclasses `StageRecipe` and defines only what is specific to it: which module is trained, how
+records become batches, what else affects the result, and which sample images to generate.
 """
 
 from abc import ABC, abstractmethod
@@ -26,13 +26,13 @@ from kosmosg_platform.training.recipe import Collate, RecordSource, TrainingExpe
 
 
 class StageExperiment(TrainingExperiment):
-    """The sections from which a stage's recipe is made; `jobs.experiment.Experiment` adds those of the other jobs."""
+    """The sections that a stage's recipe is built from; `jobs.experiment.Experiment` adds those of the other jobs."""
 
     parent: str | None = None
-    """Model that a stage starts from: `toyworld:STAGE`, a folder, a URL or a Hub id; null takes the newest of the
-    previous stage under `output`, `new` makes a new model as `pretrain` does."""
+    """Model that a stage starts from: `toyworld:STAGE`, a folder, a URL or a Hub id; null takes the newest export of
+    the previous stage under `output`, `new` creates a new model as `pretrain` does."""
     decoder: str = "toyworld"
-    """The frozen decoder: `toyworld`, or a folder or hub id of a Stable Diffusion pipeline."""
+    """The frozen image decoder: `toyworld`, or a folder or Hub id of a Stable Diffusion pipeline."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
 
@@ -44,7 +44,7 @@ class StageExperiment(TrainingExperiment):
 
 @dataclass(frozen=True)
 class StageRecipe(ABC):
-    """A `Recipe` made from settings; small and picklable, it travels to the workers."""
+    """A `Recipe` built from settings; small and picklable, because it is sent to the workers."""
 
     experiment: Any
     """The `StageExperiment`, with the stage's own sections."""
@@ -56,17 +56,17 @@ class StageRecipe(ABC):
 
     @classmethod
     def of(cls, experiment: StageExperiment) -> Self:
-        """The recipe that the settings mean. Raises ConfigError when data or parent are missing."""
+        """The recipe for these settings. Raises ConfigError if data or parent are missing."""
         layout = RunPaths(experiment.output)
         mixture = find_mixture(cls.stage, experiment.data, layout)
         initial = InitialModel.of(cls.stage, experiment.model, experiment.decoder, experiment.parent, layout)
         return cls(experiment, initial, mixture)
 
-    # -- what is a stage's own -------------------------------------------------------------------------------------
+    # -- what each stage defines -----------------------------------------------------------------------------------
 
     @abstractmethod
     def shaping(self) -> Mapping[str, Any]:
-        """What shapes the result beside model, data and row length: objective, templates, sizes. JSON-like."""
+        """What affects the result besides model, data and row length: objective, templates, sizes. JSON-like."""
 
     @abstractmethod
     def build_stage(self) -> Stage:
@@ -74,20 +74,20 @@ class StageRecipe(ABC):
 
     @abstractmethod
     def build_collate(self) -> Collate:
-        """Records to a micro-batch."""
+        """Turns records into a micro-batch."""
 
     def sample_images(self, stage: Stage) -> Sequence[tuple[str, Image.Image]]:
-        """Named sample images of the current weights; none unless the stage has something to show."""
+        """Named sample images of the current weights; empty by default."""
         return ()
 
     def aligner_decoder(self, stage: Stage) -> AlignerDecoder | None:
-        """The aligner's decoder N, where the stage trains one: it is exported beside the model."""
+        """The aligner's decoder N if the stage trains one; it is exported with the model."""
         return None
 
     # -- what they share -------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> dict[str, Any]:
-        """What identifies the run beside its section `train`, as digests of contents where there are contents."""
+        """What identifies the run besides its section `train`, as digests of contents where possible."""
         return {
             **self.shaping(),
             "max_seq_len": self.experiment.data.max_seq_len,
@@ -108,11 +108,11 @@ class StageRecipe(ABC):
         return self.mixture.weights
 
     def max_seq_len(self, processor: KosmosGProcessor, usual: int | None = None) -> int:
-        """Longest row in tokens: the setting, else `usual`, and never more than the model can read."""
+        """Maximum row length in tokens: the setting, else `usual`, but at most what the model can read."""
         return min(self.experiment.data.max_seq_len or usual or processor.max_length, processor.max_length)
 
     def save(self, stage: Stage, folder: Path, figures: Mapping[str, Any]) -> None:
-        """Write the export folder; `figures` of the run are for its model card."""
+        """Write the export folder; `figures` of the run go into its model card."""
         settings = plain(self.experiment)
         card = model_card(figures, settings, self.fingerprint())
         extra = self.aligner_decoder(stage)

@@ -1,8 +1,8 @@
-"""Start a training run and follow it to its end: the driver's side of `kosmosg_platform.training.loop`.
+"""Start a training run and follow it until it ends: the driver's side of `kosmosg_platform.training.loop`.
 
-A run is known by its key, a digest of everything that shapes its result. The same settings under the same output are
-therefore the same run: a stopped one resumes, a finished one is not trained again. How it is spread (workers, ZeRO
-stage, micro-batches) and how often it saves is not part of the key, so a run may resume with more workers than before.
+A run is identified by its key, a digest of everything that affects its result. The same settings under the same output
+are therefore the same run: an interrupted one resumes, a finished one is not trained again. How it is distributed
+(workers, ZeRO stage, micro-batches) and how often it saves are not part of the key, so it may resume with more workers.
 """
 
 import fcntl
@@ -34,33 +34,33 @@ from kosmosg_platform.training.recipe import Recipe, TrainingExperiment, TrainRu
 
 FINISHED = "finished.json"
 _WRITTEN = (FINISHED, "run.json", "experiment.yaml", "metrics.jsonl", "checkpoints", "samples", "export")
-# Settings of `train` that change how a run is watched or cut into pieces, not what comes out of it.
+# Settings of `train` that affect logging or how batches are split, but not the result.
 _FREE = {"micro_batch", "checkpoint_every", "log_every", "sample_every", "restart"}
 _SMALL = 8  # workers up to which a report should not wait for Ray's two-second health check
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a finished run leaves."""
+    """The result of a finished run."""
 
     export: Path
     """Folder to load the model from."""
     run_id: str
     """MLflow run."""
     metrics: dict[str, float]
-    """The last logged figures: loss, samples_per_second, ..."""
+    """The last logged metrics: loss, samples_per_second, ..."""
     seconds: float
     """Time spent training, over all attempts, without start-up."""
     folder: Path
     """The run's own folder: experiment.yaml, metrics.jsonl, samples/."""
     skipped: bool = False
-    """The run had been finished before and was not trained again."""
+    """Whether the run was already finished and not trained again."""
 
 
 def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
-    """Train a stage to its end, resume it, or find that it is finished.
+    """Train a stage to the end, resume it, or return the result if it is already finished.
 
-    Raises ConfigError and its kin for mistakes of the user; what fails otherwise raises as it is.
+    Raises ConfigError and other KosmosGErrors for user errors; other exceptions are raised unchanged.
     """
     # Ray's workers live in folders of their own: what is relative here would be lost there.
     experiment = experiment.model_copy(update={"output": experiment.output.absolute()})
@@ -72,7 +72,7 @@ def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
     folder = layout.run(recipe.stage, key)
     with _alone(folder):
         if (folder / FINISHED).is_file() and not experiment.train.restart:
-            echo(f"{recipe.stage}: finished before with these settings, see {folder}")
+            echo(f"{recipe.stage}: already finished with these settings, see {folder}")
             point(layout.job(recipe.stage) / "export", folder / "export")
             return _result(folder, skipped=True)
         _set_start_up(experiment.scale.workers)
@@ -90,7 +90,7 @@ def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
 
 
 def run_key(stage: str, experiment: TrainingExperiment, fingerprint: Mapping[str, Any]) -> str:
-    """The identity of a run: twelve characters of a digest of all that shapes its result."""
+    """The identity of a run: twelve characters of a digest of everything that affects its result."""
     train = {name: value for name, value in plain(experiment.train).items() if name not in _FREE}
     shaping = {"stage": stage, "train": train, "precision": experiment.engine.precision, "fingerprint": fingerprint}
     return digest(shaping)[:12]
@@ -106,7 +106,7 @@ def _set_start_up(workers: int) -> None:
 
 
 def _train(job: TrainRun) -> float:
-    """Run the loop on the workers; gives the seconds trained so far over all attempts."""
+    """Run the loop on the workers; returns the seconds trained so far over all attempts."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
@@ -127,7 +127,7 @@ def _train(job: TrainRun) -> float:
         ),
         torch_config=TorchConfig(backend="nccl" if scale.use_gpu else "gloo"),
         run_config=RunConfig(
-            # A name that was used before would be resumed by Ray from its own notes; ours decide.
+            # Ray would resume a name used before from its own records; our checkpoints decide instead.
             name=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:4]}",
             storage_path=str(job.checkpoints),
             failure_config=FailureConfig(max_failures=scale.max_failures),
@@ -155,8 +155,8 @@ def _train(job: TrainRun) -> float:
 def _interruptible(call: Callable[[], object]) -> None:
     """Run a blocking call of Ray so that Ctrl-C and SIGTERM end the program as they should.
 
-    On the main thread Ray Train would take over Ctrl-C for good, and end the process with code 0. On another thread it
-    leaves signals alone; the workers end with the driver, and the next start resumes from their last checkpoint.
+    On the main thread Ray Train would take over Ctrl-C and end the process with code 0. On another thread it leaves
+    signals alone; the workers end with the driver, and the next start resumes from their last checkpoint.
     """
     failures: list[BaseException] = []
 
@@ -183,7 +183,7 @@ def _interruptible(call: Callable[[], object]) -> None:
 def _open_run(
     recipe: Recipe, experiment: TrainingExperiment, fingerprint: Mapping[str, Any], key: str, fresh: bool
 ) -> Run:
-    """The run's MLflow run, and its settings in a file beside its checkpoints."""
+    """Open the run's MLflow run, and write its settings to a file beside its checkpoints."""
     tags = {
         "config.sha256": digest(experiment),
         "world_size": str(experiment.scale.workers),
@@ -222,7 +222,7 @@ def _result(folder: Path, skipped: bool = False) -> FitResult:
 
 
 def _users_mistake(error: BaseException) -> KosmosGError | None:
-    """The mistake behind a failure of the workers, if it was one."""
+    """The user error behind a failure of the workers, if it was one."""
     for failure in getattr(error, "worker_failures", {}).values():
         cause = getattr(failure, "_base_exc", failure)
         if isinstance(cause, KosmosGError):
@@ -232,7 +232,7 @@ def _users_mistake(error: BaseException) -> KosmosGError | None:
 
 @contextmanager
 def _closing(run: Run) -> Iterator[None]:
-    """Close the MLflow run with the status that fits how the block ended."""
+    """Close the MLflow run with a status that reflects how the block ended."""
     try:
         yield
     except KeyboardInterrupt:
@@ -246,14 +246,14 @@ def _closing(run: Run) -> Iterator[None]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Two processes must not train the same run. The lock falls with the process that held it."""
+    """Prevent two processes from training the same run. The lock is released when its process ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise ConfigError(
-                f"output: another process is training this very run in {folder}; wait or stop it"
+                f"output: another process is already training this run in {folder}; wait for it or stop it"
             ) from None
         yield
 
