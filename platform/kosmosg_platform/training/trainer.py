@@ -62,7 +62,7 @@ def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
 
     Raises ConfigError and other KosmosGErrors for user errors; other exceptions are raised unchanged.
     """
-    # Ray's workers live in folders of their own: what is relative here would be lost there.
+    # Ray's workers have working directories of their own, so paths must be absolute.
     experiment = experiment.model_copy(update={"output": experiment.output.absolute()})
     batch_plan(experiment.train, experiment.scale.workers)
     engine.check(experiment.engine, experiment.scale.use_gpu)
