@@ -1,17 +1,17 @@
-"""The mistakes a user can make, each told in one clear sentence.
+"""User errors, each with a message of one clear sentence.
 
-Every class also is a `ValueError`, so library users who never heard of this module can still catch it. Command-line
-programs print the message on standard error and end with exit code 2; the HTTP server turns it into a 4xx answer.
-Anything else that is raised is a fault of ours and keeps its traceback.
+Every class is also a `ValueError`, so library users can catch it without knowing this module. Command-line programs
+print the message to standard error and end with exit code 2; the HTTP server turns it into a 4xx response. Any other
+exception is a bug and keeps its traceback.
 """
 
 
 class KosmosGError(ValueError):
-    """Base of all mistakes that the caller can mend. The message names both values and the remedy."""
+    """Base of all errors that the caller can fix. The message names both values and the remedy."""
 
 
 class PromptError(KosmosGError):
-    """A prompt that cannot be read: images and places disagree, it is too long, a part has an unknown type."""
+    """An invalid prompt: images and places do not match, it is too long, or a part has an unknown type."""
 
 
 class ImageError(KosmosGError):
@@ -19,12 +19,12 @@ class ImageError(KosmosGError):
 
 
 class CheckpointError(KosmosGError):
-    """A folder or file that is not the checkpoint it should be: missing, of another kind or of another size."""
+    """A folder or file that is not the expected checkpoint: missing, of another kind or of another size."""
 
 
 class DataError(KosmosGError):
-    """A dataset folder or source that is missing, unfinished, damaged or of another kind."""
+    """A dataset folder or source that is missing, incomplete, damaged or of another kind."""
 
 
 class ConfigError(KosmosGError):
-    """A setting that does not exist or cannot be; the message begins with its dotted path."""
+    """A setting that does not exist or has an invalid value; the message begins with its dotted path."""

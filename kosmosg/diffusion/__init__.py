@@ -1,5 +1,5 @@
 """The frozen image decoder and what plugs into it.
 
-`components` are the parts of a Stable Diffusion pipeline and where they come from, `stock` is what we share with the
-pipeline of diffusers, `schedulers` and `lora` plug in; `decoder` is what training sees of it.
+`components` loads the parts of a Stable Diffusion pipeline, `stock` is what we share with the diffusers pipeline,
+`schedulers` and `lora` plug into it; `decoder` is the frozen decoder that training uses.
 """

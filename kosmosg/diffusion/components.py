@@ -28,7 +28,7 @@ Decoder: TypeAlias = DiffusionPipeline | str | Path
 NEEDED = ("unet", "vae", "scheduler")
 """What a decoder must have."""
 CHECKER = ("safety_checker", "feature_extractor")
-"""What a decoder may have: the check of generated images, and what prepares them for it."""
+"""Optional parts of a decoder: the safety checker of generated images, and its preprocessing."""
 PARTS = (*NEEDED, *CHECKER)
 """What a pipeline takes from its decoder."""
 
@@ -48,7 +48,7 @@ def decoder_parts(decoder: Decoder, wanted: Collection[str] = PARTS, variant: st
         return {name: part for name in wanted if (part := getattr(decoder, name, None)) is not None}
     parts: dict[str, Any] = {}
     if "scheduler" in wanted:
-        # The scheduler of the published runs, unless whoever saved the decoder had chosen that kind and its settings.
+        # The scheduler of the published runs, unless the decoder was saved with that kind and settings of its own.
         saved = load_part(DPMSolverMultistepScheduler, decoder, "scheduler", "load_config")
         chosen = saved.get("_class_name") == "DPMSolverMultistepScheduler"
         parts["scheduler"] = DPMSolverMultistepScheduler.from_config(saved) if chosen else dpm_solver(saved)
@@ -81,7 +81,7 @@ def _load_weights(kind: Any, decoder: str | Path, name: str, variant: str | None
 
 
 def has_optional(decoder: str | Path, name: str) -> bool:
-    """Whether a folder or Hub id comes with an optional component."""
+    """Whether a folder or Hub id includes an optional component."""
     place = decoder_folder(decoder)
     try:
         named = DiffusionPipeline.load_config(place).get(name, (None, None))[1] is not None
@@ -98,10 +98,10 @@ def has_optional(decoder: str | Path, name: str) -> bool:
 
 @dataclass(frozen=True)
 class Placement:
-    """Precision and device of a pipeline's components, as the options of `from_pretrained` say."""
+    """Precision and device of a pipeline's components, from the options of `from_pretrained`."""
 
     dtype: torch.dtype | Mapping[str, torch.dtype] | None
-    """Of all components, or by their names, with `"default"` for the others."""
+    """For all components, or by name, with `"default"` for the others."""
     device: str | None
 
     OPTIONS: ClassVar[frozenset[str]] = frozenset({"dtype", "torch_dtype", "device_map"})
@@ -112,7 +112,7 @@ class Placement:
         return cls(dtype, options.get("device_map"))
 
     def apply(self, components: Mapping[str, Any]) -> None:
-        """Cast and move them. Raises `ConfigError` where the device is a strategy of several."""
+        """Cast and move them. Raises `ConfigError` if the device is a strategy for several devices."""
         if self.device == "balanced":
             raise ConfigError(
                 'device_map="balanced" is for pipeline folders; write one with save_pretrained, or name one device'
@@ -143,7 +143,7 @@ def check_fit(model: KosmosG, processor: KosmosGProcessor, unet: UNet2DCondition
 
 
 def model_folder(name: str | Path, options: dict[str, Any]) -> Path:
-    """The folder of an export or a pipeline; what `options` holds for the download from the Hub is taken out of it.
+    """The folder of an export or a pipeline; options for the download from the Hub are popped from `options`.
 
     diffusers' own download refuses components whose class lives in another package than itself or transformers.
     """

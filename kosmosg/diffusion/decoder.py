@@ -1,8 +1,8 @@
-"""`FrozenDecoder`: Stable Diffusion as the fixed ear of training: what it hears in a condition becomes a loss.
+"""`FrozenDecoder`: the frozen Stable Diffusion of training, which turns a condition into a denoising loss.
 
 The U-Net and the VAE keep their weights and stay in eval mode; the gradient passes *through* the U-Net to the
 condition (stage 3). Any Stable Diffusion of the 1.x family works: a folder in the diffusers layout, a URL, a Hub id, or
-one that ships, such as `"toyworld"` (kosmosg/hub.py). To *generate* images use `KosmosGPipeline`.
+a shipped one such as `"toyworld"` (kosmosg/hub.py). To *generate* images, use `KosmosGPipeline`.
 
 Shape legend: B samples, H x W pixels, c x h x w latents, Q x D condition (77 x 768 for Stable Diffusion 1.5).
 """
@@ -22,9 +22,9 @@ from kosmosg.hub import decoder_choices, decoder_folder
 
 
 def load_part(kind: Any, source: str | Path, subfolder: str, loader: str = "from_pretrained", **options: Any) -> Any:
-    """`kind.from_pretrained(source, subfolder)`, where a failure is one sentence about the folder.
+    """`kind.from_pretrained(source, subfolder)`, with failures reported in one sentence about the folder.
 
-    Weights that are not finite are a failure too: images of them are black, without a word.
+    Weights that are not finite are a failure too: they would silently produce black images.
     """
     place = decoder_folder(source)
     try:
@@ -51,7 +51,7 @@ def load_text_encoder(source: str | Path, dtype: torch.dtype | None = None) -> t
 
 
 def check_channels(unet: UNet2DConditionModel, vae: AutoencoderKL) -> None:
-    """Raises `CheckpointError` where a U-Net wants more than noisy latents."""
+    """Raises `CheckpointError` if a U-Net needs more than noisy latents."""
     if unet.config.in_channels != vae.config.latent_channels:
         raise CheckpointError(
             f"the U-Net takes {unet.config.in_channels} channels, the VAE gives {vae.config.latent_channels}; "
@@ -66,10 +66,10 @@ class FrozenDecoder(nn.Module):
         unet: the denoiser; epsilon or v prediction, text cross-attention of width D.
         vae: the image codec.
         schedule: any scheduler config of diffusers that holds the betas and the prediction type.
-        source: where the text encoder and tokenizer can be loaded from, when stage 2 asks.
+        source: where stage 2 can load the text encoder and tokenizer from.
     """
 
-    alphas_cumprod: Tensor  # (1000,) float32: share of the signal that is left at each timestep, squared
+    alphas_cumprod: Tensor  # (1000,) float32: squared share of the signal that remains at each timestep
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class FrozenDecoder(nn.Module):
         prediction = noise_schedule.config.prediction_type
         if prediction not in ("epsilon", "v_prediction"):
             raise CheckpointError(
-                f"the decoder predicts {prediction!r}, this loss knows 'epsilon' and 'v_prediction'; take another one"
+                f"the decoder predicts {prediction!r}, this loss supports 'epsilon' and 'v_prediction'; use another one"
             )
         check_channels(unet, vae)
         self.unet = unet
@@ -110,7 +110,7 @@ class FrozenDecoder(nn.Module):
 
     @property
     def condition_dim(self) -> int:
-        """D, the width of one condition vector that the U-Net listens to."""
+        """D, the width of one condition vector that the U-Net attends to."""
         return int(self.unet.config.cross_attention_dim)
 
     @property
@@ -138,7 +138,7 @@ class FrozenDecoder(nn.Module):
     @cached_property
     def _text(self) -> tuple[CLIPTextModel, CLIPTokenizer]:
         if self.source is None:
-            raise CheckpointError("this decoder was built from parts and knows no text encoder; use from_pretrained")
+            raise CheckpointError("this decoder was built from parts and has no text encoder; use from_pretrained")
         return load_text_encoder(self.source)
 
     @property
@@ -152,7 +152,7 @@ class FrozenDecoder(nn.Module):
         return self._text[1]
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in eval mode whatever the stage around it does."""
+        """Does nothing: the decoder stays in eval mode."""
         return super().train(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -168,15 +168,15 @@ class FrozenDecoder(nn.Module):
 
     @torch.no_grad()
     def latents(self, pixels: Tensor, noise: Tensor | None = None) -> Tensor:
-        """`pixels (B, 3, H, W)` in [-1, 1] to scaled latents `(B, c, h, w)`, drawn from the VAE's posterior.
+        """`pixels (B, 3, H, W)` in [-1, 1] to scaled latents `(B, c, h, w)`, sampled from the VAE's posterior.
 
-        `noise (B, c, h, w)`, standard normal, makes the draw reproducible; without it the global generator is used.
-        Upstream trains on draws too, not on the mean.
+        `noise (B, c, h, w)`, standard normal, makes the sample reproducible; without it the global generator is used.
+        The original trains on samples too, not on the mean.
         """
         factor = self.vae_factor
         if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % factor or pixels.shape[3] % factor:
             raise ConfigError(
-                f"pixels have shape {tuple(pixels.shape)}, needed is (B, 3, H, W) with sides divisible by {factor}; "
+                f"pixels have shape {tuple(pixels.shape)}, expected (B, 3, H, W) with sides divisible by {factor}; "
                 "resize and crop them"
             )
         posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
@@ -187,19 +187,19 @@ class FrozenDecoder(nn.Module):
         return scaled
 
     def noisy(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Latents with the noise of `timesteps (B,)`: sqrt(a) x + sqrt(1 - a) n, in the latents' precision."""
+        """Latents noised to `timesteps (B,)`: sqrt(a) x + sqrt(1 - a) n, in the latents' precision."""
         signal, spread = self._mixture(timesteps)
         return (signal * latents.float() + spread * noise.float()).to(latents.dtype)
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What the U-Net should answer, float32: the noise, or the velocity sqrt(a) n - sqrt(1 - a) x."""
+        """What the U-Net should predict, float32: the noise, or the velocity sqrt(a) n - sqrt(1 - a) x."""
         if self.prediction_type == "epsilon":
             return noise.float()
         signal, spread = self._mixture(timesteps)
         return signal * noise.float() - spread * latents.float()
 
     def loss(self, latents: Tensor, condition: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Mean squared error of each sample, `(B,)` float32: how badly the U-Net denoises when it hears `condition`.
+        """Mean squared denoising error of each sample under `condition`, `(B,)` float32.
 
         Args:
             latents: `(B, c, h, w)` clean, scaled.
@@ -209,7 +209,7 @@ class FrozenDecoder(nn.Module):
         """
         if condition.ndim != 3 or condition.shape[-1] != self.condition_dim or len(condition) != len(latents):
             raise ConfigError(
-                f"condition has shape {tuple(condition.shape)} for {len(latents)} latents, the U-Net listens to "
+                f"condition has shape {tuple(condition.shape)} for {len(latents)} latents, the U-Net expects "
                 f"(B, Q, {self.condition_dim}); set aligner_config.d_model to {self.condition_dim}"
             )
         dtype = self.unet.dtype

@@ -1,4 +1,4 @@
-"""LoRA where Kosmos-G stands in the place of CLIP's text encoder: the U-Net alone can hold one."""
+"""LoRA support: Kosmos-G replaces CLIP's text encoder, so only the U-Net can hold a LoRA."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 class UnetLora(StableDiffusionLoraLoaderMixin):  # type: ignore[misc]
     """The LoRA methods of diffusers for a pipeline with a U-Net and no text encoder."""
 
-    # LoRA files of the community often hold weights for CLIP's text encoder as well: here nothing can take them.
+    # Community LoRA files often contain weights for CLIP's text encoder as well, which cannot be used here.
     _lora_loadable_modules: ClassVar[list[str]] = ["unet"]
     text_encoder = None
 
@@ -29,7 +29,7 @@ class UnetLora(StableDiffusionLoraLoaderMixin):  # type: ignore[misc]
 
     @classmethod
     def load_lora_into_text_encoder(cls, state_dict: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        """Kosmos-G stands where CLIP's text encoder stood: a LoRA's weights for that are left out, and said so."""
+        """Ignores a LoRA's weights for CLIP's text encoder, which Kosmos-G replaces, with a warning."""
         dropped = [name for name in state_dict if name.startswith("text_encoder")]
         if dropped:
             logger.warning(
@@ -41,9 +41,9 @@ class UnetLora(StableDiffusionLoraLoaderMixin):  # type: ignore[misc]
 
 @contextmanager
 def lora_scale(unet: UNet2DConditionModel, scale: float) -> Iterator[None]:
-    """LoRA weights of the U-Net times `scale` for a while.
+    """Scale the U-Net's LoRA weights by `scale` for the duration of the block.
 
-    The stock pipeline would also scale its text encoder and fails where it has none.
+    The stock pipeline would also scale its text encoder, and fails if it has none.
     """
     if scale == 1.0:
         yield

@@ -1,11 +1,11 @@
-"""Schedulers by name, made from a decoder's own noise schedule: those of the published runs and the modern ones.
+"""Schedulers by name, built from a decoder's own noise schedule: those of the published runs and newer ones.
 
-A scheduler by name depends on what the U-Net was trained with and on nothing else. diffusers' `from_config` also hands
-on every setting of the scheduler that stood there before, so that Euler after DPM-Solver would stop at another sigma.
+A scheduler by name depends only on what the U-Net was trained with. diffusers' `from_config` would also pass on every
+setting of the previous scheduler, so that Euler after DPM-Solver would stop at another sigma.
 
-diffusers changed the last step of DPM-Solver in 0.22: it now goes to sigma 0, where the published Kosmos-G figures
-(0.21.4) stopped at the schedule's smallest sigma. `dpm_solver` is the published one to 3e-5; the newer default is about
-0.09 away on a recorded trajectory. DDIM and PNDM are the same in both.
+diffusers changed the last step of DPM-Solver in 0.22: it now goes to sigma 0, while the published Kosmos-G results
+(0.21.4) stopped at the schedule's smallest sigma. `dpm_solver` matches the published one to 3e-5; the newer default is
+about 0.09 away on a recorded trajectory. DDIM and PNDM are the same in both.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ TRAINED: Mapping[str, Any] = {
 }
 """What a U-Net was trained with: the only settings that a scheduler by name takes from another scheduler's config.
 
-A value is what a config without that setting means (`DDPMScheduler`'s defaults; those of Heun are others).
+The values are the defaults if a config lacks the setting (those of `DDPMScheduler`; Heun has different ones).
 """
 
 FAMILY: Mapping[str, Any] = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "skip_prk_steps": True}
@@ -64,11 +64,11 @@ SCHEDULERS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
     "heun": (HeunDiscreteScheduler, {}),
     "unipc": (UniPCMultistepScheduler, {}),
 }
-"""Name of a scheduler -> its class and the settings that make it that scheduler."""
+"""Name of a scheduler -> its class and settings."""
 
 
 def make_scheduler(name: str, scheduler_config: Mapping[str, Any]) -> Any:
-    """A fresh scheduler: `pipe.scheduler = make_scheduler("euler", pipe.scheduler.config)`.
+    """Create a scheduler: `pipe.scheduler = make_scheduler("euler", pipe.scheduler.config)`.
 
     Args:
         name: a key of `SCHEDULERS`.

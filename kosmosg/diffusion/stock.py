@@ -1,4 +1,4 @@
-"""The stock pipeline that denoises for ours, on the very same components."""
+"""The stock pipeline that does the denoising for ours, on the same components."""
 
 from typing import Any
 
@@ -8,20 +8,20 @@ from kosmosg.diffusion.components import PARTS
 
 
 def _of_the_run(name: str) -> property:
-    """An attribute of the stock pipeline, read and written through ours."""
+    """A property of ours that reads and writes an attribute of the stock pipeline."""
     return property(lambda self: getattr(self.decoder, name), lambda self, value: setattr(self.decoder, name, value))
 
 
 class RunByStockPipeline:
-    """For a pipeline with the components `PARTS`: `decoder` runs it, and callbacks reach the run through either."""
+    """For a pipeline with the components `PARTS`: `decoder` does the denoising, callbacks work with either pipeline."""
 
     _stock: StableDiffusionPipeline | None = None
 
     @property
     def decoder(self) -> StableDiffusionPipeline:
-        """The stock pipeline that generates, on the very weights of this one: for `from_pipe` of other pipelines.
+        """The stock pipeline that generates, on the same weights as this one: for `from_pipe` of other pipelines.
 
-        It has no text encoder: give it `prompt_embeds` and `negative_prompt_embeds`.
+        It has no text encoder: pass `prompt_embeds` and `negative_prompt_embeds`.
         """
         parts: dict[str, Any] = {name: getattr(self, name) for name in PARTS}
         if self._stock is None or any(getattr(self._stock, name) is not part for name, part in parts.items()):

@@ -1,5 +1,5 @@
-"""Scores: what a generated image is worth, and under which protocol.
+"""Evaluation: scores of generated images, and the protocols they are measured under.
 
-`protocol` says exactly what is measured, `benchmarks` what is asked, `features` what networks see, `metrics` turn that
-into numbers and `statistics` into intervals; `baselines` are published numbers.
+`protocol` says exactly what is measured, `benchmarks` has the prompts, `features` the feature networks, `metrics` the
+scores and `statistics` the intervals; `baselines` are published numbers.
 """

@@ -1,6 +1,6 @@
-"""Numbers that others have published, to stand beside ours: each measured under a protocol of its own.
+"""Published results of other methods, each measured under a protocol of its own.
 
-They are context, not a ranking. Some methods appear with two values in two papers, which is what other protocols do.
+They are context, not a ranking. Some methods have different values in two papers, because the protocols differ.
 Sources: the tables of arXiv 2411.17786 and 2411.15466 and of the Kosmos-G paper (arXiv 2310.02992); for FID also
 facebookresearch/metaquery (README).
 """
@@ -12,12 +12,12 @@ LABEL = "published, own protocol"
 
 @dataclass(frozen=True)
 class Fidelity:
-    """A row of DreamBench."""
+    """A row of the DreamBench table."""
 
     method: str
     base: str
     references: str
-    """Photos of the subject that the method is given."""
+    """Number of photos of the subject that the method gets."""
     dino: float
     clip_i: float
     clip_t: float | None

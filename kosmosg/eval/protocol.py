@@ -1,9 +1,9 @@
-"""What exactly was measured, as a value with a short name: `protocol_id` stands beside every number.
+"""Exactly what was measured, as a value with a short id: `protocol_id` is reported with every number.
 
 Two papers that both say "DreamBench" or "COCO FID" have often measured different things. A `Protocol` holds everything
-that moves a number: scheduler, steps, guidance, noise, prompts, images, resizing, feature networks, and, once they are
-known, digests of the data and of the weights that were read. Its id is a hash of all that. Numbers may be compared when
-their ids are equal; otherwise the difference may come from the protocol.
+that affects a number: scheduler, steps, guidance, noise, prompts, images, resizing, feature networks, and, once they
+are known, digests of the data and of the weights that were read. Its id is a hash of all that. Only compare numbers
+with equal ids; otherwise the difference may come from the protocol.
 
 Sources: [K] sample_kosmosg_dreambench.py, sample_kosmosg_coco.py, eval/ and vl_setup.sh of xichenpan/Kosmos-G;
 [M] eval/EVALUATION.md, sample_coco.py, eval_coco.py, configs/llavaov0p5_sd.yaml and environment.yml of
@@ -21,7 +21,7 @@ from kosmosg.errors import ConfigError
 from kosmosg.plugins import find_entry
 
 DINO, CLIP, INCEPTION, RECOGNISER = "dino", "clip", "inception", "recogniser"
-"""Feature networks, as they are called in `features` and `weights`."""
+"""Names of the feature networks in `features` and `weights`."""
 
 INPUT_PHOTO = "the input photo"
 ALL_PHOTOS = "all photos of the subject"
@@ -42,12 +42,12 @@ _MEASURED = ("data", "weights")
 
 @dataclass(frozen=True)
 class Protocol:
-    """Everything that a number depends on beside the model that is judged."""
+    """Everything that a number depends on besides the evaluated model."""
 
     name: str
     """One of `PROTOCOLS`."""
     source: str
-    """Where the settings come from, for people."""
+    """Where the settings come from; informational only."""
     benchmark: str
     """A name of `kosmosg.eval.benchmarks.base.BENCHMARKS`."""
     solver: str
@@ -60,17 +60,17 @@ class Protocol:
     """`image`: each image its own seed. `batch`: the seed is set anew before each batch."""
     seed: int
     batch: int
-    """Prompts drawn together; moves numbers only where the noise is that of a batch."""
+    """Prompts generated together; affects numbers only if the noise is per batch."""
     size: int | None
-    """Pixels a side of what is drawn; None is the decoder's own."""
+    """Side of the generated images in pixels; None means the decoder's own."""
     pictures: int
-    """Images of each prompt."""
+    """Images per prompt."""
     subset: str
     """Which part of which collection."""
     prompts: str
     """The rule by which prompts are made."""
     count: int | None
-    """Prompts: of each kind (toyworld), of each subject (dreambench), captions (coco). None is all there are."""
+    """Number of prompts: per set (toyworld), per subject (dreambench), captions (coco). None means all."""
     reference: str
     """The real images that images are compared with."""
     resize: str
@@ -78,34 +78,34 @@ class Protocol:
     features: Mapping[str, str]
     """Feature network -> the id that it is published under."""
     data: str = ""
-    """Digest of subset, prompts and real images; empty until they were read."""
+    """Digest of subset, prompts and real images; empty until they have been read."""
     weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Feature network -> sha256 of the weights file that was used; empty until it was read."""
+    """Feature network -> sha256 of the weights file that was used; empty until it has been read."""
 
     @property
     def protocol_id(self) -> str:
-        """Ten hexadecimal digits: equal exactly where everything that moves a number is equal."""
+        """Ten hexadecimal digits: equal exactly if everything that affects a number is equal."""
         text = json.dumps(self.facts(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     @property
     def label(self) -> str:
-        """`name@id`; a protocol with changed settings says so, because its numbers are its own."""
+        """`name@id`; a protocol with changed settings says so, because its numbers are not comparable."""
         return f"{self.name}{' (changed)' if self.deviations() else ''}@{self.protocol_id}"
 
     def facts(self) -> dict[str, Any]:
-        """What the id is a hash of, as plain data."""
+        """What the id is computed from, as plain data."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _ABOUT}
         if self.noise == "picture":
             del values["batch"]
         return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
 
     def changed(self, **values: Any) -> "Protocol":
-        """With other settings; None leaves one as it is. Still carries the name, see `deviations`."""
+        """A copy with other settings; None leaves one unchanged. It keeps the name, see `deviations`."""
         return dataclasses.replace(self, **{name: value for name, value in values.items() if value is not None})
 
     def measured(self, data: str, weights: Mapping[str, str]) -> "Protocol":
-        """With the digests of what was actually read. Raises ConfigError when a network's weights are missing."""
+        """A copy with the digests of what was actually read. Raises ConfigError if a network's weights are missing."""
         if set(weights) != set(self.features):
             raise ConfigError(
                 f"protocol {self.name} uses the networks {', '.join(sorted(self.features))}, digests were given for "
@@ -114,7 +114,7 @@ class Protocol:
         return dataclasses.replace(self, data=data, weights=dict(weights))
 
     def deviations(self) -> list[str]:
-        """In words, what differs from the protocol of this name; empty when it is followed as written."""
+        """What differs from the protocol of this name, in words; empty if it is followed as written."""
         own, written = self.facts(), PROTOCOLS[self.name].facts()
         return [
             f"{name} {own[name]} instead of {written[name]}"
@@ -203,7 +203,7 @@ PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (_DREAMBENCH_KOSMOSG, _DREAMBENCH, _COCO_KOSMOSG, _COCO_CLEAN, _COCO_METAQUERY)
 }
-"""The protocols by name; plug-ins add theirs."""
+"""The protocols by name; plug-ins can add more."""
 
 
 def find_protocol(name: str) -> Protocol:

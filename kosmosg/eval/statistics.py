@@ -1,7 +1,8 @@
-"""How sure a number is: means with intervals, over images, subjects, prompts and trainings of one recipe.
+"""Means with confidence intervals over images, subjects, prompts and training runs of one recipe.
 
-Two things make the figure of a recipe uncertain. Other prompts would have given others: that is what the interval says,
-by drawing whole prompts anew. Another seed would have given another: its spread stands beside the mean.
+The figure of a recipe has two uncertainties. Other prompts would have given other values: the interval, a bootstrap
+over prompts, measures this. Another seed would have given another value: the spread over seeds is reported with the
+mean.
 
 Letters: S seeds, B prompts.
 """
@@ -29,7 +30,7 @@ class Measured:
     """The figure of each seed."""
 
     def show(self, digits: int = 2) -> str:
-        """`.93 [.90, .95]`, for people."""
+        """As text, such as `0.93 [0.90, 0.95]`."""
         return f"{self.mean:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
@@ -69,9 +70,9 @@ def bootstrap(
 ) -> Estimate:
     """Mean of `values (N,)` with a percentile bootstrap interval.
 
-    `clusters`, one label for each value, are drawn as wholes: images of one subject resemble each other, and drawing
-    them singly would pretend that 3000 images of 30 subjects were 3000 independent ones. With one cluster nothing is
-    known about others, and the interval is not a number.
+    `clusters`, one label per value, are resampled as wholes: images of one subject resemble each other, and resampling
+    single images would treat 3000 images of 30 subjects as 3000 independent ones. With a single cluster nothing is
+    known about others, and the interval is NaN.
     """
     if len(values) == 0:
         raise DataError("there are no values to take the mean of; generate at least one image")
@@ -86,7 +87,7 @@ def bootstrap(
     if len(sums) < 2:
         return Estimate(mean, float("nan"), float("nan"))
     rng = np.random.default_rng(seed)
-    # How often each cluster is drawn in each round, (rounds, clusters): sums are then matrix products.
+    # How often each cluster is sampled in each round, (rounds, clusters): sums are then matrix products.
     times = rng.multinomial(len(sums), np.full(len(sums), 1.0 / len(sums)), size=rounds).astype(np.float64)
     means = (times @ sums) / (times @ sizes)
     low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
@@ -94,7 +95,7 @@ def bootstrap(
 
 
 def flat(estimates: Mapping[str, Estimate]) -> dict[str, float | None]:
-    """Mean and interval as plain numbers; what is not known (one subject) is None, because JSON has no such number."""
+    """Mean and interval as plain numbers; unknown ones (with one subject) are None, because JSON has no NaN."""
     values: dict[str, float | None] = {}
     for name, estimate in estimates.items():
         known = estimate.low == estimate.low

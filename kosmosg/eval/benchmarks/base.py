@@ -1,7 +1,7 @@
-"""What a benchmark is: what a model is asked, which networks read its images, and what the numbers are.
+"""The benchmark interface: the prompts, which networks read the images, and what the scores are.
 
-A benchmark generates nothing and extracts nothing itself; the platform does both at scale and hands the results to
-`score`. An entry of `BENCHMARKS` names a class, so that listing benchmarks loads none of them.
+A benchmark does not generate images or extract features itself; the platform does both at scale and passes the results
+to `score`. An entry of `BENCHMARKS` names a class, so that listing benchmarks loads none of them.
 """
 
 import hashlib
@@ -29,32 +29,32 @@ BENCHMARKS: dict[str, str] = {
 """Name of a benchmark -> `module:class`."""
 
 Features = np.ndarray[Any, np.dtype[np.float32]]
-"""(N, D), one row an image."""
+"""(N, D), one row per image."""
 
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """What a user may choose beside the protocol; a benchmark reads what concerns it."""
+    """What a user may choose besides the protocol; a benchmark reads the settings that apply to it."""
 
     data: Path | None = None
     """Folder of real images and captions."""
     subjects: tuple[str, ...] = ()
-    """Only these subjects; empty takes all."""
+    """Only these subjects; empty means all."""
     cases: int = 32
-    """Prompts of each kind, where a benchmark makes its own."""
+    """Prompts per set, for benchmarks that create their own."""
     style: str = "image"
-    """How prompts of its own are worded."""
+    """How such prompts are worded."""
     seed: int = 0
-    """Of prompts of its own."""
+    """Seed of such prompts."""
     weights: Mapping[str, str] = field(default_factory=dict)
-    """Folder, file or Hub id of a feature network, where it is not the protocol's own."""
+    """Folder, file or Hub id of a feature network, if it is not the protocol's."""
 
     def source(self, protocol: Protocol, network: str) -> str:
         """Where a feature network of the protocol is loaded from."""
         return self.weights.get(network) or protocol.features[network]
 
     def require_data(self, protocol: Protocol) -> Path:
-        """The folder of real images. Raises ConfigError where none was given."""
+        """The folder of real images. Raises ConfigError if none was given."""
         if self.data is None:
             raise ConfigError(
                 f"evaluate.data: {protocol.name} compares with real images; give the folder that has them"
@@ -73,7 +73,7 @@ class BenchmarkCase:
 
 @dataclass(frozen=True)
 class ImagesToRead:
-    """Real images, and the networks that read them, each with its framing."""
+    """Real images, and the networks that read them, each with its preprocessing."""
 
     files: tuple[Path, ...]
     networks: Mapping[str, "Framing | None"]
@@ -81,7 +81,7 @@ class ImagesToRead:
 
 @dataclass(frozen=True)
 class ScorePage:
-    """How the scores are told: a line for each model, how to read them, tables as (columns, rows)."""
+    """How the scores are presented: one line per model, an explanation, tables as (columns, rows)."""
 
     headlines: Mapping[str, str]
     reading: str
@@ -89,35 +89,35 @@ class ScorePage:
     further: Mapping[str, tuple[Sequence[str], Sequence[Sequence[str]]]] = field(default_factory=dict)
     """Title -> table."""
     published: tuple[Sequence[str], Sequence[Sequence[str]]] | None = None
-    """What others have published on the same benchmark."""
+    """Published results on the same benchmark."""
 
 
 class Benchmark(typing.Protocol):
-    """One benchmark, opened: its data were read and checked, nothing is generated yet."""
+    """One opened benchmark: its data were read and checked, but nothing has been generated yet."""
 
     protocol: Protocol
-    """As changed by what was found, such as a subset; without the digests of data and weights."""
+    """The protocol, changed to match the data, for example to a subset; without digests of data and weights."""
     data_digest: str
-    """Of everything that was read: prompts, captions, real images."""
+    """Digest of everything that was read: prompts, captions, real images."""
     weights: Mapping[str, str]
     """sha256 of networks that the benchmark runs itself, by name."""
     cases: Sequence[BenchmarkCase]
     """In the order in which images are generated."""
     networks: Mapping[str, "Framing | None"]
-    """What reads the generated images."""
+    """The networks that read the generated images."""
     references: Mapping[str, ImagesToRead]
-    """Real images by the name under which their features are handed to `score`."""
+    """Real images, by the name under which their features are passed to `score`."""
 
     def __init__(self, protocol: Protocol, settings: BenchmarkSettings) -> None: ...
 
     def in_words(self) -> "Benchmark | None":
-        """The same cases asked in plain words, for models that look and read; None where there is no such thing."""
+        """The same cases as text-only prompts; None if that is not possible."""
         ...
 
     def score(
         self, files: Sequence[Path], features: Mapping[str, Features], real: Mapping[str, Mapping[str, Features]]
     ) -> list[dict[str, Any]]:
-        """Rows of figures for one model, each with its `set`.
+        """Rows of scores for one model, each with its `set`.
 
         `files` are its images, case after case; `features` those of the images by network, `real` those of the
         references by name and network.
@@ -125,16 +125,16 @@ class Benchmark(typing.Protocol):
         ...
 
     def shown(self, rows: int) -> list[int]:
-        """Numbers of the cases for the contact sheet; by a rule, none selected by its looks."""
+        """Numbers of the cases for the contact sheet, chosen by a fixed rule and not cherry-picked."""
         ...
 
     def page(self, rows: Sequence[Mapping[str, Any]]) -> ScorePage:
-        """How rows of all models are told."""
+        """How the rows of all models are presented."""
         ...
 
 
 class BenchmarkDefaults:
-    """What most benchmarks share. A subclass hands its cases to `__init__` and defines `score`."""
+    """What most benchmarks share. A subclass passes its cases to `__init__` and defines `score`."""
 
     weights: Mapping[str, str] = {}
     networks: Mapping[str, "Framing | None"] = {}
@@ -146,7 +146,7 @@ class BenchmarkDefaults:
         self.data_digest = hashlib.sha256(repr([(case.group, case.text) for case in cases]).encode()).hexdigest()[:16]
 
     def in_words(self) -> "Benchmark | None":
-        """There is no such thing."""
+        """Not possible."""
         return None
 
     def shown(self, rows: int) -> list[int]:
@@ -154,7 +154,7 @@ class BenchmarkDefaults:
         return list(range(min(rows, len(self.cases))))
 
     def page(self, rows: Sequence[Mapping[str, Any]]) -> ScorePage:
-        """Every figure of every row, as it is called."""
+        """Every score of every row, by name."""
         figures = [name for name, value in rows[0].items() if isinstance(value, float)]
         told = [[f"{row[name]:.3f}" for name in figures] for row in rows]
         return ScorePage(
@@ -182,7 +182,7 @@ def open_benchmark(protocol: Protocol, settings: BenchmarkSettings) -> Benchmark
 
 
 def spread_out(total: int, groups: int, rows: int) -> list[int]:
-    """Numbers of cases for a sheet: group after group, another case of each."""
+    """Numbers of cases for a sheet: group after group, a different case of each."""
     each = total // groups
     numbers = [group * each + (group + turn) % each for turn in range(each) for group in range(groups)]
     return numbers[:rows]

@@ -46,7 +46,7 @@ class ReferenceCaption:
 
 @dataclass(frozen=True)
 class ReferenceCaptions:
-    """All that a folder holds."""
+    """All captions and images of a folder."""
 
     captions: tuple[ReferenceCaption, ...]
     images: tuple[Path, ...]
@@ -69,8 +69,8 @@ def read_folder(folder: Path) -> ReferenceCaptions:
 
 
 def published_subset(captions: Sequence[ReferenceCaption], count: int, seed: int = 0) -> list[ReferenceCaption]:
-    """The captions that Kosmos-G drew for: `random.seed(0); random.sample(annotations, 30000)`, of all captions of all
-    images, so that some images are asked for more than once and many not at all. Raises DataError.
+    """The captions that Kosmos-G used: `random.seed(0); random.sample(annotations, 30000)`, from all captions of all
+    images, so that some images occur more than once and many not at all. Raises DataError.
     """
     if count > len(captions):
         raise DataError(
@@ -80,7 +80,7 @@ def published_subset(captions: Sequence[ReferenceCaption], count: int, seed: int
 
 
 def first(captions: Sequence[ReferenceCaption], count: int | None) -> list[ReferenceCaption]:
-    """The first captions of the folder; None takes all. Raises DataError when there are fewer."""
+    """The first captions of the folder; None takes all. Raises DataError if there are fewer."""
     if count is not None and count > len(captions):
         raise DataError(
             f"evaluate.prompts: {count} captions are asked for, the folder has {len(captions)}; set it to that or less"
@@ -89,7 +89,7 @@ def first(captions: Sequence[ReferenceCaption], count: int | None) -> list[Refer
 
 
 def own_images(captions: Sequence[ReferenceCaption]) -> list[Path]:
-    """The images that captions describe, each once, in order. Raises DataError when a caption has none."""
+    """The images that captions describe, each once, in order. Raises DataError if a caption has none."""
     for number, caption in enumerate(captions):
         if caption.image is None:
             raise DataError(
@@ -100,9 +100,9 @@ def own_images(captions: Sequence[ReferenceCaption]) -> list[Path]:
 
 
 def digest_captions(captions: Sequence[ReferenceCaption], reals: Sequence[Path]) -> str:
-    """What was drawn for and compared with: every caption, and name and size of every real image.
+    """Digest of the data: every caption, and name and size of every real image.
 
-    The content of 40,504 images is not read for a name: a copy that was saved again has other sizes.
+    The contents of 40,504 images are not read just for an id; images that were saved again have other sizes.
     """
     digest = hashlib.sha256()
     for caption in captions:
@@ -212,7 +212,7 @@ class CocoFid:
         self.references = {"the real images": ImagesToRead(tuple(real), {INCEPTION: framing})}
 
     def in_words(self) -> None:
-        """The captions are words already."""
+        """The prompts are text already."""
         return None
 
     def score(
@@ -230,7 +230,7 @@ class CocoFid:
     def page(self, rows: Sequence[Mapping[str, Any]]) -> ScorePage:
         """The distance, beside published rows."""
         few = min(row["pictures"] for row in rows)
-        note = f" {few} images are too few for a number that means anything; FID falls as they grow."
+        note = f" {few} images are too few for a meaningful number; FID falls as the number grows."
         cells = [
             [row["variant"], row["protocol"], str(row["pictures"]), str(row["real"]), f"{row['fid']:.2f}"]
             for row in rows

@@ -1,4 +1,4 @@
-"""DreamBench as a benchmark: how much an image resembles its subject (DINO, CLIP-I) and follows the words (CLIP-T)."""
+"""DreamBench: how much an image resembles its subject (DINO, CLIP-I) and follows the text (CLIP-T)."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ from kosmosg.eval.statistics import flat
 
 
 class DreamBench:
-    """What is asked, read and told; see `kosmosg.eval.benchmarks.base.Benchmark`."""
+    """The benchmark; see `kosmosg.eval.benchmarks.base.Benchmark`."""
 
     weights: Mapping[str, str] = {}
 
@@ -45,7 +45,7 @@ class DreamBench:
         self._words: Features | None = None
 
     def in_words(self) -> None:
-        """There is no such thing: the subject is known by its photo alone."""
+        """Not possible: the subject is given by its photo alone."""
         return None
 
     def score(
@@ -74,11 +74,11 @@ class DreamBench:
         ]
 
     def shown(self, rows: int) -> list[int]:
-        """Subject after subject, another prompt of each."""
+        """Subject after subject, a different prompt of each."""
         return spread_out(len(self.cases), len(self.subjects), rows)
 
     def page(self, rows: Sequence[Mapping[str, Any]]) -> ScorePage:
-        """The three scores with intervals over subjects, then by subject, beside published rows."""
+        """The three scores with intervals over subjects, then by subject, and published results."""
         overall = [row for row in rows if row["set"] == "all"]
         of_subjects = sorted((row for row in rows if row["set"] != "all"), key=lambda row: str(row["set"]))
         titles = list(similarity.SCORES.values())

@@ -1,13 +1,13 @@
-"""DreamBench: thirty subjects, twenty-five prompts each, and how Kosmos-G is asked for them.
+"""DreamBench: thirty subjects, twenty-five prompts each, and how Kosmos-G words them.
 
 The images and the official list of prompts are those of DreamBooth (github.com/google/dreambooth, CC BY 4.0; some
 photos under the Unsplash licence). The images are not shipped; the prompts are written out below, so that a folder
 without `prompts_and_classes.txt` can be used too.
 
     <folder>/<subject>/<nn>.jpg    or <folder>/dataset/<subject>/<nn>.jpg
-    <folder>/prompts_and_classes.txt    read when it is there
+    <folder>/prompts_and_classes.txt    optional
 
-Which photo of a subject is kept as the input is the choice of Kosmos-G's evaluation
+Which photo of a subject is the input follows Kosmos-G's evaluation
 (scripts/remove_dreambench_multiimg.sh of xichenpan/Kosmos-G).
 """
 
@@ -26,17 +26,17 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 @dataclass(frozen=True)
 class DreamBenchSubject:
-    """One of the thirty."""
+    """One of the thirty subjects."""
 
     name: str
     kind: str
-    """The word for what it is, in the prompts."""
+    """Its class word in the prompts."""
     kept: str
     """Stem of the photo that is the input."""
 
     @property
     def live(self) -> bool:
-        """Cats and dogs have prompts of their own."""
+        """Whether it is a cat or dog, which have prompts of their own."""
         return self.kind in ("cat", "dog")
 
 
@@ -75,7 +75,7 @@ _CHANGES = ("a red {}", "a purple {}", "a shiny {}", "a wet {}", "a cube shaped 
 
 @dataclass(frozen=True)
 class DreamBenchPrompts:
-    """The official sentences, `{}` where the subject is named."""
+    """The official sentences, with `{}` for the subject."""
 
     objects: tuple[str, ...]
     live: tuple[str, ...]
@@ -125,13 +125,13 @@ class DreamBenchCase:
     sentence: str
     """The official sentence with the subject's word: what CLIP-T is measured against."""
     text: str
-    """What the model is asked, `<i>` in the place of the photo."""
+    """The prompt for the model, with `<i>` for the photo."""
     photo: Path
 
 
 def ask(sentence: str, word: str = "") -> str:
-    """How Kosmos-G is asked for an official sentence: no leading article, and what was said before the subject comes
-    after it, because a word between article and image would describe the image. `word` stands before the image;
+    """The prompt for an official sentence, as in Kosmos-G: no leading article, and words before the subject are moved
+    after it, because a word between article and image would describe the image. `word` comes before the image;
     with drop_object there is none.
 
     'a {} in the snow' -> '<i> in the snow', 'a red {}' -> '<i>, red'
@@ -164,7 +164,7 @@ def choose(names: Sequence[str]) -> list[DreamBenchSubject]:
 
 
 def root(folder: Path) -> Path:
-    """Where the subjects' folders lie: the folder itself, or `dataset` in it. Raises DataError when neither."""
+    """Where the subjects' folders are: the folder itself, or `dataset` in it. Raises DataError if neither has them."""
     if not folder.is_dir():
         raise DataError(f"evaluate.data: there is no folder {folder}; give a copy of DreamBooth's `dataset`")
     for candidate in (folder, folder / "dataset"):
@@ -197,7 +197,8 @@ def real_photos(folder: Path, subject: DreamBenchSubject) -> list[Path]:
 
 
 def read_prompts(folder: Path) -> DreamBenchPrompts:
-    """The sentences of the folder's official list, or the same from here. Raises DataError when the list is damaged."""
+    """The sentences of the folder's official list, or else the built-in ones. Raises DataError if the list
+    is damaged."""
     for path in (folder / LIST, folder / "dataset" / LIST):
         if path.is_file():
             return parse_prompts(path.read_text(encoding="utf-8"), path)
@@ -205,7 +206,7 @@ def read_prompts(folder: Path) -> DreamBenchPrompts:
 
 
 def parse_prompts(text: str, path: Path = Path(LIST)) -> DreamBenchPrompts:
-    """The two lists of sentences, and a check that the subjects' words are the known ones. Raises DataError."""
+    """The two lists of sentences; also checks that the class words are the known ones. Raises DataError."""
     head, objects, live = _thirds(text, path)
     words = dict(re.findall(r"^(\w+),([\w ]+)$", head, flags=re.MULTILINE))
     for subject in SUBJECTS:
@@ -232,7 +233,7 @@ def _sentences(part: str) -> tuple[str, ...]:
 
 
 def digest_cases(cases: Sequence[DreamBenchCase], reals: Mapping[str, Sequence[Path]]) -> str:
-    """What the numbers were measured on: sentences, questions, and the bytes of every photo."""
+    """Digest of the data: sentences, prompts, and the bytes of every photo."""
     digest = hashlib.sha256()
     for case in cases:
         digest.update(f"{case.subject.name}\0{case.sentence}\0{case.text}\n".encode())

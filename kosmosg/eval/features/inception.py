@@ -1,4 +1,4 @@
-"""The Inception v3 that FID is defined by, reading the weights file that the FID libraries share.
+"""The Inception v3 that defines FID; it reads the weights file that the FID libraries share.
 
 It is not torchvision's: the network of 2015-12-05 ignores padding in its average pools, takes a maximum in its last
 block, and was never trained by PyTorch. The file is `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid, which

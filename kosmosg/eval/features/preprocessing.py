@@ -1,7 +1,7 @@
-"""How an image becomes what a feature network reads: the resizings that published numbers were made with.
+"""Preprocessing for feature networks: the resizing functions that published numbers were computed with.
 
-The same image through another resizing is another image to the network, and moves FID by whole points. Each
-function here is one published behaviour, named after where it comes from; `kosmosg.eval.protocol` says which is used.
+A different resizing function gives the network a different image and shifts FID by whole points. Each function
+here is one published behaviour, named after its origin; `kosmosg.eval.protocol` says which is used.
 
 Letters: H x W pixels of an image. Arrays are (H, W, 3) with values in 0..255.
 """
@@ -51,7 +51,7 @@ def crop_square(image: Image.Image, side: int) -> Image.Image:
 
 
 def centre(image: Image.Image, side: int) -> Image.Image:
-    """The centre square of an image that is at least as large."""
+    """The centre square of an image that is at least that large."""
     left, top = centre_start(image.width, side), centre_start(image.height, side)
     return image.crop((left, top, left + side, top + side))
 

@@ -49,8 +49,8 @@ class Moments:
     def of(cls, features: Floats, rows: int = 4096) -> "Moments":
         """Of `features (N, D)`, `rows` at a time. Raises DataError for fewer than two vectors.
 
-        The covariance is summed over differences from the mean: E[xx'] - E[x]E[x]' would lose the digits that both
-        have in common.
+        The covariance is summed over differences from the mean: E[xx'] - E[x]E[x]' would lose precision to
+        cancellation.
         """
         if features.ndim != 2 or len(features) < 2:
             raise DataError(f"moments need at least 2 feature vectors (N, D), got shape {features.shape}; draw more")

@@ -1,6 +1,6 @@
-"""DreamBench's three scores: how much an image shows the subject (DINO, CLIP-I) and follows the words (CLIP-T).
+"""DreamBench's three scores: how much an image shows the subject (DINO, CLIP-I) and follows the text (CLIP-T).
 
-All are cosines of features, so they lie in [-1, 1]; papers print them times 100 or not, here they are not.
+All are cosine similarities in [-1, 1]; some papers report them times 100, we do not.
 Letters: N generated images, R real photos, S sentences, D feature dimensions.
 """
 
@@ -44,7 +44,7 @@ def _likeness(generated: Floats, real: Floats, photos_of: Sequence[Sequence[int]
 
 
 def overall(scores: Mapping[str, Doubles], subjects: Sequence[str]) -> dict[str, Estimate]:
-    """Mean over all images of each score, its interval by drawing whole subjects."""
+    """Mean of each score over all images, with a bootstrap interval over subjects."""
     return {name: bootstrap(values, subjects) for name, values in scores.items()}
 
 

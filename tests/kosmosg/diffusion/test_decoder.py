@@ -205,5 +205,5 @@ def test_mistakes_are_told(decoder: FrozenDecoder, inputs: dict, tmp_path: Path)
     )  # fmt: skip
     with pytest.raises(CheckpointError, match="takes 9 channels, the VAE gives 4"):
         FrozenDecoder(wide, decoder.vae, dict(DDPMScheduler().config))
-    with pytest.raises(CheckpointError, match="knows no text encoder"):
+    with pytest.raises(CheckpointError, match="has no text encoder"):
         _ = FrozenDecoder(decoder.unet, decoder.vae, dict(DDPMScheduler().config)).tokenizer
