@@ -24,7 +24,7 @@ from kosmosg.stages.align import AlignObjective
 from kosmosg.stages.instruct import InstructObjective
 from kosmosg.stages.pretrain import PretrainObjective
 from kosmosg_platform.config import Section, resolve
-from kosmosg_platform.console import echo, quiet_libraries
+from kosmosg_platform.console import echo, echo_error, quiet_libraries
 from kosmosg_platform.datasets.steps import BuildConfig
 from kosmosg_platform.training.stage_recipe import StageExperiment
 
@@ -225,10 +225,10 @@ def main(job: str, run: Callable[[Experiment], Any], arguments: Sequence[str] | 
         experiment = from_arguments(job, given)
         run(experiment)
     except KosmosGError as error:
-        print(f"kosmosg {job}: {error}", file=sys.stderr)
+        echo_error(f"kosmosg {job}", error)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"kosmosg {job}: interrupted; run the same command again to resume", file=sys.stderr)
+        echo_error(f"kosmosg {job}", "interrupted; run the same command again to resume")
         sys.exit(130)
     sys.exit(0)
 

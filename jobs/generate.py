@@ -25,12 +25,8 @@ from kosmosg.prompt import Prompt
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest
 from kosmosg_platform.console import echo
-from kosmosg_platform.inference.generation import (
-    GenerationRequest,
-    SamplingParams,
-    generate_images,
-    image_key,
-)
+from kosmosg_platform.inference.generation import generate_images, image_key
+from kosmosg_platform.inference.sampling import GenerationRequest, SamplingParams
 from kosmosg_platform.owned_folder import claim_files
 from kosmosg_platform.run_paths import RunPaths, choose_model
 from kosmosg_platform.storage import write_text

@@ -15,7 +15,7 @@ from kosmosg.errors import ConfigError, KosmosGError
 from kosmosg.hub import resolve_model
 from kosmosg.plugins import load_plugins
 from kosmosg.shapes import MODEL_SHAPES, new_config
-from kosmosg_platform.console import echo
+from kosmosg_platform.console import echo, echo_error
 from kosmosg_platform.planning.flops import decoder_cost, stage_cost
 from kosmosg_platform.planning.plan import StagePlan, plan_stage, render
 from kosmosg_platform.run_paths import STAGES
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plans = plan(given)
         shared = _experiment(STAGES[-1], given)
     except KosmosGError as error:
-        print(f"kosmosg plan: {error}", file=sys.stderr)
+        echo_error("kosmosg plan", error)
         sys.exit(2)
     print("\n".join(render(plans, shared.scale, shared.engine)))
     sys.exit(0 if all(one.possible for one in plans) else 1)

@@ -20,10 +20,11 @@ from kosmosg.toyworld.build import DECODER, FITS, INDEPENDENT, assemble, scaled,
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest, plain
 from kosmosg_platform.console import echo
+from kosmosg_platform.progress import Progress
 from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.tracking import Run
 
-_REPORT_SECONDS = 10.0
+_REPORT_SECONDS = 2.0
 
 
 def run(experiment: Experiment) -> Path:
@@ -50,19 +51,17 @@ def train(parts: tuple[str, ...], work: Path, experiment: Experiment) -> None:
     """Train parts as Ray tasks of one core each and print their progress."""
     import ray
 
+    settings = experiment.toyworld_build
+    steps = {name: scaled(name, settings.effort, settings.seed).steps for name in parts}
     task = ray.remote(num_cpus=1)(_train_alone)
-    shown = {name: _lines(work, name) for name in parts}
-    waiting = [
-        task.remote(name, work, experiment.toyworld_build.effort, experiment.toyworld_build.seed) for name in parts
-    ]
-    while waiting:
-        done, waiting = ray.wait(waiting, timeout=_REPORT_SECONDS)
-        ray.get(done)  # a part that failed ends the job here, with its own traceback
-        for name in parts:
-            lines = _lines(work, name)
-            if len(lines) > len(shown[name]):
-                echo(_sentence(name, json.loads(lines[-1])))
-            shown[name] = lines
+    waiting = [task.remote(name, work, settings.effort, settings.seed) for name in parts]
+    with Progress(f"toyworld: {', '.join(parts)}", sum(steps.values()), "steps", running=False) as shown:
+        while waiting:
+            done, waiting = ray.wait(waiting, timeout=_REPORT_SECONDS)
+            ray.get(done)  # a part that failed ends the job here, with its own traceback
+            last = {name: json.loads(lines[-1]) for name in parts if (lines := _lines(work, name))}
+            taken = sum(min(int(line["step"]), steps[name]) for name, line in last.items())
+            shown.update(taken if waiting else sum(steps.values()), "; ".join(map(_figures, last, last.values())))
 
 
 def track(experiment: Experiment, work: Path, destination: Path, scores: Scores) -> None:
@@ -97,10 +96,9 @@ def _lines(work: Path, name: str) -> list[str]:
     return log.read_text().splitlines() if log.is_file() else []
 
 
-def _sentence(name: str, line: dict[str, float]) -> str:
+def _figures(name: str, line: dict[str, float]) -> str:
     rest = {key: value for key, value in line.items() if key not in ("step", "seconds", "lr")}
-    numbers = "  ".join(f"{key} {value:.3f}" for key, value in rest.items())
-    return f"toyworld: {name}: step {line['step']:.0f}  {numbers}  {line['seconds']:.0f} s"
+    return f"{name} at {line['step']:.0f}: {' '.join(f'{key} {value:.3f}' for key, value in rest.items())}"
 
 
 if __name__ == "__main__":

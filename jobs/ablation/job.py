@@ -37,7 +37,8 @@ from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest, plain, to_yaml
 from kosmosg_platform.console import echo, read_metrics
 from kosmosg_platform.evaluation.runner import IMAGES, sampling_of
-from kosmosg_platform.inference.generation import GenerationRequest, generate_images, open_image
+from kosmosg_platform.inference.generation import generate_images, open_image
+from kosmosg_platform.inference.sampling import GenerationRequest
 from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.storage import write_json, write_text
 from kosmosg_platform.tracking import Run

@@ -1,4 +1,4 @@
-"""What the routes need from a backend; in `serving/app.py` that is Ray Serve's deployments."""
+"""What the routes ask of whoever computes; `serving/app.py` puts Ray Serve's deployments there."""
 
 from collections.abc import AsyncGenerator
 from typing import Protocol
@@ -8,16 +8,16 @@ from serving.engine.messages import DecoderInfo, EncodedPrompt, Event, ImageRequ
 
 
 class Backend(Protocol):
-    """What the routes need. Every method raises ApiError or a KosmosGError with a message for the client."""
+    """What the routes need. Every method raises ApiError or a KosmosGError for what the client should read."""
 
     async def about(self) -> DecoderInfo:
-        """Describes the loaded model; 503 until it is loaded."""
+        """What is loaded; 503 as long as it is not."""
 
     async def missing(self) -> list[str]:
-        """Which deployments are not ready; empty if all are."""
+        """Which parts are not ready; empty when all are."""
 
     async def encode(self, prompt: Prompt, negative: str | None) -> EncodedPrompt:
-        """Encode a prompt as a condition; 429 if too many requests are waiting."""
+        """A prompt as a condition; 429 when too many wait."""
 
     def generate(self, request: ImageRequest) -> AsyncGenerator[Event]:
-        """Events of a request, the last of which is `Finished`; closing it early frees its slot; 429 if full."""
+        """Events of a request, the last of which is `Finished`; closing it early frees its place; 429 when full."""

@@ -1,6 +1,6 @@
-"""Requests and responses of the endpoint, as published in /openapi.json.
+"""What goes in and out of the endpoint, as it stands in /openapi.json.
 
-This module defines the fields; the operator sets the limits, which `serving.api.resolve` checks.
+The shapes are fixed here; the limits are the operator's, and `serving.api.resolve` checks them.
 """
 
 from typing import Annotated, Any, Literal
@@ -11,30 +11,30 @@ MAX_SEED = 2**63 - 1
 
 
 class Body(BaseModel):
-    """Base of request bodies: unknown fields are rejected, so that a misspelt name does not silently mean a default."""
+    """Base of what is received: unknown fields are refused, so that a misspelt name never passes as a default."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
 
 class TextPart(Body):
-    """Text in the prompt."""
+    """Words of the prompt."""
 
     type: Literal["text"]
     text: str
-    """The text. A literal `<i>` is rejected: in this API, images are separate parts."""
+    """Words. A literal `<i>` is refused: here images are parts of their own."""
 
 
 class ImageUrl(Body):
-    """An image embedded in the request."""
+    """An image inside the request."""
 
     url: str
-    """`data:image/png;base64,...`; also JPEG, WebP, GIF (one frame), BMP, TIFF, AVIF. URLs are not fetched."""
+    """`data:image/png;base64,...`; also JPEG, WebP, GIF (one frame), BMP, TIFF, AVIF. Addresses are not fetched."""
     detail: str | None = None
     """Ignored; chat clients send it."""
 
 
 class ImagePart(Body):
-    """An image in the prompt."""
+    """An image at its place between the words."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -66,32 +66,32 @@ class PromptRequest(Body):
     negative: str | None = None
     """What the images should not show; null is the null prompt that training used."""
     model: str | None = None
-    """A name from /v1/models; null means the served model."""
+    """A name from /v1/models; null is the one that is served."""
 
 
 class GenerateRequest(PromptRequest):
     """`POST /v1/generate`."""
 
     n: int = Field(default=1, ge=1)
-    """Number of images; image i uses seed + i."""
+    """Images; image i has seed + i."""
     size: str | None = Field(default=None, examples=["512x512"])
-    """WIDTHxHEIGHT in pixels; null means the decoder's native size."""
+    """WIDTHxHEIGHT in pixels; null is the decoder's own."""
     steps: int | None = Field(default=None, ge=1)
     """Denoising steps."""
     guidance: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """Classifier-free guidance scale; 1 or less disables guidance."""
+    """Classifier-free guidance; at 1 or below it is off."""
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED - 1024)
-    """The same seed gives the same image, whatever else the server is doing; null picks a random one."""
+    """The same seed gives the same image, whatever else the server does; null takes a random one."""
     scheduler: str | None = Field(default=None, examples=["dpms"])
-    """Scheduler, by a name from /v1/models; null means the decoder's own."""
+    """Scheduler, by the names in /v1/models; null is the decoder's own."""
     lora: list[Lora] = Field(default_factory=list)
-    """Adapters, by names from /v1/models."""
+    """Adapters, by the names in /v1/models."""
     control: Control | None = None
-    """A ControlNet, by a name from /v1/models."""
+    """A ControlNet, by the names in /v1/models."""
     format: Literal["png", "jpeg", "webp"] = "png"
-    """Image format of the response."""
+    """How images are encoded."""
     stream: bool = False
-    """Respond with server-sent events: progress, partial_image, completed, error."""
+    """Answer with server-sent events: progress, partial_image, completed, error."""
     partial_images: int = Field(default=2, ge=0)
     """Partial images in a stream."""
 
@@ -111,16 +111,16 @@ class ImageData(BaseModel):
 
 
 class Usage(BaseModel):
-    """What the request used."""
+    """What was spent."""
 
     prompt_tokens: int
-    """Tokens of the prompt, including image slots."""
+    """Tokens of the prompt, image slots included."""
     input_images: int
     output_images: int
     unet_rows: int
-    """U-Net evaluations; guidance doubles the number."""
+    """U-Net evaluations; guidance doubles them."""
     cached: bool
-    """Whether the prompt was cached and not encoded again."""
+    """The prompt was known, and was not encoded again."""
 
 
 class Timings(BaseModel):
@@ -128,7 +128,7 @@ class Timings(BaseModel):
 
     encode: float
     draw: float
-    """Includes waiting for a slot."""
+    """Waiting for a place included."""
     total: float
 
 
@@ -163,14 +163,14 @@ class ConditionResponse(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """The served model."""
+    """A model that is served."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "kosmosg"
     size: str
-    """The WIDTHxHEIGHT that it was trained on."""
+    """WIDTHxHEIGHT that it was trained at."""
     size_step: int
     """Widths and heights are multiples of this."""
     condition: list[int]
@@ -196,11 +196,11 @@ class ErrorDetail(BaseModel):
     code: str
     message: str
     param: str | None
-    """The field concerned, as a dotted path."""
+    """The field that is meant, as a dotted path."""
 
 
 class ErrorResponse(BaseModel):
-    """Every response that is not a success."""
+    """Every answer that is not a success."""
 
     error: ErrorDetail
 
@@ -211,7 +211,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "The body is not JSON."},
     404: {"model": ErrorResponse, "description": "No such model, LoRA or ControlNet."},
     413: {"model": ErrorResponse, "description": "The request is larger than `limits.body_bytes`."},
-    422: {"model": ErrorResponse, "description": "A field or an image is invalid or exceeds a limit."},
-    429: {"model": ErrorResponse, "description": "Too many requests are waiting; see Retry-After."},
+    422: {"model": ErrorResponse, "description": "A field or an image that cannot be, or is beyond a limit."},
+    429: {"model": ErrorResponse, "description": "Too many requests wait; see Retry-After."},
     503: {"model": ErrorResponse, "description": "Starting, or a replica was lost; see Retry-After."},
 }

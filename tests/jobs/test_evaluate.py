@@ -22,7 +22,6 @@ from kosmosg.eval.protocol import find_protocol
 from kosmosg.shapes import new_config
 from kosmosg_platform.evaluation.runner import sampling_of
 from kosmosg_platform.inference.generation import (
-    GenerationRequest,
     GenerationTask,
     ImageGenerator,
     image_key,
@@ -30,6 +29,7 @@ from kosmosg_platform.inference.generation import (
     read_request,
     save_requests,
 )
+from kosmosg_platform.inference.sampling import GenerationRequest
 
 
 @pytest.fixture(scope="module")

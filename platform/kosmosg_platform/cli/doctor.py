@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Literal
 
 from kosmosg.errors import KosmosGError
 from kosmosg_platform.cluster import workspace
+from kosmosg_platform.console import styled
 
 Level = Literal["ok", "note", "bad"]
 
@@ -60,14 +62,15 @@ def examine() -> list[Finding]:
 
 def show(findings: Iterable[Finding]) -> int:
     """Print the findings; exit code 1 if something will not work."""
-    marks = {"ok": "  ok", "note": "note", "bad": " BAD"}
+    marks = {"ok": ("  ok", "success"), "note": ("note", "warning"), "bad": (" BAD", "error")}
     bad = 0
     for finding in findings:
-        print(f"{marks[finding.level]} {finding.what}")
+        print(f"{styled(*marks[finding.level], sys.stdout)} {finding.what}")
         if finding.remedy:
-            print(f"      -> {finding.remedy}")
+            print(styled(f"      -> {finding.remedy}", "dim", sys.stdout))
         bad += finding.level == "bad"
-    print("everything that was looked at will work" if not bad else f"{bad} will not work")
+    told = f"{bad} of these will not work" if bad else "no problems found"
+    print(styled(told, "error" if bad else "success", sys.stdout))
     return 1 if bad else 0
 
 

@@ -2,7 +2,6 @@
 
 import re
 import secrets
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -13,6 +12,8 @@ from PIL import Image
 
 from kosmosg.errors import ConfigError
 from kosmosg.prompt import Prompt
+from kosmosg_platform.console import echo, quiet_libraries
+from kosmosg_platform.progress import Progress
 from kosmosg_platform.run_paths import choose_model
 
 FORMATS = {".png", ".jpg", ".jpeg", ".webp"}
@@ -41,81 +42,66 @@ class GenerateOptions:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class GenerateResult:
     """Images, the seed of the first, and the seconds spent generating, without loading the model."""
 
-    pictures: list[Image.Image]
+    images: list[Image.Image]
     seed: int
     seconds: float
 
 
-def generate_remote(wish: GenerateOptions, url: str) -> Drawn:
+def generate_remote(options: GenerateOptions, url: str) -> GenerateResult:
     """Through an endpoint. Raises ConfigError if it does not respond, EndpointError if it rejects the request."""
     from kosmosg_platform.inference.client import Client
 
-    prompt = wish.prompt
+    prompt = options.prompt
     began = time.perf_counter()
     with Client(url) as client:
         generated = client.generate(
             prompt,
-            n=wish.n,
-            steps=wish.steps,
-            guidance=wish.guidance,
-            negative=wish.negative,
-            size=wish.size,
-            seed=wish.seed,
+            n=options.n,
+            steps=options.steps,
+            guidance=options.guidance,
+            negative=options.negative,
+            size=options.size,
+            seed=options.seed,
         )
-    return Drawn(generated.images, generated.seeds[0], time.perf_counter() - began)
+    return GenerateResult(generated.images, generated.seeds[0], time.perf_counter() - began)
 
 
-def generate_local(wish: GenerateOptions, model: str | None, decoder: str) -> Drawn:
-    """With the library, in this process; the same seed gives the same images as through an endpoint."""
-    prompt = wish.prompt  # fail on an invalid prompt before the model is loaded
-    width, height = _size(wish.size)
+def generate_local(options: GenerateOptions, model: str | None, decoder: str) -> GenerateResult:
+    """In this process; the same seed gives the same images as through an endpoint. Raises KosmosGError."""
+    prompt = options.prompt  # fail on an invalid prompt before the model is loaded
+    size = _size(options.size)
     chosen = choose_model(Path("runs"), decoder, model)
     if model is None:
-        print(f"kosmosg: generating with {chosen}", file=sys.stderr)
-    folder = chosen.folder
-
-    from kosmosg_platform.console import quiet_libraries
-
+        echo(f"kosmosg: generating with {chosen}")
     quiet_libraries()
-    import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from kosmosg.pipeline import KosmosGPipeline
+    from kosmosg_platform.inference.sampling import GenerationRequest, SamplingParams, generate_batch, open_pipeline
 
-    disable_progress_bar()  # no bar for loading weights; denoising keeps its own, on a terminal
-    # A pipeline folder has a decoder of its own.
-    own = (folder / "model_index.json").is_file()
-    pipeline = KosmosGPipeline.from_pretrained(folder, decoder=None if own else decoder)
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    pipeline.set_progress_bar_config(disable=not sys.stderr.isatty())
-    seed = secrets.randbelow(2**31) if wish.seed is None else wish.seed
-    began = time.perf_counter()
-    output = pipeline(
-        prompt,
-        height=height,
-        width=width,
-        num_inference_steps=wish.steps,
-        guidance_scale=wish.guidance,
-        negative_prompt=wish.negative,
-        num_images_per_prompt=wish.n,
-        generator=[torch.Generator().manual_seed(seed + i) for i in range(wish.n)],
-        return_dict=False,
-    )
-    return Drawn(list(output[0]), seed, time.perf_counter() - began)
+    disable_progress_bar()  # no bar for loading weights
+    pipe = open_pipeline(chosen.folder, decoder)
+    seed = secrets.randbelow(2**31) if options.seed is None else options.seed
+    request = GenerationRequest(prompt.text, prompt.images, options.negative, seed)
+    sampling = SamplingParams(options.steps, options.guidance, size=size, images_per_prompt=options.n)
+    with Progress("generate", options.steps or 0, "steps") as shown:
+        images = generate_batch(
+            pipe, {0: (prompt, request)}, sampling, lambda step, steps: shown.update(step, total=steps)
+        )
+    return GenerateResult(images, seed, shown.seconds)
 
 
-def write(pictures: Sequence[Image.Image], output: Path) -> list[Path]:
+def write(images: Sequence[Image.Image], output: Path) -> list[Path]:
     """`out.png`, or `out-1.png`, `out-2.png`, ... for several; the suffix decides the format. Raises ConfigError."""
     check_output(output)
     paths = [output]
-    if len(pictures) > 1:
-        paths = [output.with_name(f"{output.stem}-{i}{output.suffix}") for i in range(1, len(pictures) + 1)]
+    if len(images) > 1:
+        paths = [output.with_name(f"{output.stem}-{i}{output.suffix}") for i in range(1, len(images) + 1)]
     output.parent.mkdir(parents=True, exist_ok=True)
-    for picture, path in zip(pictures, paths, strict=True):
-        picture.save(path)
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
     return paths
 
 
@@ -127,9 +113,10 @@ def check_output(output: Path) -> None:
         raise ConfigError(f"--output: {output} is a folder; name a file in it")
 
 
-def _size(size: str | None) -> tuple[int | None, int | None]:
+def _size(size: str | None) -> tuple[int, int] | None:
+    """Width and height in pixels; None leaves them to the decoder."""
     if size is None:
-        return None, None
+        return None
     sides = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)
     if sides is None:
         raise ConfigError(f"--size: {size!r} is not WIDTHxHEIGHT in pixels, such as 512x512")

@@ -21,6 +21,7 @@ from kosmosg_platform.cli.completion import (
     offer_words,
 )
 from kosmosg_platform.cluster import workspace
+from kosmosg_platform.console import echo, echo_error, quiet_libraries
 
 keep_the_cursor_behind_equals_signs()
 HELP = {"help_option_names": ["-h", "--help"]}
@@ -48,10 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         code = app(args=None if arguments is None else list(arguments), prog_name="kosmosg", standalone_mode=False)
     except typer.TyperException as error:
-        print(f"kosmosg: {error.format_message().rstrip('.')}; see `kosmosg --help`", file=sys.stderr)
+        echo_error("kosmosg", f"{error.format_message().rstrip('.')}; see `kosmosg --help`")
         sys.exit(error.exit_code)
     except KosmosGError as error:
-        print(f"kosmosg: {error}", file=sys.stderr)
+        echo_error("kosmosg", error)
         sys.exit(2)
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
@@ -234,11 +235,11 @@ def generate(
     from kosmosg_platform.cli.generate import GenerateOptions, check_output, generate_local, generate_remote, write
 
     check_output(output)
-    wish = GenerateOptions(prompt, tuple(image or ()), n, steps, guidance, negative, size, seed)
-    drawn = generate_remote(wish, url) if url else generate_local(wish, model, decoder)
-    for path in write(drawn.pictures, output):
+    options = GenerateOptions(prompt, tuple(image or ()), n, steps, guidance, negative, size, seed)
+    result = generate_remote(options, url) if url else generate_local(options, model, decoder)
+    for path in write(result.images, output):
         print(path)
-    print(f"seed {drawn.seed}, {drawn.seconds:.1f} s", file=sys.stderr)
+    echo(f"seed {result.seed}, {result.seconds:.1f} s", "dim")
 
 
 @app.command("import")
@@ -259,8 +260,6 @@ def import_(
 
     Example: kosmosg import reference checkpoint_final.pt kosmosg-released --tokenizer sentencepiece.bpe.model
     """
-    from kosmosg_platform.console import quiet_libraries
-
     quiet_libraries()
     from kosmosg.convert import import_weights, plan_kosmos2, plan_reference
     from kosmosg.processor import SENTENCEPIECE_FILE, KosmosGProcessor

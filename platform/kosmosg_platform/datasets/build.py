@@ -25,6 +25,7 @@ from kosmosg_platform.datasets.dataset import MANIFEST, Shard, write_manifest
 from kosmosg_platform.datasets.pipeline import RECEIPTS, PipelinePlan, run_pipeline
 from kosmosg_platform.datasets.steps import PipelineStep
 from kosmosg_platform.owned_folder import MARKER, claim_folder
+from kosmosg_platform.progress import Progress
 from kosmosg_platform.storage import write_json
 
 SHARD_FILE = re.compile(r"(?P<partial>\.)?(?P<name>part-\d{5,})\.(?:parquet|json)(?:\.[\w.-]+)?")
@@ -91,10 +92,14 @@ def build(
         if kept:
             say(f"{reader.kind}: {kept} of {len(works)} shards are there already, {len(missing)} to build")
         plan = PipelinePlan(folder, reader, tuple(steps), options, keys)
-        progress = BuildProgress(reader.kind, len(missing), say)
-        for receipt in run_pipeline(plan, missing):
-            built_rows += receipt["rows"]
-            progress.add(receipt)
+        refused = 0
+        with Progress(reader.kind, len(missing), "shards") as shown:
+            began = time.monotonic()
+            for number, receipt in enumerate(run_pipeline(plan, missing), start=1):
+                built_rows += receipt["rows"]
+                refused += sum(receipt["reasons"].values())
+                rate = built_rows / (time.monotonic() - began)
+                shown.update(number, f"{built_rows:,} rows, {rate:,.1f} rows/s, {refused:,} refused")
     receipts = [_receipt(folder, work.index) for work in works]
     unwritten = [work.index for work, receipt in zip(works, receipts, strict=True) if receipt is None]
     if unwritten:
@@ -154,31 +159,6 @@ def shard_keys(reader: Reader, settings: Mapping[str, Any], works: Sequence[Work
     """For every shard a hash of all that its bytes depend on."""
     common = [SCHEMA_VERSION, PIPELINE_VERSION, reader.kind, reader.describe(), settings]
     return {work.index: digest([*common, work.digest()]) for work in works}
-
-
-class BuildProgress:
-    """A line now and then: shards, rows, rate, time left. Every line stands alone, so it also reads well in a log."""
-
-    def __init__(self, kind: str, shards: int, say: Say, every: float = 2.0) -> None:
-        self.kind, self.shards, self.say, self.every = kind, shards, say, every
-        self.started = self.told = time.monotonic()
-        self.done = self.rows = self.refused = 0
-
-    def add(self, receipt: Mapping[str, Any]) -> None:
-        """Count one finished shard and tell, if it is time to."""
-        self.done += 1
-        self.rows += receipt["rows"]
-        self.refused += sum(receipt["reasons"].values())
-        now = time.monotonic()
-        if now - self.told < self.every and self.done < self.shards:
-            return
-        self.told = now
-        spent = max(now - self.started, 1e-6)
-        left = spent / self.done * (self.shards - self.done)
-        self.say(
-            f"{self.kind}: shard {self.done}/{self.shards}, {self.rows:,} rows, {self.rows / spent:,.1f} rows/s, "
-            f"{self.refused:,} refused, {left:,.0f} s left"
-        )
 
 
 def _receipt(folder: Path, shard: int) -> dict[str, Any] | None:

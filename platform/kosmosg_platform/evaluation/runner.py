@@ -17,7 +17,8 @@ from kosmosg.eval.protocol import Protocol
 from kosmosg.prompt import Prompt
 from kosmosg_platform.cluster.session import Scaled, connect
 from kosmosg_platform.inference.features import FeatureNetworkSpec, ImageSet, digests, extract_features
-from kosmosg_platform.inference.generation import GenerationRequest, SamplingParams, generate_images, open_image
+from kosmosg_platform.inference.generation import generate_images, open_image
+from kosmosg_platform.inference.sampling import GenerationRequest, SamplingParams
 
 IMAGES = "images"
 """Folder of the generated images, inside that of the evaluation."""

@@ -1,1 +1,2 @@
-"""Batch inference: `generation` and `features` on Ray `actors`, and a `client` for the endpoint."""
+"""Inference: `sampling` in one process, `generation` and `features` in batches on Ray `actors`, and a `client` for the
+endpoint."""

@@ -14,10 +14,10 @@ from typing import Any
 from kosmosg.errors import KosmosGError
 from kosmosg_platform.cluster.resources import WorkerDemand, require_resources
 from kosmosg_platform.cluster.session import ScaleConfig
-from kosmosg_platform.console import echo, quiet_ray_data
+from kosmosg_platform.console import quiet_ray_data
+from kosmosg_platform.progress import Progress
 
 Worker = Callable[[str], int]
-_SAY_SECONDS = 15.0
 _ACTOR_CPUS = 0.5  # not a whole core: with as many actors as cores nothing would be left to hand them their rows
 _TASKS = 1000  # parts of the work that Ray Data keeps account of
 
@@ -62,7 +62,6 @@ def run_blocks(
         return 0
     demand = WorkerDemand(min(scale.workers, len(blocks)), _ACTOR_CPUS, float(scale.use_gpu))
     require_resources(demand)
-    began = said = time.perf_counter()
     done = 0
     with quiet_ray_data(), warnings.catch_warnings():
         # `max_restarts` has no parameter of its own in Ray 2.60.
@@ -79,15 +78,11 @@ def run_blocks(
             # No restarts, so that Ray does not warn that a restarted actor might not find its arguments.
             max_restarts=0,
         )
-        for number, row in enumerate(rows.iter_rows(), start=1):
-            if row["error"]:
-                raise KosmosGError(row["error"])
-            done += int(row["count"])
-            if time.perf_counter() - said > _SAY_SECONDS:
-                said = time.perf_counter()
-                left = (said - began) / number * (len(blocks) - number)
-                rate = f"{done / (said - began):.2f} {unit}/s"
-                echo(f"{title}: {number} of {len(blocks)} batches, {rate}, about {left:.0f} s left")
-    seconds = time.perf_counter() - began
-    echo(f"{title}: {done} {unit} in {seconds:.0f} s ({done / seconds:.2f} per second)")
+        with Progress(title, len(blocks), "batches") as shown:
+            began = time.perf_counter()
+            for number, row in enumerate(rows.iter_rows(), start=1):
+                if row["error"]:
+                    raise KosmosGError(row["error"])
+                done += int(row["count"])
+                shown.update(number, f"{done:,} {unit}, {done / (time.perf_counter() - began):.2f} {unit}/s")
     return done

@@ -15,10 +15,9 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
 
 from PIL import Image
 
@@ -29,59 +28,10 @@ from kosmosg.prompt import Prompt, read_image
 from kosmosg_platform.cluster.session import ScaleConfig
 from kosmosg_platform.config import digest
 from kosmosg_platform.inference.actors import run_blocks
+from kosmosg_platform.inference.sampling import GenerationRequest, SamplingParams, generate_batch, open_pipeline
 from kosmosg_platform.storage import write_text
 
-Noise = Literal["picture", "batch"]
 DECODER_PARTS = ("unet", "vae", "scheduler")
-SEED_STRIDE = 100_003
-"""Seeds of two runs do not overlap before this many images."""
-
-
-@dataclass(frozen=True)
-class GenerationRequest:
-    """A prompt to generate images for. Its images are PIL images, or files that all workers see and that only they
-    open: a `Prompt` owns copies of its images, which for thousands of large photos would fill the memory.
-    """
-
-    text: str
-    images: tuple[Image.Image | Path, ...] = ()
-    negative: str | None = None
-    """What the images should not show; None is the null prompt."""
-    seed: int | None = None
-    """Seed of the first image; each further image adds one. None derives a seed from the image's number."""
-
-    @classmethod
-    def of(cls, prompt: Prompt) -> "GenerationRequest":
-        """The request for an existing `Prompt`."""
-        return cls(prompt.text, prompt.images)
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How images are generated; equal values and equal weights give equal images."""
-
-    steps: int | None
-    """Denoising steps; None takes the decoder's default."""
-    guidance: float | None
-    """Classifier-free guidance scale; None takes the decoder's default."""
-    scheduler: str | None = None
-    """A name of `kosmosg.diffusion.schedulers`; None keeps the one that the decoder was saved with."""
-    size: int | None = None
-    """Pixels per side; None takes the size that the decoder was trained on."""
-    images_per_prompt: int = 1
-    batch: int = 16
-    """B, prompts generated together."""
-    noise: Noise = "picture"
-    """`picture`: each image has noise of its own, the same in any batch. `batch`: the noise of a whole batch comes
-    from one generator that is seeded anew for each batch, so all batches share their noise, as published."""
-    seed: int = 0
-
-    def shape(self) -> dict[str, Any]:
-        """The parameters that an image depends on; the batch size only if the noise depends on it."""
-        values = asdict(self)
-        if self.noise == "picture":
-            del values["batch"]
-        return values
 
 
 @dataclass(frozen=True)
@@ -149,20 +99,11 @@ class ImageGenerator:
     def __init__(self, task: GenerationTask) -> None:
         import torch
 
-        from kosmosg.diffusion.schedulers import make_scheduler
-        from kosmosg.pipeline import KosmosGPipeline
-
         self.sampling, self.store, self.tolerate = task.sampling, Path(task.store), task.tolerate
         self.lines = (self.store / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
-        cuda = torch.cuda.is_available()
-        if not cuda:
+        if not torch.cuda.is_available():
             torch.set_num_threads(1)
-        own = (Path(task.model) / "model_index.json").is_file()  # a pipeline folder has a decoder of its own
-        self.pipe = KosmosGPipeline.from_pretrained(task.model, decoder=None if own else task.decoder)
-        if self.sampling.scheduler is not None:
-            self.pipe.scheduler = make_scheduler(self.sampling.scheduler, self.pipe.scheduler.config)
-        self.pipe.to("cuda" if cuda else "cpu")
-        self.pipe.set_progress_bar_config(disable=True)
+        self.pipe = open_pipeline(Path(task.model), task.decoder, self.sampling.scheduler)
 
     def __call__(self, name: str) -> int:
         """Generate one batch, by its number; returns how many images were generated. A batch that already exists,
@@ -183,19 +124,8 @@ class ImageGenerator:
         """Generate prompts by their numbers; returns how many images were written."""
         if not read:
             return 0
-        requests = [request for _, request in read.values()]
-        negatives = [request.negative or "" for request in requests]
         try:
-            generated: Any = self.pipe(
-                [prompt for prompt, _ in read.values()],
-                negative_prompt=negatives if any(negatives) else None,
-                height=self.sampling.size,
-                width=self.sampling.size,
-                num_inference_steps=self.sampling.steps,
-                guidance_scale=self.sampling.guidance,
-                num_images_per_prompt=self.sampling.images_per_prompt,
-                **self._noise(min(read), list(read), requests),
-            )
+            images = generate_batch(self.pipe, read, self.sampling)
         except KosmosGError as error:
             # One bad prompt, for example one that is too long, fails the batch; generated alone, it fails only itself.
             if len(read) > 1 and self.tolerate and self.sampling.noise == "picture":
@@ -204,7 +134,7 @@ class ImageGenerator:
                 self._refuse(number, error)
             return 0
         paths = [path for number in read for path in self._paths(number)]
-        for path, image in zip(paths, generated.images, strict=True):
+        for path, image in zip(paths, images, strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
             image.save(partial, format="PNG")
@@ -219,28 +149,6 @@ class ImageGenerator:
         if not self.tolerate:
             raise error
         write_text(self.store / "refused" / f"{number:06}", str(error))
-
-    def _noise(self, first: int, numbers: Sequence[int], requests: Sequence[GenerationRequest]) -> dict[str, Any]:
-        """The pipeline argument that fixes the noise of these prompts; `first` is the first number of the batch."""
-        import torch
-        from einops import rearrange
-
-        n = self.sampling.images_per_prompt
-        if self.sampling.noise == "picture":
-            starts = [
-                self.sampling.seed * SEED_STRIDE + number * n if request.seed is None else request.seed
-                for number, request in zip(numbers, requests, strict=True)
-            ]
-            seeds = [start + place for start in starts for place in range(n)]
-            return {"generator": [torch.Generator().manual_seed(seed) for seed in seeds]}
-        unet, count = self.pipe.unet, len(numbers)
-        trained = unet.config.sample_size
-        side = self.sampling.size // self.pipe.decoder.vae_scale_factor if self.sampling.size else trained
-        generator = torch.Generator().manual_seed(self.sampling.seed)
-        noise = torch.randn((n * count, unet.config.in_channels, side, side), generator=generator)
-        # The original lays a batch out as p0, p1, .., p0, p1, ..; our pipeline keeps a prompt's images together.
-        latents = rearrange(noise, "(n b) c h w -> (b n) c h w", b=count)
-        return {"latents": latents.to(self.pipe.device, unet.dtype)}
 
 
 def image_key(model: Path, decoder: str, requests: Sequence[GenerationRequest], sampling: SamplingParams) -> str:

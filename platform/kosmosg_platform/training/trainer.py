@@ -22,7 +22,8 @@ from kosmosg.errors import CheckpointError, ConfigError, KosmosGError
 from kosmosg_platform.cluster.resources import require_resources
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest, plain, to_yaml
-from kosmosg_platform.console import echo, progress, quiet_libraries
+from kosmosg_platform.console import echo, quiet_libraries
+from kosmosg_platform.progress import duration, follow_metrics
 from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.storage import point, read_json, write_json, write_text
 from kosmosg_platform.tracking import Run
@@ -62,7 +63,7 @@ def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
 
     Raises ConfigError and other KosmosGErrors for user errors; other exceptions are raised unchanged.
     """
-    # Ray's workers have working directories of their own, so paths must be absolute.
+    # Ray's workers live in folders of their own: what is relative here would be lost there.
     experiment = experiment.model_copy(update={"output": experiment.output.absolute()})
     batch_plan(experiment.train, experiment.scale.workers)
     engine.check(experiment.engine, experiment.scale.use_gpu)
@@ -135,7 +136,7 @@ def _train(job: TrainRun) -> float:
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    with progress(stage, experiment.train.steps, job.metrics):
+    with follow_metrics(stage, experiment.train.steps, job.metrics):
         try:
             _interruptible(trainer.fit)
         except Exception as error:
@@ -213,7 +214,7 @@ def _finish(job: TrainRun, fingerprint: Mapping[str, Any], seconds: float) -> No
     }
     write_json(job.folder / FINISHED, finished)
     point(RunPaths(job.experiment.output).job(stage) / "export", job.export)
-    echo(f"{stage}: {job.experiment.train.steps} steps in {seconds:.0f} s, model in {job.export}")
+    echo(f"{stage}: {job.experiment.train.steps} steps in {duration(seconds)}, model in {job.export}", "success")
 
 
 def _result(folder: Path, skipped: bool = False) -> FitResult:
