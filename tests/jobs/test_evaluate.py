@@ -29,7 +29,7 @@ from kosmosg_platform.inference.generation import (
     read_request,
     save_requests,
 )
-from kosmosg_platform.inference.sampling import GenerationRequest
+from kosmosg_platform.inference.sampling import GenerationRequest, initial_noise
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +96,8 @@ class TestGeneration:
         """The original draws p0, p1, p2, p0, p1, p2 from one generator; we keep the images of a prompt together."""
         save_requests(tmp_path / "store", orders)
         evaluation = ["evaluate.protocol=dreambench-kosmosg", "evaluate.size=16", "evaluate.pictures=2"]
-        latents = generator(tmp_path / "store", export, tiny_sd_parts, evaluation)._noise(0, [0, 1, 2], orders)[
-            "latents"
-        ]
+        made = generator(tmp_path / "store", export, tiny_sd_parts, evaluation)
+        latents = initial_noise(made.pipe, [0, 1, 2], orders, made.sampling)["latents"]
         whole = torch.randn((6, 4, 8, 8), generator=torch.Generator().manual_seed(0))
         assert torch.equal(latents, whole[[0, 3, 1, 4, 2, 5]])
 

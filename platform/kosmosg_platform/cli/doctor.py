@@ -56,7 +56,7 @@ def examine() -> list[Finding]:
         try:
             findings += check()
         except Exception as error:  # noqa: BLE001 - a broken installation breaks checks in ways nobody can list
-            findings.append(Finding("bad", f"{check.__name__.strip('_')} could not be examined: {error!r}"))
+            findings.append(Finding("bad", f"the check {check.__name__.strip('_')} failed: {error!r}"))
     return findings
 
 
@@ -86,7 +86,12 @@ def _packages() -> Iterator[Finding]:
                 version = importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
                 level: Level = "note" if name in OPTIONAL else "bad"
-                yield Finding(level, f"{name} is not installed; it serves {purpose}", "pip install 'kosmosg[platform]'")
+                extra = re.search(r"extra `(\w+)`", purpose)
+                yield Finding(
+                    level,
+                    f"{name} is not installed; it is needed for {purpose}",
+                    f"pip install 'kosmosg[{extra[1]}]'" if extra else f"pip install {name}",
+                )
                 continue
             found.append(f"{name} {version}")
             if version != PINNED.get(name, version):
@@ -104,7 +109,9 @@ def _accelerator() -> Iterator[Finding]:
 
     if not torch.cuda.is_available():
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is the CPU build"
-        yield Finding("note", f"no GPU is visible ({built}): the presets tiny and toyworld run, gpu and paper do not")
+        yield Finding(
+            "note", f"no GPU is visible ({built}): the presets tiny, minutes and toyworld work, gpu and paper do not"
+        )
         return
     built_for = torch.cuda.get_arch_list()
     for index in range(torch.cuda.device_count()):
@@ -113,7 +120,7 @@ def _accelerator() -> Iterator[Finding]:
         name = f"GPU {index}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB, sm_{major}{minor}"
         if not has_code_for(built_for, major, minor):
             remedy = "pip install torch --index-url https://download.pytorch.org/whl/cu126" if major == 7 else ""
-            yield Finding("bad", f"{name}: this torch holds no code for it ({' '.join(built_for)})", remedy)
+            yield Finding("bad", f"{name}: this build of torch has no kernels for it ({' '.join(built_for)})", remedy)
         elif major < 8:
             yield Finding("note", f"{name}: has no bf16; use engine.precision=fp16")
         else:
@@ -150,7 +157,7 @@ def _stale_locks() -> Iterator[Finding]:
     """A process killed while DeepSpeed was compiling leaves a lock on which the next one waits forever, silently."""
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
     for lock in sorted(root.glob("**/lock")):
-        yield Finding("note", f"a build lock lies in {lock.parent}", f"when nothing is being built: rm {lock}")
+        yield Finding("note", f"a build lock was left in {lock.parent}", f"if nothing is being compiled: rm {lock}")
 
 
 def _ray_authentication() -> Iterator[Finding]:
@@ -166,9 +173,9 @@ def _ray_authentication() -> Iterator[Finding]:
     elif mode is None:
         yield Finding(
             "note",
-            "Ray asks for tokens by default on clusters started here "
-            f"({'one is known' if known else 'none yet'}); kosmosg sends it where it is asked for",
-            "set RAY_AUTH_MODE=token or disabled to decide yourself",
+            "by default Ray requires a token on clusters started here "
+            f"({'one is set up' if known else 'none is set up yet'}); kosmosg sends it to clusters that require it",
+            "set RAY_AUTH_MODE to token or disabled to choose",
         )
     else:
         yield Finding("ok", f"RAY_AUTH_MODE={mode}{', token known' if known else ''}")
@@ -179,7 +186,9 @@ def _ray_authentication() -> Iterator[Finding]:
 def _shadowed_platform() -> Iterator[Finding]:
     """`platform/` is an import root; as a package it would shadow the standard library's module."""
     if not hasattr(platform, "system") or "kosmosg" in str(getattr(platform, "__file__", "")):
-        yield Finding("bad", "a package named platform hides the standard library's", "remove platform/__init__.py")
+        yield Finding(
+            "bad", "a package named platform shadows the standard library's module", "remove platform/__init__.py"
+        )
 
 
 def _checkout() -> Iterator[Finding]:
@@ -187,7 +196,7 @@ def _checkout() -> Iterator[Finding]:
     try:
         root = workspace.find()
     except KosmosGError as error:
-        yield Finding("note", f"{error} (without it: no run, submit, serve)")
+        yield Finding("note", f"{error} (run, submit, plan and serve need one)")
         return
     yield Finding("ok", f"checkout {root}: jobs {' '.join(workspace.jobs(root))}")
     if (root / "platform" / "__init__.py").exists():
@@ -206,7 +215,7 @@ def _shipped_weights() -> Iterator[Finding]:
         if missing:
             yield Finding(
                 "bad",
-                f"what ships as {name!r} lacks {', '.join(missing)} in {shipped.folder}",
+                f"the shipped model {name!r} lacks {', '.join(missing)} in {shipped.folder}",
                 "install the package again, or restore the folder from the repository",
             )
         else:

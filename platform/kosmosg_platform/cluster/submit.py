@@ -110,18 +110,18 @@ class Cluster:
             yield _line(job)
             yield f"  runs: {job.entrypoint}"
             if job.message:
-                yield f"  says: {' '.join(job.message.split())}"
+                yield f"  message: {' '.join(job.message.split())}"
             return
         submissions = [job for job in self._client.list_jobs() if job.submission_id]
         for job in sorted(submissions, key=lambda job: -(job.start_time or 0)):
             yield _line(job)
         if not submissions:
-            yield f"no jobs were submitted to {self.address}"
+            yield f"no jobs have been submitted to {self.address}"
 
     def stop(self, name: str) -> str:
         """Stop a job and wait until it has ended; returns one sentence about what happened."""
         if self._require(name).status.is_terminal():
-            return f"{name} had already ended: {self._require(name).status.value}"
+            return f"{name} has already ended: {self._require(name).status.value}"
         self._client.stop_job(name)
         return f"{name} {self._wait(name, seconds=60).status.value}"
 
@@ -136,7 +136,9 @@ class Cluster:
     def _require(self, name: str) -> Any:
         job = self._find(name)
         if job is None:
-            raise ConfigError(f"{self.address} knows no job {name!r}; `kosmosg status --address ...` lists them")
+            raise ConfigError(
+                f"there is no job {name!r} at {self.address}; `kosmosg status --address {self.address}` lists them"
+            )
         return job
 
     def _wait(self, name: str, seconds: float) -> Any:
@@ -160,7 +162,7 @@ class Cluster:
                         out.flush()
                         seen = position
             except (RuntimeError, OSError) as error:
-                _tell(f"the connection to {self.address} broke ({_first_line(error)}); trying again")
+                _tell(f"lost the connection to {self.address} ({_first_line(error)}); retrying")
                 await asyncio.sleep(2)
             if self._require(name).status.is_terminal():
                 return
@@ -214,7 +216,8 @@ def _authorization(url: str) -> dict[str, str]:
             return int(requests.get(f"{url}/api/jobs/", headers=headers, timeout=10).status_code)
         except requests.exceptions.RequestException as error:
             raise ConfigError(
-                f"address: nothing answers at {url} ({type(error).__name__}); is this a running cluster's dashboard?"
+                f"address: no Ray cluster answers at {url} ({type(error).__name__}); give the dashboard of a "
+                "running one, such as --address http://head:8265"
             ) from None
 
     if answer({}) != 401:
@@ -227,7 +230,7 @@ def _authorization(url: str) -> dict[str, str]:
         )
     headers = {"Authorization": f"Bearer {token}"}
     if answer(headers) in (401, 403):
-        raise ConfigError(f"address: {url} does not accept the token that is set here; get the one of that cluster")
+        raise ConfigError(f"address: {url} rejects the token that is set here; use the one of that cluster")
     return headers
 
 

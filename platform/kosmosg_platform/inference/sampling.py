@@ -108,12 +108,12 @@ def generate_batch(
         guidance_scale=sampling.guidance,
         num_images_per_prompt=sampling.images_per_prompt,
         callback_on_step_end=after_step,
-        **_noise(pipe, list(prompts), requests, sampling),
+        **initial_noise(pipe, list(prompts), requests, sampling),
     )
     return list(output.images)
 
 
-def _noise(
+def initial_noise(
     pipe: Any, numbers: Sequence[int], requests: Sequence[GenerationRequest], sampling: SamplingParams
 ) -> dict[str, Any]:
     """The pipeline argument that fixes the noise of these prompts, by their numbers in the run."""

@@ -140,9 +140,9 @@ def test_a_running_job_is_stopped(head: str, project: Path) -> None:
 
 
 def test_an_unknown_job_and_an_absent_cluster_are_one_sentence(head: str, project: Path) -> None:
-    with pytest.raises(ConfigError, match="knows no job 'nobody'"):
+    with pytest.raises(ConfigError, match="there is no job 'nobody'"):
         Cluster(head).log("nobody")
-    with pytest.raises(ConfigError, match="nothing answers at"):
+    with pytest.raises(ConfigError, match="no Ray cluster answers at"):
         Cluster(f"http://127.0.0.1:{free_port()}")
     with pytest.raises(ConfigError, match="not the URL of a dashboard"):
         Cluster("ray://head:10001")
