@@ -24,6 +24,7 @@ from kosmosg.data.contact_sheet import SheetRow, result_sheet
 from kosmosg.eval.benchmarks.base import open_benchmark
 from kosmosg.eval.protocol import find_protocol
 from kosmosg.prompt import Prompt
+from kosmosg_platform.cluster.resources import require_resources
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest, plain, to_yaml
 from kosmosg_platform.console import echo
@@ -63,6 +64,9 @@ SHIPPED = "toyworld:instruct"
 
 def run(experiment: Experiment) -> Path:
     """Run every step; returns the path of the report."""
+    for stage in STAGES:
+        scale = load(stage, experiment.demo.preset, experiment.demo.settings).scale
+        require_resources(scale.training_workers(), address=scale.address)
     layout = RunPaths(experiment.output)
     folder = layout.job("demo")
     echo(f"demo: writing everything to {folder}")

@@ -33,6 +33,7 @@ from kosmosg.toyworld.edits import EditPrompt, edit_prompts, judge_edits
 from kosmosg.toyworld.judging import SETS, SetPrompt, in_turn, prompts_of_sets
 from kosmosg.toyworld.reading import answer, caption_cases, question_cases, reading_scores
 from kosmosg.toyworld.trials import measure_trials
+from kosmosg_platform.cluster.resources import require_resources
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest, plain, to_yaml
 from kosmosg_platform.console import echo, read_metrics
@@ -206,6 +207,8 @@ def run(experiment: Experiment) -> Path:
     variants = chosen(settings.ablations)
     check_finished(settings)
     page_path(experiment)  # refused now, not after hours of training
+    scale = ablation.job("instruct").scale
+    require_resources(scale.training_workers(), address=scale.address)
     with connect(ablation.job("instruct")):
         build_dataset.run(ablation.job("build_dataset"))
         parents = ablation.parents()

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,6 +39,7 @@ from kosmosg.model import KosmosG
 from kosmosg.processor import KosmosGProcessor
 
 Model = TypeVar("Model", bound=KosmosGPreTrainedModel)
+Tensors = Iterable[tuple[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -143,19 +144,27 @@ def import_weights(
     processor: KosmosGProcessor | None = None,
     *,
     shard_bytes: int = SHARD_BYTES,
+    on_tensor: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Stream a plan into an export folder, holding one shard in memory, and return the folder.
 
     With `processor` (from the released sentencepiece file) the export is complete; without, only the model loads. N,
     if the checkpoint has it, goes into the subfolder `aligner_decoder`, from which stage 2 continues. README.md says
-    what happened to every name. An earlier export is replaced; CheckpointError if the folder holds anything else.
+    what happened to every name. `on_tensor` is told how many tensors are written, of how many. An earlier export is
+    replaced; CheckpointError if the folder holds anything else.
     """
+    total, numbers = len(plan.model) + len(plan.decoder), count(1)
+
+    def counted(tensors: Tensors) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors:
+            yield name, tensor
+            on_tensor(next(numbers), total)
 
     def fill(draft: Path) -> None:
-        _write_part(plan, draft, decoder=False, shard_bytes=shard_bytes)
+        _write_part(plan, draft, counted, decoder=False, shard_bytes=shard_bytes)
         if plan.decoder:
             (draft / ALIGNER_DECODER_FOLDER).mkdir()
-            _write_part(plan, draft / ALIGNER_DECODER_FOLDER, decoder=True, shard_bytes=shard_bytes)
+            _write_part(plan, draft / ALIGNER_DECODER_FOLDER, counted, decoder=True, shard_bytes=shard_bytes)
         if processor is not None:
             check_processor(processor, plan.config, "the processor given")
             processor.save_pretrained(draft)
@@ -200,12 +209,14 @@ def _missing(found: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> list[
     return missing
 
 
-def _write_part(plan: ConversionPlan, folder: Path, *, decoder: bool, shard_bytes: int) -> None:
+def _write_part(
+    plan: ConversionPlan, folder: Path, counted: Callable[[Tensors], Tensors], *, decoder: bool, shard_bytes: int
+) -> None:
     config = KosmosGConfig.from_dict(plan.config.to_dict())
     config.dtype, config.architectures = plan.dtype, [(AlignerDecoder if decoder else KosmosG).__name__]
     config.save_pretrained(folder)
     names = plan.decoder if decoder else plan.model
-    loaded = ((name, plan.tensor(name, decoder=decoder)) for name in names)
+    loaded = counted((name, plan.tensor(name, decoder=decoder)) for name in names)
     write_weights(loaded if decoder else chain(loaded, plan.fresh_tensors().items()), folder, shard_bytes)
 
 

@@ -263,6 +263,7 @@ def import_(
     quiet_libraries()
     from kosmosg.convert import import_weights, plan_kosmos2, plan_reference
     from kosmosg.processor import SENTENCEPIECE_FILE, KosmosGProcessor
+    from kosmosg_platform.progress import Progress
 
     beside = (source if source.is_dir() else source.parent) / SENTENCEPIECE_FILE
     plan = plan_kosmos2(source) if kind == "kosmos2" else plan_reference(source, vision=vision)
@@ -270,7 +271,11 @@ def import_(
     processor = KosmosGProcessor.from_sentencepiece(
         tokenizer or beside, config.vision_config.image_size, config.latent_query_num, config.max_tokens
     )
-    print(import_weights(plan, destination, processor))
+    with Progress("import", 0, "tensors") as shown:
+        folder = import_weights(
+            plan, destination, processor, on_tensor=lambda done, total: shown.update(done, total=total)
+        )
+    print(folder)
 
 
 @app.command()

@@ -271,7 +271,12 @@ def test_imported_folder_is_an_export(tmp_path: Path, tiny_sentencepiece: Path, 
     config.text_config.vocab_size = processor.vocab_size
     state["gpt_model.decoder.embed_tokens.weight"] = torch.randn(processor.vocab_size, 32)
     plan = plan_reference(trained(tmp_path / "checkpoint_stage2.pt", state), config)
-    folder = import_weights(plan, tmp_path / "export", processor, shard_bytes=shard_bytes)
+    told: list[tuple[int, int]] = []
+    folder = import_weights(
+        plan, tmp_path / "export", processor, shard_bytes=shard_bytes, on_tensor=lambda *one: told.append(one)
+    )
+    total = len(plan.model) + len(plan.decoder)
+    assert told == [(done, total) for done in range(1, total + 1)]
     assert (len(list(folder.glob("model*.safetensors"))) > 1) == (shard_bytes < 10**9)
     model, _ = load_export(folder)
     expected = plan.build()

@@ -94,11 +94,19 @@ def test_a_job_that_joins_a_cluster_is_judged_by_that_cluster(monkeypatch: pytes
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
-@pytest.mark.parametrize("job", ["pretrain", "align", "instruct"])
-def test_a_preset_for_gpus_fails_at_once_where_there_are_none(job: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        *((job, ["gpu"]) for job in ("pretrain", "align", "instruct")),
+        ("align", ["jobs/presets/gpu.yaml"]),
+        ("demo", ["tiny", "demo.preset=gpu"]),
+        ("ablation", ["tiny", "ablation.preset=gpu"]),
+    ],
+)
+def test_a_preset_for_gpus_fails_at_once_where_there_are_none(job: str, words: list[str], tmp_path: Path) -> None:
     """Before data, parents or weights are asked for, which would cost hours for nothing."""
     began = time.monotonic()
-    command = [sys.executable, "-W", "ignore", "-m", f"jobs.{job}", "gpu", f"output={tmp_path}"]
+    command = [sys.executable, "-W", "ignore", "-m", f"jobs.{job}", *words, f"output={tmp_path}"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=environment)
     assert result.returncode == 2, result.stderr
