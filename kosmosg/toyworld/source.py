@@ -7,7 +7,6 @@ subjects never appear: what is sampled here is for training.
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +14,7 @@ from PIL import Image
 
 from kosmosg.data.annotators.base import Sample
 from kosmosg.data.image_bytes import encode_image
-from kosmosg.data.sources.base import Reader, ReadyRow, SourceRow, WorkUnit
+from kosmosg.data.sources.base import Item, Reader, ReadyRow, SourceRow
 from kosmosg.errors import ConfigError, DataError
 from kosmosg.toyworld.questions import sample_question
 from kosmosg.toyworld.scene import EDIT_KINDS, SIZE, caption, render, sample_edit, sample_scene, sample_words
@@ -24,20 +23,22 @@ from kosmosg.toyworld.scene import EDIT_KINDS, SIZE, caption, render, sample_edi
 class _Numbered:
     """Rows 0 to `count` of a seed, cut into shards of `shard_rows`."""
 
+    shuffled = False
+
     def __init__(self, count: int, seed: int = 0, shard_rows: int = 500) -> None:
         self.count = count
         self.seed = seed
         self.shard_rows = shard_rows
 
-    def plan(self, limit: int | None) -> list[WorkUnit]:
-        total = self.count if limit is None else min(self.count, limit)
-        if total < 1:
+    def items(self) -> Iterator[Item]:
+        if self.count < 1:
             raise DataError(
-                f"the toy world was asked for {total} rows; set toyworld.scenes, toyworld.edits or toyworld.questions "
-                "to 1 or more"
+                f"the toy world was asked for {self.count} rows; set toyworld.scenes, toyworld.edits or "
+                "toyworld.questions to 1 or more"
             )
-        starts = range(0, total, self.shard_rows)
-        return [WorkUnit(i, ((start, min(start + self.shard_rows, total)),)) for i, start in enumerate(starts)]
+        for start in range(0, self.count, self.shard_rows):
+            length = min(self.shard_rows, self.count - start)
+            yield Item(str(start), "toy world", start, length, length, stamp=str(length))
 
 
 class SceneReader(_Numbered):
@@ -49,9 +50,9 @@ class SceneReader(_Numbered):
     def describe(self) -> dict[str, Any]:
         return {"layout": "scenes of the toy world", "seed": self.seed}
 
-    def read(self, work: WorkUnit) -> Iterator[SourceRow]:
-        for first, stop in work.items:
-            numbers = range(int(first), int(stop))
+    def read(self, items: Sequence[Item]) -> Iterator[SourceRow]:
+        for item in items:
+            numbers = range(item.start, item.start + item.length)
             scenes = [sample_scene(np.random.default_rng([self.seed, 0, number])) for number in numbers]
             for number, scene, pixels in zip(numbers, scenes, render(scenes), strict=True):
                 encoded = encode_image(Image.fromarray(pixels))
@@ -79,9 +80,9 @@ class EditReader(_Numbered):
         # The usual kinds go untold: datasets that were built before there was a choice stay what they are.
         return told if self.kinds == EDIT_KINDS else told | {"kinds": list(self.kinds)}
 
-    def read(self, work: WorkUnit) -> Iterator[SourceRow]:
-        for first, stop in work.items:
-            numbers = range(int(first), int(stop))
+    def read(self, items: Sequence[Item]) -> Iterator[SourceRow]:
+        for item in items:
+            numbers = range(item.start, item.start + item.length)
             generators = [np.random.default_rng([self.seed, 1, number]) for number in numbers]
             edits = [sample_edit(rng, kinds=self.kinds) for rng in generators]
             befores, afters = render([e.before for e in edits]), render([e.after for e in edits])
@@ -107,9 +108,9 @@ class QuestionReader(_Numbered):
     def describe(self) -> dict[str, Any]:
         return {"layout": "questions about the toy world", "seed": self.seed}
 
-    def read(self, work: WorkUnit) -> Iterator[SourceRow]:
-        for first, stop in work.items:
-            numbers = range(int(first), int(stop))
+    def read(self, items: Sequence[Item]) -> Iterator[SourceRow]:
+        for item in items:
+            numbers = range(item.start, item.start + item.length)
             generators = [np.random.default_rng([self.seed, 2, number]) for number in numbers]
             scenes = [sample_scene(rng) for rng in generators]
             for number, rng, scene, pixels in zip(numbers, generators, scenes, render(scenes), strict=True):
@@ -153,7 +154,7 @@ class Toyworld:
         if self.shard_rows < 1:
             raise ConfigError(f"shard_rows is {self.shard_rows}; a shard has at least 1 row")
 
-    def open(self, path: Path | None) -> dict[str, Reader]:
+    def open(self, path: str | None) -> dict[str, Reader]:
         """A reader for each dataset. There is nothing to read, so a path is refused (ConfigError)."""
         if path is not None:
             raise ConfigError(f"source: the toy world generates its data and does not read {path}; leave it out")

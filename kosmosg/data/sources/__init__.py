@@ -1,5 +1,5 @@
 """Sources: each module knows one real layout of source data.
 
-`base` has the protocol, the row types and the registry; `image_folder` reads photos, `text_lines` captions and
-documents.
+`base` has the protocol, the item and row types and the registry; `files` reads local folders and object stores alike.
+`image_folder` reads photos, `text_lines` captions and documents.
 """

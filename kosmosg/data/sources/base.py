@@ -1,33 +1,42 @@
-"""Sources: each reader knows one real layout of source data, splits it into pieces of work, and reads a piece.
+"""Sources: each reader knows one real layout of source data, lists what there is to read, and reads a part of it.
 
 `SOURCES` names them all; a plug-in adds its own (`kosmosg.plugins`).
 
-The split depends on the source alone, never on how many workers there are, so the same source gives the same shards.
-Planning happens on the driver and is light (names, sizes, counts); reading happens wherever the piece is sent.
+A listing is a stream of items: plain values, one for each image, range of lines or row group, so that nine million of
+them never have to be in memory at once. How items are grouped into shards is the build's business and depends on the
+listing alone, never on how many workers there are. Listing is light (names, sizes, times); reading happens wherever the
+items are sent.
 """
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from kosmosg.data.annotators.base import Sample
 from kosmosg.data.records import QuarantineRow
 from kosmosg.errors import DataError
 
 
-@dataclass(frozen=True)
-class WorkUnit:
-    """One shard's worth of source: what to read, and enough about it to notice a change (sizes, times)."""
+class Item(NamedTuple):
+    """A part of the source that is read as one, and enough about it to notice a change. Plain values only."""
 
-    index: int  # of the shard
-    items: tuple[tuple[str | int, ...], ...]  # what the reader needs, plain values
-
-    def digest(self) -> str:
-        """A hash that changes when what is to be read changes."""
-        return hashlib.sha256(json.dumps(self.items, separators=(",", ":")).encode()).hexdigest()
+    key: str
+    """Unique within the source and stable from build to build, such as a relative path."""
+    place: str
+    """File, relative to the source; what else it means is the reader's business."""
+    start: int = 0
+    """First byte, line or row."""
+    length: int = 0
+    """Bytes, lines or rows; 0: all of the file."""
+    rows: int = 1
+    """Rows that come of it, about."""
+    size: int = 0
+    """Bytes that are read, about."""
+    stamp: str = ""
+    """Changes when the content does: size and time, a checksum, an ETag."""
+    extra: str = ""
+    """JSON for the reader: what the listing knows of it (rotation, licence, labels)."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +59,29 @@ SourceRow = Sample | ReadyRow | RejectedRow
 class Reader(Protocol):
     """One layout of source data. Readers are small and picklable."""
 
-    kind: str  # of the records that come of it
-    annotated: bool  # whether it gives samples for the annotators, or ready records
+    kind: str
+    """Of the records that come of it."""
+    annotated: bool
+    """Whether it gives samples for the annotators, or ready records."""
+    shuffled: bool
+    """Whether the build deals its items to shards by a hash of their keys; false keeps the order of the listing."""
+    shard_rows: int
+    """Rows of a shard, at most; 0 leaves it to the build."""
 
     def describe(self) -> dict[str, Any]:
         """What goes into the manifest and the key of every shard: layout, place, settings."""
         ...
 
-    def plan(self, limit: int | None) -> list[WorkUnit]:
-        """The pieces of work, in order of their index. Raises DataError when there is nothing to read."""
+    def items(self) -> Iterator[Item]:
+        """What there is to read, as a stream in a fixed order; memory must not grow with it.
+
+        Raises DataError when there is nothing to read, or when the source has another layout: with what was expected
+        and what was found.
+        """
         ...
 
-    def read(self, work: WorkUnit) -> Iterator[SourceRow]:
-        """The rows of one piece, in a fixed order. A bad row is a `RejectedRow`, never an exception."""
+    def read(self, items: Sequence[Item]) -> Iterator[SourceRow]:
+        """The rows of some items, in their order. A bad row is a `RejectedRow`, never an exception."""
         ...
 
 
@@ -74,8 +93,8 @@ class Source(Protocol):
     hints: ClassVar[tuple[str, ...]]
     """What its samples carry for annotators (`Sample.hints`)."""
 
-    def open(self, path: Path | None) -> dict[str, Reader]:
-        """The readers, by the name of their dataset's folder. `path` is the setting `source` or None.
+    def open(self, path: str | None) -> dict[str, Reader]:
+        """The readers, by the name of their dataset's folder. `path` is the setting `source`, a path or URL, or None.
 
         Raises DataError where a path is needed (`required`), ConfigError where none can be read.
         """
@@ -89,11 +108,16 @@ SOURCES: dict[str, str | type] = {
 """Word of `build.source.use` -> class or `module:class`. A plug-in adds its own (`kosmosg.plugins`)."""
 
 
-def required(path: Path | None) -> Path:
-    """The path to read. Raises DataError where none was given."""
-    if path is None:
-        raise DataError("source: say what to read, for example source=my_photos")
+def required(path: str | None) -> str:
+    """The path or URL to read. Raises DataError where none was given."""
+    if not path:
+        raise DataError("source: say what to read, for example source=my_photos or source=s3://bucket/photos")
     return path
+
+
+def rejected(key: str, place: str, reason: str, message: str, stage: str = "decode") -> RejectedRow:
+    """A row that cannot be read; `message` is one sentence."""
+    return RejectedRow({"id": key, "source": place, "stage": stage, "reason": reason, "message": message})
 
 
 def digest(text: str) -> str:

@@ -1,9 +1,10 @@
 """A folder of photos: `source/dog/03.jpg`, with or without `source/dog/03.txt` that tells what it shows."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import groupby
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from PIL import Image
@@ -12,23 +13,20 @@ from kosmosg.data.annotators.apply import refusal
 from kosmosg.data.annotators.base import Sample
 from kosmosg.data.composition import shrink
 from kosmosg.data.image_bytes import encode_image
-from kosmosg.data.sources.base import Reader, RejectedRow, SourceRow, WorkUnit, digest, required
+from kosmosg.data.sources.base import Item, Reader, SourceRow, rejected, required
+from kosmosg.data.sources.files import SourceFiles
 from kosmosg.errors import ConfigError, DataError, ImageError
 from kosmosg.prompt import DEFAULT_LIMITS, PromptLimits, read_image
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 SIDECAR_CHARACTERS = 10_000
 
 
 class ImageFolderReader:
     """All photos under a folder, in every depth.
 
-    Photos are dealt to shards by a hash of their path: a photo that is added or changed touches one shard only (until
-    their number outgrows the next power of two).
-
     Args:
-        source: the folder.
-        shard_rows: photos in a shard, about.
+        source: the folder, or its URL in an object store.
         square: cut the middle square first, as the original did: training targets are square anyway.
         working_size: longest side in pixels that annotators see; larger photos are made smaller once.
         limits: what a photo may cost before it is decoded.
@@ -36,17 +34,17 @@ class ImageFolderReader:
 
     kind = "composition"
     annotated = True
+    shuffled = True
+    shard_rows = 0
 
     def __init__(
         self,
         source: str | Path,
-        shard_rows: int = 8,
         square: bool = True,
         working_size: int = 1024,
         limits: PromptLimits = DEFAULT_LIMITS,
     ) -> None:
-        self.source = Path(source).absolute()
-        self.shard_rows = shard_rows
+        self.files = SourceFiles(source)
         self.square = square
         self.working_size = working_size
         self.limits = limits
@@ -54,92 +52,83 @@ class ImageFolderReader:
     def describe(self) -> dict[str, Any]:
         return {
             "layout": "folder of photos",
-            "source": self.source.name,
+            "source": self.files.name,
             "square": self.square,
             "working_size": self.working_size,
         }
 
-    def plan(self, limit: int | None) -> list[WorkUnit]:
-        if not self.source.is_dir():
-            raise DataError(f"source: there is no folder {self.source}; give source=FOLDER with photos in it")
-        photos = sorted(
-            path.relative_to(self.source).as_posix()
-            for path in self.source.rglob("*")
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-        )[:limit]
-        if not photos:
-            raise DataError(f"source: no photos under {self.source}; looked for {', '.join(sorted(SUFFIXES))}")
-        buckets = 1
-        while buckets * self.shard_rows < len(photos):
-            buckets *= 2
-        dealt: dict[int, list[tuple[str | int, ...]]] = {}
-        for photo in photos:
-            # Size and time stand for the content: hashing every photo would read the whole source to plan.
-            stat = (self.source / photo).stat()
-            sidecar = (self.source / photo).with_suffix(".txt")
-            told = sidecar.stat().st_mtime_ns if sidecar.is_file() else 0
-            item = (photo, stat.st_size, stat.st_mtime_ns, told)
-            dealt.setdefault(int(digest(photo)[:8], 16) % buckets, []).append(item)
-        return [WorkUnit(index, tuple(dealt[index])) for index in sorted(dealt)]
+    def items(self) -> Iterator[Item]:
+        if self.files.is_file:
+            raise DataError(f"source: {self.files.root} is a file; give a folder with photos in it")
+        empty = True
+        entries = self.files.walk((*SUFFIXES, ".txt"))
+        # Size and time stand for the content: hashing every photo would read the whole source to list it.
+        for _, same in groupby(entries, key=lambda entry: entry.path.rpartition(".")[0]):
+            alike = list(same)
+            told = next((entry.stamp for entry in alike if entry.path.endswith(".txt")), "")
+            for entry in alike:
+                if not entry.path.endswith(".txt"):
+                    empty = False
+                    yield Item(entry.path, entry.path, size=entry.size, stamp=f"{entry.stamp}:{told}")
+        if empty:
+            raise DataError(f"source: no photos under {self.files.root}; looked for {', '.join(SUFFIXES)}")
 
-    def read(self, work: WorkUnit) -> Iterator[SourceRow]:
-        for photo, *_ in work.items:
-            name = str(photo)
+    def read(self, items: Sequence[Item]) -> Iterator[SourceRow]:
+        for item in items:
             try:
-                yield self.sample(name)
+                yield self.sample(item.place)
             except Exception as error:  # noqa: BLE001 - told in the quarantine table, with its type
-                reason, message = refusal(error)
-                yield RejectedRow({"id": name, "source": name, "stage": "decode", "reason": reason, "message": message})
+                yield rejected(item.key, item.place, *refusal(error))
 
     def sample(self, photo: str) -> Sample:
         """One photo, decoded once to be sure that it can be. Raises ImageError, DataError."""
-        path = self.source / photo
-        size = path.stat().st_size
-        if size > self.limits.encoded_bytes:
-            raise ImageError(f"{photo} has {size:,} bytes, the limit is {self.limits.encoded_bytes:,}")
-        data = path.read_bytes()
+        data = self._bytes(photo)
         original = read_image(data, self.limits, name=photo)
-        picture = shrink(middle_square(original) if self.square else original, self.working_size)
-        parent = Path(photo).parent
+        image = shrink(middle_square(original) if self.square else original, self.working_size)
+        path = PurePosixPath(photo)
+        sidecar = path.with_suffix(".txt")
         hints = {
-            "sidecar": sidecar_text(path.with_suffix(".txt")),
-            "folder": "" if parent == Path(".") else parent.name,
+            "sidecar": self._text(sidecar.as_posix()) if self.files.exists(sidecar.as_posix()) else "",
+            "folder": path.parent.name,
             "stem": path.stem,
-            "root": self.source.name,
+            "root": self.files.name,
         }
         return Sample(
             id=photo,
             source=photo,
             # The untouched bytes where they will do: no second compression.
-            encoded=data if picture is original else encode_image(picture, "jpeg", 95),
+            encoded=data if image is original else encode_image(image, "jpeg", 95),
             sha256=hashlib.sha256(data).hexdigest(),
             hints=hints,
         )
 
+    def _bytes(self, photo: str) -> bytes:
+        entry = self.files.entry(photo)
+        if entry is None:
+            raise DataError(f"{photo} is not there any more")
+        if entry.size > self.limits.encoded_bytes:
+            raise ImageError(f"{photo} has {entry.size:,} bytes, the limit is {self.limits.encoded_bytes:,}")
+        return self.files.read(photo)
 
-def middle_square(picture: Image.Image) -> Image.Image:
+    def _text(self, path: str) -> str:
+        """What stands in the text file beside a photo. Raises DataError when it is not UTF-8 or no caption."""
+        data = self.files.read(path, 0, 4 * SIDECAR_CHARACTERS + 1)
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} beside the photo is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+        if len(text) > SIDECAR_CHARACTERS:
+            raise DataError(f"{path} beside the photo is longer than {SIDECAR_CHARACTERS} characters; is it a caption?")
+        return " ".join(text.split())
+
+
+def middle_square(image: Image.Image) -> Image.Image:
     """The largest square in the middle of an image; the image itself when it is square."""
-    side = min(picture.size)
-    if picture.width == picture.height:
-        return picture
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.crop((left, top, left + side, top + side))
-
-
-def sidecar_text(path: Path) -> str:
-    """What stands in the text file beside a photo, "" when there is none. Raises DataError when it is not UTF-8."""
-    if not path.is_file():
-        return ""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            text = file.read(SIDECAR_CHARACTERS + 1)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path.name} beside the photo is not UTF-8 text ({error.reason}); save it as UTF-8") from error
-    if len(text) > SIDECAR_CHARACTERS:
-        raise DataError(
-            f"{path.name} beside the photo is longer than {SIDECAR_CHARACTERS} characters; is it a caption?"
-        )
-    return " ".join(text.split())
+    side = min(image.size)
+    if image.width == image.height:
+        return image
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
 @dataclass(frozen=True)
@@ -149,19 +138,15 @@ class ImageFolder:
     steps: ClassVar[tuple[str, ...]] = ("sidecar", "nouns", "grabcut")
     hints: ClassVar[tuple[str, ...]] = ("sidecar", "folder", "stem", "root")
 
-    shard_rows: int = 8
-    """Photos in a shard, about."""
     square: bool = True
     """Cut the middle square of every photo first, as the original did."""
     working_size: int = 1024
     """Longest side in pixels at which photos are annotated, 64 at least."""
 
     def __post_init__(self) -> None:
-        if self.shard_rows < 1 or self.working_size < 64:
-            raise ConfigError(
-                f"shard_rows is {self.shard_rows} and working_size {self.working_size}; they are at least 1 and 64"
-            )
+        if self.working_size < 64:
+            raise ConfigError(f"working_size is {self.working_size}; it is at least 64")
 
-    def open(self, path: Path | None) -> dict[str, Reader]:
+    def open(self, path: str | None) -> dict[str, Reader]:
         """One reader, of compositions. Raises DataError without a path."""
-        return {"composition": ImageFolderReader(required(path), self.shard_rows, self.square, self.working_size)}
+        return {"composition": ImageFolderReader(required(path), self.square, self.working_size)}

@@ -3,15 +3,17 @@
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, ClassVar, Literal, cast
 
-from kosmosg.data.sources.base import Reader, ReadyRow, RejectedRow, SourceRow, WorkUnit, required
+from kosmosg.data.sources.base import Item, Reader, ReadyRow, RejectedRow, SourceRow, rejected, required
+from kosmosg.data.sources.files import SourceFiles
 from kosmosg.errors import ConfigError, DataError
 
 SUFFIXES = (".txt", ".tsv", ".jsonl")
+TEXT_SUFFIXES = (*SUFFIXES, *(f"{suffix}.gz" for suffix in SUFFIXES))
 COLUMNS = ("caption", "text", "prompt", "title")  # names under which captions usually stand
 MAX_CHARACTERS = {"caption": 5_000, "text": 1_000_000}  # longer is no caption, no document, but a broken file
 
@@ -29,88 +31,86 @@ class TextLinesReader:
     """
 
     annotated = False
+    shuffled = False
 
     def __init__(
         self, source: str | Path, kind: str = "caption", column: str | None = None, shard_rows: int = 16_384
     ) -> None:
         if kind not in MAX_CHARACTERS:
             raise DataError(f"lines become records of kind caption or text, not {kind!r}")
-        self.source = Path(source).absolute()
+        self.files = SourceFiles(source)
         self.kind = kind
         self.column = column
         self.shard_rows = shard_rows
 
     def describe(self) -> dict[str, Any]:
-        return {"layout": "lines of text", "source": self.source.name, "column": self.column}
+        return {"layout": "lines of text", "source": self.files.name, "column": self.column}
 
-    def plan(self, limit: int | None) -> list[WorkUnit]:
-        """Chunks of lines, file by file. Counts the lines, so it reads the source once."""
-        work: list[WorkUnit] = []
-        left = limit
-        for name in self._files():
-            path = self._path(name)
-            lines = self._count(path)
-            stat = path.stat()
-            header = self._starts_with_header(path)
-            used = lines if left is None else min(lines, left + header)
-            # A file without lines still is a piece of work: it may be a damaged one, which the reading will tell.
-            for start in range(0, max(used, 1), self.shard_rows):
-                stop = min(start + self.shard_rows, used)
-                # The last piece also reports where a damaged file breaks off.
-                last = int(stop == lines)
-                work.append(WorkUnit(len(work), ((name, start, stop, last, stat.st_size, stat.st_mtime_ns),)))
-            left = None if left is None else left - max(0, used - header)
-            if left == 0:
-                break
-        return work
+    def items(self) -> Iterator[Item]:
+        """Ranges of lines, file by file. Counts the lines, so it reads the source once."""
+        found = False
+        for entry in self.files.walk(TEXT_SUFFIXES):
+            found = True
+            lines = self._count(entry.path)
+            # A file without lines still is an item: it may be a damaged one, which the reading will tell.
+            for start in range(0, max(lines, 1), self.shard_rows):
+                length = min(self.shard_rows, lines - start)
+                # The last one also reports where a damaged file breaks off.
+                last = json.dumps(start + length == lines)
+                key = f"{entry.path}:{start + 1}"
+                yield Item(key, entry.path, start, length, max(length, 1), 0, entry.stamp, last)
+        if not found:
+            raise DataError(
+                f"source: no text files under {self.files.root}; looked for {', '.join(SUFFIXES)}, also .gz"
+            )
 
-    def read(self, work: WorkUnit) -> Iterator[SourceRow]:
-        for item in work.items:
-            name, start, stop, last = str(item[0]), int(item[1]), int(item[2]), bool(item[3])
-            form = _form(self._path(name))
-            try:
-                with _open(self._path(name)) as file:
-                    column, number = None, -1
-                    for line in file:
-                        number += 1
-                        if number == 0 and form == ".tsv":
-                            column = self._column(line)
-                        if number >= stop and not last:
-                            return
-                        if start <= number < stop and not (number == 0 and self._header(form, line)):
-                            row = self._row(f"{name}:{number + 1}", line, form, column)
-                            if row is not None:
-                                yield row
-            except (OSError, EOFError, zlib.error) as error:
-                # The lines before the damage are good; what follows is lost, and said to be.
-                yield _bad(f"{name}:{number + 2}", "read", "unreadable", f"{name} breaks off here: {error}")
+    def read(self, items: Sequence[Item]) -> Iterator[SourceRow]:
+        for item in items:
+            yield from self._lines(item.place, item.start, item.start + item.length, item.extra == "true")
+
+    def _lines(self, name: str, start: int, stop: int, last: bool) -> Iterator[SourceRow]:
+        form = _form(name)
+        column, number = None, -1
+        try:
+            with self._open(name) as file:
+                for line in file:
+                    number += 1
+                    if number == 0 and form == ".tsv":
+                        column = self._column(line)
+                    if number >= stop and not last:
+                        return
+                    if start <= number < stop and not (number == 0 and self._header(form, line)):
+                        row = self._row(f"{name}:{number + 1}", line, form, column)
+                        if row is not None:
+                            yield row
+        except (OSError, EOFError, zlib.error) as error:
+            # The lines before the damage are good; what follows is lost, and said to be.
+            yield rejected(f"{name}:{number + 2}", name, "unreadable", f"{name} breaks off here: {error}", stage="read")
 
     def _row(self, at: str, line: bytes, form: str, column: int | None) -> SourceRow | None:
         try:
             text = line.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            return _bad(at, "decode", "encoding", f"the line is not UTF-8 ({error.reason})")
+            return _bad(at, "encoding", f"the line is not UTF-8 ({error.reason})")
         if not text.strip():
             return None
         if form == ".tsv":
             cells = text.rstrip("\r\n").split("\t")
             if (column or 0) >= len(cells):
-                return _bad(
-                    at, "decode", "no-caption", f"the line has {len(cells)} columns, the caption is in {column}"
-                )
+                return _bad(at, "no-caption", f"the line has {len(cells)} columns, the caption is in {column}")
             text = cells[column or 0]
         elif form == ".jsonl":
             try:
                 text = self._member(json.loads(text))
             except (ValueError, TypeError, KeyError) as error:
-                return _bad(at, "decode", "no-caption", f"no text in this line of JSON: {' '.join(str(error).split())}")
+                return _bad(at, "no-caption", f"no text in this line of JSON: {' '.join(str(error).split())}")
         if self.kind == "caption":
             text = " ".join(text.split())
         if not text.strip():
-            return _bad(at, "decode", "no-caption", "the caption is empty")
+            return _bad(at, "no-caption", "the caption is empty")
         if len(text) > MAX_CHARACTERS[self.kind]:
             limit = MAX_CHARACTERS[self.kind]
-            return _bad(at, "decode", "too-long", f"{len(text):,} characters, a {self.kind} has at most {limit:,}")
+            return _bad(at, "too-long", f"{len(text):,} characters, a {self.kind} has at most {limit:,}")
         record: dict[str, Any] = {"id": at, "text": text.strip("\r\n"), "source": at.rsplit(":", 1)[0]}
         if self.kind == "caption":
             record |= {"image": None, "width": None, "height": None}
@@ -144,54 +144,27 @@ class TextLinesReader:
         cells = [cell.strip().lower() for cell in first.decode("utf-8-sig", errors="replace").split("\t")]
         return self.column is not None or any(name in cells for name in COLUMNS)
 
-    def _starts_with_header(self, path: Path) -> bool:
-        try:
-            with _open(path) as file:
-                return self._header(_form(path), file.readline())
-        except (OSError, EOFError, zlib.error):
-            return False
-
-    def _files(self) -> list[str]:
-        if self.source.is_file():
-            return [self.source.name]
-        if not self.source.is_dir():
-            raise DataError(
-                f"source: there is no file or folder {self.source}; give source=FOLDER with text files in it"
-            )
-        files = sorted(
-            path.relative_to(self.source).as_posix()
-            for path in self.source.rglob("*")
-            if path.is_file() and not path.name.startswith(".") and path.name.removesuffix(".gz").endswith(SUFFIXES)
-        )
-        if not files:
-            raise DataError(f"source: no text files under {self.source}; looked for {', '.join(SUFFIXES)}, also .gz")
-        return files
-
-    def _path(self, name: str) -> Path:
-        return self.source if self.source.is_file() else self.source / name
-
-    @staticmethod
-    def _count(path: Path) -> int:
+    def _count(self, name: str) -> int:
         lines = 0
         try:
-            with _open(path) as file:
+            with self._open(name) as file:
                 for _ in file:
                     lines += 1
         except (OSError, EOFError, zlib.error):
             pass  # `read` meets the same damage in the same place, and reports it as a row
         return lines
 
-
-def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
-
-
-def _form(path: Path) -> str:
-    return Path(path.name.removesuffix(".gz")).suffix
+    def _open(self, name: str) -> IO[bytes]:
+        file = self.files.open(name)
+        return cast(IO[bytes], gzip.GzipFile(fileobj=file) if name.endswith(".gz") else file)
 
 
-def _bad(at: str, stage: str, reason: str, message: str) -> RejectedRow:
-    return RejectedRow({"id": at, "source": at.rsplit(":", 1)[0], "stage": stage, "reason": reason, "message": message})
+def _form(name: str) -> str:
+    return PurePosixPath(name.removesuffix(".gz")).suffix
+
+
+def _bad(at: str, reason: str, message: str) -> RejectedRow:
+    return rejected(at, at.rsplit(":", 1)[0], reason, message)
 
 
 @dataclass(frozen=True)
@@ -212,6 +185,6 @@ class TextLines:
         if self.shard_rows < 1:
             raise ConfigError(f"shard_rows is {self.shard_rows}; a shard has at least 1 row")
 
-    def open(self, path: Path | None) -> dict[str, Reader]:
+    def open(self, path: str | None) -> dict[str, Reader]:
         """One reader, of records of `kind`. Raises DataError without a path."""
         return {self.kind: TextLinesReader(required(path), self.kind, self.column, self.shard_rows)}
