@@ -70,7 +70,7 @@ class SourceFiles:
         return bool(found.type == FileType.File)
 
     def walk(self, suffixes: Sequence[str] = (), under: str = "") -> Iterator[FileEntry]:
-        """The files whose names end in one of `suffixes`, in any case; within a folder by name. Hidden ones are left out.
+        """The files whose names end in one of `suffixes`, in any case, a folder by name; hidden ones are left out.
 
         A stream: a folder is listed when its turn comes. A single file is listed under its own name.
         """
