@@ -9,6 +9,7 @@ cannot be used are listed in DEST/quarantine with stage and reason; the rest goe
 """
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.experiment import Experiment, main
@@ -17,7 +18,7 @@ from kosmosg.data.sources.base import Reader, Source
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import Section, plain
 from kosmosg_platform.console import echo
-from kosmosg_platform.datasets.build import BuildResult, build
+from kosmosg_platform.datasets.build import BuildResult, BuildSettings, build
 from kosmosg_platform.datasets.dataset import RecordDataset
 from kosmosg_platform.owned_folder import refuse_overlap
 from kosmosg_platform.run_paths import RunPaths
@@ -27,18 +28,17 @@ SHEET_RECORDS = 40
 
 def run(experiment: Experiment) -> list[BuildResult]:
     """Build every dataset of the experiment; returns what each holds."""
-    config, source = experiment.build, chosen_source(experiment)
+    source = chosen_source(experiment)
     results = []
+    shaped = settings(experiment, source)
+    ready = replace(shaped, steps=(), plain={})  # records that pass no steps
     with ExitStack() as stack:
         for folder, reader in targets(experiment, source):
             result = build(
                 folder,
                 reader,
-                config.pipeline_steps(source) if reader.annotated else [],
-                config.compose,
-                config.settings(source) if reader.annotated else {},
+                shaped if reader.annotated else ready,
                 limit=experiment.limit,
-                max_refused=config.max_refused,
                 start_ray=lambda: stack.enter_context(connect(experiment)),
                 say=echo,
             )
@@ -56,10 +56,25 @@ def chosen_source(experiment: Experiment) -> Source:
     return experiment.build.opened_source(plain(section) if isinstance(section, Section) else {})
 
 
+def settings(experiment: Experiment, source: Source) -> BuildSettings:
+    """What shapes the dataset, checked. Raises ConfigError with the dotted path of a mistake."""
+    config = experiment.build
+    return BuildSettings(
+        steps=tuple(config.pipeline_steps(source)),
+        options=config.compose,
+        plain=config.settings(source),
+        shard_rows=config.shard_rows,
+        shard_bytes=config.shard_mb * 2**20,
+        chunk_rows=config.chunk_rows,
+        max_refused=config.max_refused,
+        retry=experiment.retry.reason,
+    )
+
+
 def targets(experiment: Experiment, source: Source) -> list[tuple[Path, Reader]]:
     """Every dataset folder to build, with its reader. Raises ConfigError, and DataError when there is no source."""
     layout = RunPaths(experiment.output)
-    path = None if experiment.source is None else Path(experiment.source)
+    path = experiment.source
     readers = source.open(path)
     if path is not None and len(readers) == 1:
         (reader,) = readers.values()
@@ -69,7 +84,8 @@ def targets(experiment: Experiment, source: Source) -> list[tuple[Path, Reader]]
         places = [(folder / name, reader) for name, reader in readers.items()]
     if path is not None:
         for dest, _ in places:
-            refuse_overlap(path, dest)
+            if "://" not in path:
+                refuse_overlap(Path(path), dest)
     return places
 
 

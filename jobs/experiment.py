@@ -179,6 +179,14 @@ class GenerateConfig(Section):
     """Prompts generated together."""
 
 
+class RetryConfig(Section):
+    """What `build_dataset` tries again."""
+
+    reason: str = ""
+    """A step (decode, caption), a reason (unreadable) or both ("decode: unreadable"): shards with rows that were
+    rejected for it are built again; answers that are kept are not asked for again."""
+
+
 class Experiment(StageExperiment):
     """One run. Order of precedence: these defaults < preset < the preset's `jobs.<job>` < key=value."""
 
@@ -195,6 +203,7 @@ class Experiment(StageExperiment):
     instruct: InstructObjective = InstructObjective()
     toyworld: ToyworldConfig = ToyworldConfig()
     build: BuildConfig = BuildConfig()
+    retry: RetryConfig = RetryConfig()
     toyworld_build: ToyworldBuildConfig = ToyworldBuildConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     generate: GenerateConfig = GenerateConfig()

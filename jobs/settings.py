@@ -29,7 +29,7 @@ class JobSettings:
 
 
 JOBS = {
-    "build_dataset": JobSettings(("output", "scale", "source", "dest", "limit", "build", "toyworld")),
+    "build_dataset": JobSettings(("output", "scale", "source", "dest", "limit", "build", "retry", "toyworld")),
     "toyworld": JobSettings(("output", "tracking", "dest", "toyworld_build")),
     "pretrain": JobSettings((*_TRAIN, "pretrain", "templates.pretrain"), example="train.seed=1"),
     "align": JobSettings((*_TRAIN, "align"), example="train.seed=1"),

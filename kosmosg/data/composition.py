@@ -5,6 +5,7 @@ connected piece whose bounding box holds most of the mask, a square box around i
 Whatever is left out is left out by name.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -83,7 +84,14 @@ def compose(sample: Sample, options: ComposeOptions, names: Mapping[str, str]) -
         captioner=names["captioner"],
         entity_finder=names["entity_finder"],
         segmenter=names["segmenter"],
+        provenance=provenance(sample.hints),
     )
+
+
+def provenance(hints: Mapping[str, str]) -> str | None:
+    """Licence, author and address as JSON, as far as the source tells them; None when it tells nothing."""
+    told = {name: hints[name] for name in ("licence", "author", "url") if hints.get(name)}
+    return json.dumps(told, ensure_ascii=False) if told else None
 
 
 def _entity(

@@ -19,23 +19,23 @@ from kosmosg.data.annotators.base import EntityMask, Reference, Sample, Span
 from kosmosg.data.records import QuarantineRow
 from kosmosg.data.sources.base import ReadyRow, RejectedRow, SourceRow
 
-_SPAN = pa.struct([("text", pa.string()), ("start", pa.int32()), ("end", pa.int32())])
+SPAN = pa.struct([("text", pa.string()), ("start", pa.int32()), ("end", pa.int32())])
 _PIXELS = pa.struct([("shape", pa.list_(pa.int32())), ("data", pa.binary())])
-_CUT = pa.struct([("probability", _PIXELS), ("reference", _PIXELS), ("reference_mask", _PIXELS)])
+CUT = pa.struct([("probability", _PIXELS), ("reference", _PIXELS), ("reference_mask", _PIXELS)])
 _REFUSAL = pa.struct([(name, pa.string()) for name in ("id", "source", "stage", "reason", "message")])
 
 ROWS = pa.schema(
     [
-        ("shard", pa.int32()),  # the piece of work that this row belongs to
-        ("shard_rows", pa.int32()),  # how many rows that piece has, so that a torn piece is noticed
+        ("chunk", pa.int32()),  # the piece of work that this row belongs to
+        ("chunk_rows", pa.int32()),  # how many rows that piece has, so that a torn piece is noticed
         ("id", pa.string()),
         ("source", pa.string()),
         ("encoded", pa.binary()),
         ("sha256", pa.string()),
         ("hints", pa.string()),  # JSON
         ("caption", pa.string()),
-        ("spans", pa.list_(_SPAN)),
-        ("cuts", pa.list_(_CUT)),
+        ("spans", pa.list_(SPAN)),
+        ("cuts", pa.list_(CUT)),
         ("dropped", pa.list_(pa.string())),
         ("names", pa.string()),  # JSON: the annotators so far
         ("refusal", _REFUSAL),
@@ -47,8 +47,8 @@ ROWS = pa.schema(
 class PipelineRow:
     """One row between stages: a sample or a refusal, never both; neither for a piece of work without any row."""
 
-    shard: int
-    shard_rows: int
+    chunk: int
+    chunk_rows: int
     sample: Sample | None = None
     refusal: QuarantineRow | None = None
     names: dict[str, str] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class PipelineRow:
         return replace(self, sample=None, refusal=told)
 
 
-def carry(rows: Sequence[SourceRow], shard: int) -> tuple[list[PipelineRow], list[Mapping[str, Any]]]:
+def carry(rows: Sequence[SourceRow], chunk: int) -> tuple[list[PipelineRow], list[Mapping[str, Any]]]:
     """What a reader gave for one piece of work: rows for the annotators, and records that need none."""
     carried: list[PipelineRow] = []
     ready: list[Mapping[str, Any]] = []
@@ -69,9 +69,9 @@ def carry(rows: Sequence[SourceRow], shard: int) -> tuple[list[PipelineRow], lis
         if isinstance(row, ReadyRow):
             ready.append(row.record)
         elif isinstance(row, RejectedRow):
-            carried.append(PipelineRow(shard, len(rows), refusal=row.refusal))
+            carried.append(PipelineRow(chunk, len(rows), refusal=row.refusal))
         else:
-            carried.append(PipelineRow(shard, len(rows), sample=row))
+            carried.append(PipelineRow(chunk, len(rows), sample=row))
     return carried, ready
 
 
@@ -86,7 +86,7 @@ def from_table(table: pa.Table) -> list[PipelineRow]:
 
 
 def _plain(row: PipelineRow) -> dict[str, Any]:
-    plain: dict[str, Any] = {"shard": row.shard, "shard_rows": row.shard_rows, "refusal": row.refusal}
+    plain: dict[str, Any] = {"chunk": row.chunk, "chunk_rows": row.chunk_rows, "refusal": row.refusal}
     sample = row.sample
     if sample is None:
         return plain
@@ -98,13 +98,14 @@ def _plain(row: PipelineRow) -> dict[str, Any]:
         "hints": json.dumps(dict(sample.hints)),
         "caption": sample.caption,
         "spans": [span._asdict() for span in sample.spans],
-        "cuts": [_plain_cut(cut) for cut in sample.cuts],
+        "cuts": [packed_cut(cut) for cut in sample.cuts],
         "dropped": sample.dropped,
         "names": json.dumps(row.names),
     }
 
 
-def _plain_cut(cut: EntityMask) -> dict[str, Any]:
+def packed_cut(cut: EntityMask) -> dict[str, Any]:
+    """A mask in the form `CUT`."""
     reference = cut.reference
     return {
         "probability": _pack(cut.probability),
@@ -124,7 +125,7 @@ def _unpack(packed: Mapping[str, Any]) -> NDArray[np.uint8]:
 
 def _carried(row: Mapping[str, Any]) -> PipelineRow:
     if row["id"] is None:
-        return PipelineRow(row["shard"], row["shard_rows"], refusal=row["refusal"])
+        return PipelineRow(row["chunk"], row["chunk_rows"], refusal=row["refusal"])
     sample = Sample(
         id=row["id"],
         source=row["source"],
@@ -133,13 +134,14 @@ def _carried(row: Mapping[str, Any]) -> PipelineRow:
         hints=json.loads(row["hints"]),
         caption=row["caption"],
         spans=[Span(span["text"], span["start"], span["end"]) for span in row["spans"]],
-        cuts=[_cut(cut) for cut in row["cuts"]],
+        cuts=[unpacked_cut(cut) for cut in row["cuts"]],
         dropped=list(row["dropped"]),
     )
-    return PipelineRow(row["shard"], row["shard_rows"], sample=sample, names=json.loads(row["names"]))
+    return PipelineRow(row["chunk"], row["chunk_rows"], sample=sample, names=json.loads(row["names"]))
 
 
-def _cut(plain: Mapping[str, Any]) -> EntityMask:
+def unpacked_cut(plain: Mapping[str, Any]) -> EntityMask:
+    """The inverse of `packed_cut`."""
     probability = _unpack(plain["probability"])
     if plain["reference"] is None:
         return EntityMask(probability)

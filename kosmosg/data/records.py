@@ -46,6 +46,7 @@ class CompositionRecord(TypedDict):
     captioner: str  # the annotators that made the record, with model id
     entity_finder: str
     segmenter: str
+    provenance: str | None  # JSON: licence, author, url, as far as the source tells
 
 
 class QuarantineRow(TypedDict):
@@ -128,6 +129,7 @@ RECORD_KINDS: dict[str, RecordKind] = {
                 _required("captioner", pa.string()),
                 _required("entity_finder", pa.string()),
                 _required("segmenter", pa.string()),
+                pa.field("provenance", pa.string()),  # JSON: licence, author, url, as far as the source tells
             ]
         ),
         images=("image",),
@@ -143,6 +145,7 @@ RECORD_KINDS: dict[str, RecordKind] = {
                 _required("before", pa.binary()),
                 _required("after", pa.binary()),
                 _required("source", pa.string()),
+                pa.field("provenance", pa.string()),  # JSON: licence, author, url, as far as the source tells
             ]
         ),
         images=("before", "after"),
@@ -165,6 +168,7 @@ RECORD_KINDS: dict[str, RecordKind] = {
                 pa.field("width", pa.int32()),
                 pa.field("height", pa.int32()),
                 _required("source", pa.string()),
+                pa.field("provenance", pa.string()),  # JSON: licence, author, url, as far as the source tells
             ]
         ),
         images=("image",),
@@ -184,6 +188,7 @@ RECORD_KINDS: dict[str, RecordKind] = {
                     "parts", pa.list_(pa.struct([pa.field("text", pa.string()), pa.field("image", pa.binary())]))
                 ),
                 _required("source", pa.string()),
+                pa.field("provenance", pa.string()),  # JSON: licence, author, url, as far as the source tells
             ]
         ),
         samples={"pretrain": SampleKind(share=2, words=300, images=3)},
@@ -230,9 +235,10 @@ def table(kind: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     form = schema(kind)
     rows = list(rows)
     expected = set(form.names)
+    required = {field.name for field in form if not field.nullable}
     for row in rows:
-        if set(row) != expected:
-            surplus, missing = sorted(set(row) - expected), sorted(expected - set(row))
+        surplus, missing = sorted(set(row) - expected), sorted(required - set(row))
+        if surplus or missing:
             raise DataError(
                 f"record {row.get('id')!r} does not fit kind {kind!r}: surplus {surplus}, missing {missing}"
             )

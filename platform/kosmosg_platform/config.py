@@ -36,7 +36,6 @@ RENAMED: dict[str, str] = {
     "build.reader": "build.source.use",
     "build.kind": "build.source.kind",
     "build.column": "build.source.column",
-    "build.shard_rows": "build.source.shard_rows",
     "build.square": "build.source.square",
     "build.working_size": "build.source.working_size",
     "build.captioner": "build.steps",

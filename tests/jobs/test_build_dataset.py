@@ -34,7 +34,7 @@ def environment() -> dict[str, str]:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["photos", "source={tmp}/absent"], "there is no folder"),
+        (["photos", "source={tmp}/absent"], "there is no file or folder"),
         (["photos", "source={tmp}/empty"], "no photos under"),
         (["photos"], "source: say what to read"),
         (["captions", "source={tmp}/absent.txt"], "there is no file or folder"),
@@ -120,7 +120,7 @@ def test_the_command_line_ends_with_exit_code_2_too(tmp_path: Path) -> None:
     given = command("photos", f"source={tmp_path}/absent", f"output={tmp_path}/out")
     done = subprocess.run(given, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
-    assert "there is no folder" in done.stderr
+    assert "there is no file or folder" in done.stderr
     assert "Traceback" not in done.stderr
 
 

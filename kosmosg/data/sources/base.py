@@ -9,7 +9,7 @@ items are sent.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -118,6 +118,19 @@ def required(path: str | None) -> str:
 def rejected(key: str, place: str, reason: str, message: str, stage: str = "decode") -> RejectedRow:
     """A row that cannot be read; `message` is one sentence."""
     return RejectedRow({"id": key, "source": place, "stage": stage, "reason": reason, "message": message})
+
+
+def limited(items: Iterable[Item], limit: int | None) -> Iterator[Item]:
+    """Items of about `limit` rows; one of many rows is shortened where its length is in rows."""
+    left = limit
+    for item in items:
+        if left is not None:
+            if left <= 0:
+                return
+            if item.rows > left and item.length == item.rows:
+                item = item._replace(rows=left, length=left)
+            left -= item.rows
+        yield item
 
 
 def digest(text: str) -> str:

@@ -135,7 +135,9 @@ class SourceFiles:
         names.sort()  # names alone: the stamps of millions of files are asked for when their turn comes
         for name in names:
             path = f"{folder}/{name}" if folder else name
-            if name in folders:
+            if not name.isprintable() and (told_name := _readable(path)) != path:
+                yield FileEntry(told_name, 0, "")  # not UTF-8: reading it says that there is no such file
+            elif name in folders:
                 yield from self._walk_local(path)
             elif (told := self.entry(path)) is not None:
                 yield told
@@ -161,6 +163,11 @@ def safe(path: str) -> str:
     if path.startswith(("/", "\\", "~")) or ".." in parts or "\0" in path or ":" in parts[0][:2]:
         raise DataError(f"the path {path[:200]!r} leads out of the source; only files inside of it are read")
     return path
+
+
+def _readable(path: str) -> str:
+    """The path with what is not UTF-8 in it spelled out."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _remote_entry(path: str, info: Any) -> FileEntry:

@@ -52,11 +52,12 @@ class TextLinesReader:
         for entry in self.files.walk(TEXT_SUFFIXES):
             found = True
             lines = self._count(entry.path)
+            first = int(self._starts_with_header(entry.path))
             # A file without lines still is an item: it may be a damaged one, which the reading will tell.
-            for start in range(0, max(lines, 1), self.shard_rows):
-                length = min(self.shard_rows, lines - start)
+            for start in range(first, max(lines, first + 1), self.shard_rows):
+                length = max(min(self.shard_rows, lines - start), 0)
                 # The last one also reports where a damaged file breaks off.
-                last = json.dumps(start + length == lines)
+                last = json.dumps(start + length >= lines)
                 key = f"{entry.path}:{start + 1}"
                 yield Item(key, entry.path, start, length, max(length, 1), 0, entry.stamp, last)
         if not found:
@@ -143,6 +144,13 @@ class TextLinesReader:
             return False
         cells = [cell.strip().lower() for cell in first.decode("utf-8-sig", errors="replace").split("\t")]
         return self.column is not None or any(name in cells for name in COLUMNS)
+
+    def _starts_with_header(self, name: str) -> bool:
+        try:
+            with self._open(name) as file:
+                return self._header(_form(name), file.readline())
+        except (OSError, EOFError, zlib.error):
+            return False  # `read` meets the same damage, and reports it as a row
 
     def _count(self, name: str) -> int:
         lines = 0

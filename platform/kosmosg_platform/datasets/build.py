@@ -1,35 +1,38 @@
 """Build a dataset folder from a source: what is missing is built, what is there and still true is kept.
 
-A shard is done when its receipt carries the key of what would be built now: source piece, reader, annotators, options,
-schema. A build that was killed therefore goes on where it stopped, a changed setting rebuilds everything, and a new
-photo rebuilds one shard. The manifest is removed before the first change and written last.
+A shard is done when its receipt carries the key of what would be built now: listed items, reader, steps, options,
+schema. So a build that was killed resumes with the chunk where it stopped, a changed setting rebuilds what depends on
+it, and new photos make new shards. The manifest is removed before the first change and written last.
 """
 
 import json
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kosmosg.data.annotators.apply import UNEXPECTED
 from kosmosg.data.composition import ComposeOptions
 from kosmosg.data.records import SCHEMA_VERSION
-from kosmosg.data.sources.base import Reader, WorkUnit
-from kosmosg.errors import DataError
-from kosmosg_platform.cluster.resources import WorkerDemand, require_resources
+from kosmosg.data.sources.base import Reader
+from kosmosg.errors import ConfigError, DataError
 from kosmosg_platform.config import digest
+from kosmosg_platform.datasets.chunks import CHUNKS, RECEIPTS, Chunk, chunks_of, finish_shard, read_counts
 from kosmosg_platform.datasets.dataset import MANIFEST, Shard, write_manifest
-from kosmosg_platform.datasets.pipeline import RECEIPTS, PipelinePlan, run_pipeline
+from kosmosg_platform.datasets.listing import LISTING, ListedShard, write_listing
+from kosmosg_platform.datasets.pipeline import PipelinePlan, run_pipeline
 from kosmosg_platform.datasets.steps import PipelineStep
 from kosmosg_platform.owned_folder import MARKER, claim_folder
-from kosmosg_platform.progress import Progress
 from kosmosg_platform.storage import write_json
 
 SHARD_FILE = re.compile(r"(?P<partial>\.)?(?P<name>part-\d{5,})\.(?:parquet|json)(?:\.[\w.-]+)?")
-PIPELINE_VERSION = 1  # raise it when the same source and settings would give other records
+PIPELINE_VERSION = 2  # raise it when the same source and settings would give other records
+
+FINISHING = 8  # shards that are put together at the same time
 
 Say = Callable[[str], None]
 
@@ -55,59 +58,64 @@ class BuildResult:
         return self.built_rows / self.seconds if self.built_rows else 0.0
 
 
+@dataclass(frozen=True)
+class BuildSettings:
+    """What shapes a dataset beside its source: the section `build`, checked."""
+
+    steps: Sequence[PipelineStep] = ()
+    options: ComposeOptions = field(default_factory=ComposeOptions)
+    plain: Mapping[str, Any] = field(default_factory=dict)
+    """All of it that shapes a record, as plain values: part of the manifest and of every key."""
+    shard_rows: int = 4096
+    shard_bytes: int = 256 * 2**20
+    chunk_rows: int = 64
+    max_refused: float = 0.5
+    """Share of rows in quarantine above which nothing is published."""
+    retry: str = ""
+    """Stage, reason or "stage: reason": shards with such rejections are built again."""
+
+
 def build(
     folder: Path,
     reader: Reader,
-    steps: Sequence[PipelineStep],
-    options: ComposeOptions,
-    settings: Mapping[str, Any],
+    settings: BuildSettings,
     limit: int | None = None,
-    max_refused: float = 0.5,
-    start_ray: Callable[[], None] = lambda: None,
-    say: Say = print,
+    start_ray: Callable[[], object] = lambda: None,
+    say: Say = lambda text: None,
 ) -> BuildResult:
     """Build or finish the dataset `folder`, which must be new, empty, or one that an earlier build of this source left.
 
-    `settings` is everything that shapes a record, in plain values: it goes into the manifest and into every key.
-    `start_ray` is called only when something has to be built. `max_refused` is the share of rows in quarantine above
-    which nothing is published. Raises DataError for a bad source or model, or when too much was refused, and
-    ConfigError for a folder that is not ours and when the cluster lacks the GPUs that were asked for.
+    `start_ray` is called only when something has to be built. Raises DataError for a bad source or model, or when too
+    much was refused, and ConfigError for a folder that is not ours and when the cluster lacks the GPUs that were asked
+    for.
     """
     started = time.monotonic()
-    works = reader.plan(limit)
     folder = claim(folder, reader)
-    keys = shard_keys(reader, settings, works)
-    missing = [work for work in works if not _is_done(folder, work.index, keys[work.index])]
-    kept = len(works) - len(missing)
+    shards = write_listing(folder, reader, settings.shard_rows, settings.shard_bytes, limit)
+    keys = shard_keys(reader, settings.plain, shards)
+    missing = [shard for shard in shards if not _is_done(folder, shard.name, keys[shard.name], settings.retry)]
+    kept = len(shards) - len(missing)
     built_rows = 0
     if missing:
-        for step in steps:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        if kept:
+            say(f"{reader.kind}: {kept} of {len(shards)} shards are there already, {len(missing)} to build")
+        for step in settings.steps:
             if step.model is not None:
                 from kosmosg.data.annotators.pretrained import require_model  # brings torch and transformers
 
                 require_model(step.model)
         start_ray()
-        require_resources(*gpu_demands(steps))
-        (folder / MANIFEST).unlink(missing_ok=True)
-        if kept:
-            say(f"{reader.kind}: {kept} of {len(works)} shards are there already, {len(missing)} to build")
-        plan = PipelinePlan(folder, reader, tuple(steps), options, keys)
-        refused = 0
-        with Progress(reader.kind, len(missing), "shards") as shown:
-            began = time.monotonic()
-            for number, receipt in enumerate(run_pipeline(plan, missing), start=1):
-                built_rows += receipt["rows"]
-                refused += sum(receipt["reasons"].values())
-                rate = built_rows / (time.monotonic() - began)
-                shown.update(number, f"{built_rows:,} rows, {rate:,.1f} rows/s, {refused:,} refused")
-    receipts = [_receipt(folder, work.index) for work in works]
-    unwritten = [work.index for work, receipt in zip(works, receipts, strict=True) if receipt is None]
+        _require_gpus(settings.steps)
+        built_rows = _build_shards(folder, reader, settings, missing, keys, say)
+    receipts = [_receipt(folder, shard.name) for shard in shards]
+    unwritten = [shard.name for shard, receipt in zip(shards, receipts, strict=True) if receipt is None]
     if unwritten:
         raise RuntimeError(f"shards {unwritten[:5]} of {folder} were not written; run the same build again")
     found = [receipt for receipt in receipts if receipt is not None]
-    _remove_leftovers(folder, {work.index for work in works})
+    remove_leftovers(folder, {shard.name for shard in shards})
     if missing or not (folder / MANIFEST).is_file():
-        _refuse_to_publish(folder, found, max_refused)
+        _refuse_to_publish(folder, found, settings.max_refused)
         _publish(folder, reader, settings, found)
     return BuildResult(
         folder=folder,
@@ -123,6 +131,52 @@ def build(
     )
 
 
+def _build_shards(
+    folder: Path,
+    reader: Reader,
+    settings: BuildSettings,
+    shards: Sequence[ListedShard],
+    keys: Mapping[str, str],
+    say: Say,
+) -> int:
+    """Build shards, chunk by chunk; returns the rows that were built in this run."""
+    import ray
+
+    of = {shard.name: list(chunks_of(folder, shard, keys[shard.name], settings.chunk_rows)) for shard in shards}
+    left = {
+        name: {chunk for chunk in chunks if not _usable(folder, chunk, settings.retry)} for name, chunks in of.items()
+    }
+    plan = PipelinePlan(
+        folder, reader, tuple(settings.steps), settings.options, [chunk for chunks in left.values() for chunk in chunks]
+    )
+    progress = BuildProgress(reader.kind, len(plan.chunks), say)
+    finish = ray.remote(num_cpus=0)(finish_shard)
+    finishing = [finish.remote(folder, reader.kind, keys[name], of[name]) for name, rest in left.items() if not rest]
+    for chunk in run_pipeline(plan) if plan.chunks else ():
+        progress.add(read_counts(folder, chunk) or {"rows": 0, "refusals": []})
+        left[chunk.shard].discard(chunk)
+        if not left[chunk.shard]:
+            finishing.append(finish.remote(folder, reader.kind, keys[chunk.shard], of[chunk.shard]))
+        if len(finishing) > FINISHING:
+            done, finishing = ray.wait(finishing, num_returns=1)
+            ray.get(done)
+    ray.get(finishing)
+    return progress.rows
+
+
+def _usable(folder: Path, chunk: Chunk, retry: str) -> bool:
+    """Whether an earlier build, which was killed, has finished the chunk."""
+    counts = read_counts(folder, chunk)
+    if counts is None:
+        return False
+    reasons = {f"{row['stage']}: {row['reason']}" for row in counts["refusals"]}
+    return not any(UNEXPECTED in reason or _matches(reason, retry) for reason in reasons)
+
+
+def _matches(reason: str, retry: str) -> bool:
+    return bool(retry) and retry in (reason, *reason.split(": "))
+
+
 def claim(folder: Path, reader: Reader) -> Path:
     """The folder as one that a build of this source may write and clean. Raises ConfigError when it is not."""
     told = reader.describe()
@@ -134,35 +188,60 @@ def claim(folder: Path, reader: Reader) -> Path:
 
 def _left_by_an_older_version(folder: Path) -> bool:
     """Whether the folder holds a dataset from before there were markers, and nothing else."""
-    ours = {"data", "quarantine", RECEIPTS, MANIFEST, "sheet.png"}
+    ours = {"data", "quarantine", RECEIPTS, LISTING, MANIFEST, "sheet.png"}
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     receipts = list((folder / RECEIPTS).glob("part-*.json"))
     return bool(receipts) and found <= ours
 
 
-def gpu_demands(steps: Sequence[PipelineStep]) -> list[WorkerDemand]:
-    """The GPUs that the steps hold at the same time. With fewer CPUs than actors Ray Data runs fewer of them."""
-    return [
-        WorkerDemand(
-            step.actors,
-            cpus=0.0,
-            gpus=step.gpus,
-            workers_key=f"build.steps.{index}.actors",
-            without_gpus=f"build.steps.{index}.gpus=0",
+def _require_gpus(steps: Sequence[PipelineStep]) -> None:
+    """Ray would wait for ever for GPUs that a cluster does not have."""
+    wanted = sum(step.gpus * step.actors[0] for step in steps)
+    if not wanted:
+        return
+    import ray
+
+    there = ray.cluster_resources().get("GPU", 0)
+    if there < wanted:
+        raise ConfigError(
+            f"build: the steps ask for {wanted:g} GPUs (gpus x actors), the cluster has {there:g}; lower "
+            "`gpus` or `actors` of the steps in build.steps, or join a larger cluster (scale.address)"
         )
-        for index, step in enumerate(steps)
-        if step.gpus
-    ]
 
 
-def shard_keys(reader: Reader, settings: Mapping[str, Any], works: Sequence[WorkUnit]) -> dict[int, str]:
+def shard_keys(reader: Reader, settings: Mapping[str, Any], shards: Sequence[ListedShard]) -> dict[str, str]:
     """For every shard a hash of all that its bytes depend on."""
     common = [SCHEMA_VERSION, PIPELINE_VERSION, reader.kind, reader.describe(), settings]
-    return {work.index: digest([*common, work.digest()]) for work in works}
+    return {shard.name: digest([*common, shard.digest]) for shard in shards}
 
 
-def _receipt(folder: Path, shard: int) -> dict[str, Any] | None:
-    path = folder / RECEIPTS / f"part-{shard:05d}.json"
+class BuildProgress:
+    """A line now and then: chunks, rows, rate, time left. Every line stands alone, so it also reads well in a log."""
+
+    def __init__(self, kind: str, chunks: int, say: Say, every: float = 2.0) -> None:
+        self.kind, self.chunks, self.say, self.every = kind, chunks, say, every
+        self.started = self.told = time.monotonic()
+        self.done = self.rows = self.refused = 0
+
+    def add(self, counts: Mapping[str, Any]) -> None:
+        """Count one finished chunk and tell, if it is time to."""
+        self.done += 1
+        self.rows += counts["rows"]
+        self.refused += len(counts["refusals"])
+        now = time.monotonic()
+        if now - self.told < self.every and self.done < self.chunks:
+            return
+        self.told = now
+        spent = max(now - self.started, 1e-6)
+        left = spent / self.done * (self.chunks - self.done)
+        self.say(
+            f"{self.kind}: chunk {self.done:,}/{self.chunks:,}, {self.rows:,} rows, {self.rows / spent:,.1f} rows/s, "
+            f"{self.refused:,} refused, {left:,.0f} s left"
+        )
+
+
+def _receipt(folder: Path, shard: str) -> dict[str, Any] | None:
+    path = folder / RECEIPTS / f"{shard}.json"
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -170,10 +249,12 @@ def _receipt(folder: Path, shard: int) -> dict[str, Any] | None:
     return found
 
 
-def _is_done(folder: Path, shard: int, key: str) -> bool:
+def _is_done(folder: Path, shard: str, key: str, retry: str) -> bool:
     receipt = _receipt(folder, shard)
     if receipt is None or receipt.get("key") != key or receipt.get("unexpected"):
         # Unexpected refusals are faults of ours or of the machine (a full GPU): they get another chance.
+        return False
+    if any(_matches(reason, retry) for reason in receipt["reasons"]):
         return False
     files = [file for file in (receipt["data"], receipt["quarantine"]) if file]
     return all((folder / f["name"]).is_file() and (folder / f["name"]).stat().st_size == f["bytes"] for f in files)
@@ -196,33 +277,43 @@ def _refuse_to_publish(folder: Path, receipts: Sequence[Mapping[str, Any]], max_
     )
 
 
-def _publish(folder: Path, reader: Reader, settings: Mapping[str, Any], receipts: Sequence[Mapping[str, Any]]) -> None:
+def _publish(folder: Path, reader: Reader, settings: BuildSettings, receipts: Sequence[Mapping[str, Any]]) -> None:
     annotators: dict[str, str] = {}
     for receipt in receipts:
         annotators |= receipt["annotators"]
+    refused = _sum(receipt["reasons"] for receipt in receipts)
+    filters = {step.name for step in settings.steps if not step.fills}
+    filtered = sum(count for reason, count in refused.items() if reason.partition(": ")[0] in filters)
+    written = sum(receipt["data"]["rows"] for receipt in receipts)
     write_manifest(
         folder,
         reader.kind,
         [Shard(**receipt["data"]) for receipt in receipts],
         [Shard(**receipt["quarantine"]) for receipt in receipts if receipt["quarantine"]],
-        config=settings,
+        config=settings.plain,
         annotators=annotators,
         source=reader.describe(),
         extra={
-            "refused": _sum(receipt["reasons"] for receipt in receipts),
+            "counts": {
+                "read": sum(receipt["rows"] for receipt in receipts),
+                "written": written,
+                "filtered": filtered,
+                "quarantined": sum(refused.values()) - filtered,
+            },
+            "refused": refused,
             "entities_left_out": _sum(receipt["dropped"] for receipt in receipts),
         },
     )
 
 
-def _remove_leftovers(folder: Path, shards: set[int]) -> None:
+def remove_leftovers(folder: Path, shards: set[str]) -> None:
     """Files of shards that the source no longer has, and of writers that were killed; files of other names stay."""
-    keep = {f"part-{shard:05d}" for shard in shards}
     for part in ("data", "quarantine", RECEIPTS):
         for path in (folder / part).glob("*part-*"):
             shard = SHARD_FILE.fullmatch(path.name)
-            if shard and (shard["partial"] or shard["name"] not in keep):
+            if shard and (shard["partial"] or shard["name"] not in shards):
                 path.unlink(missing_ok=True)
+    shutil.rmtree(folder / CHUNKS, ignore_errors=True)
 
 
 def _sum(counts: Any) -> dict[str, int]:

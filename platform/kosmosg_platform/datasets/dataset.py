@@ -14,7 +14,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kosmosg.data.records import QUARANTINE, SCHEMA_VERSION, table
+from kosmosg.data.records import QUARANTINE, SCHEMA_VERSION, schema, table
 from kosmosg.errors import DataError
 from kosmosg_platform.storage import write_json
 
@@ -47,26 +47,35 @@ class Shard:
 
 def write_records(folder: Path, name: str, kind: str, rows: Sequence[Mapping[str, Any]]) -> Shard:
     """Write records as `folder/name` and return what the manifest needs. Raises DataError for rows of another form."""
-    return _write_table(folder, name, table(kind, rows))
+    return _write_tables(folder, name, schema(kind), [table(kind, rows)])
 
 
 def write_refusals(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> Shard:
     """Write refused rows (`kosmosg.data.records.Refusal`) as `folder/name`."""
-    return _write_table(folder, name, pa.Table.from_pylist(list(rows), schema=QUARANTINE))
+    return _write_tables(folder, name, QUARANTINE, [pa.Table.from_pylist(list(rows), schema=QUARANTINE)])
 
 
-def _write_table(folder: Path, name: str, rows: pa.Table) -> Shard:
+def write_record_tables(folder: Path, name: str, kind: str, tables: Iterable[pa.Table]) -> Shard:
+    """`write_records` of tables one after the other, so that a large shard is never in memory as a whole."""
+    return _write_tables(folder, name, schema(kind), tables)
+
+
+def _write_tables(folder: Path, name: str, form: pa.Schema, tables: Iterable[pa.Table]) -> Shard:
     target = folder / name
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(target)
-    group = ROW_GROUP_ROWS
-    if rows.num_rows:
-        group = max(1, min(group, ROW_GROUP_BYTES * rows.num_rows // max(1, rows.nbytes)))
-    pq.write_table(rows, temporary, compression="zstd", row_group_size=group)
+    count = 0
+    with pq.ParquetWriter(temporary, form, compression="zstd") as writer:
+        for rows in tables:
+            group = ROW_GROUP_ROWS
+            if rows.num_rows:
+                group = max(1, min(group, ROW_GROUP_BYTES * rows.num_rows // max(1, rows.nbytes)))
+            writer.write_table(rows, row_group_size=group)
+            count += rows.num_rows
     with temporary.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
-    shard = Shard(name, rows.num_rows, temporary.stat().st_size, digest)
+    shard = Shard(name, count, temporary.stat().st_size, digest)
     temporary.replace(target)
     return shard
 

@@ -1,34 +1,33 @@
-"""The Ray Data pipeline of a dataset build: read -> steps -> compose -> write, one block a shard.
+"""The Ray Data pipeline of a dataset build: read -> steps -> compose -> write, one block a chunk.
 
-A block is one piece of work from beginning to end, and becomes one Parquet file. So batches that a model sees, and the
-bytes that are written, depend on the source and the configuration, never on how many workers there are or in which
-order they finish. Light steps run where their rows are; a step with a model is a pool of actors. Between processes rows
-travel as Arrow tables, so a row changes its form three times at most on its way: sample, Arrow row, record.
+A chunk is a few dozen rows of a shard's listing: as many as a model wants to see, few enough that many are under way
+and that little is lost when a machine dies. What a chunk becomes depends on the listing and the configuration, never on
+how many workers there are or in which order they finish. Light steps run where their rows are; a step with a model is a
+pool of actors. Between processes rows travel as Arrow tables, so a row changes its form three times at most on its way:
+sample, Arrow row, record.
 
 Every row that is read is written: as a record, or as a rejection with stage, reason and message.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from kosmosg.data.annotators.apply import UNEXPECTED, apply, refusal
-from kosmosg.data.annotators.base import FIELDS, Annotator, Rejection
+from kosmosg.data.annotators.apply import refusal
+from kosmosg.data.annotators.base import Rejection
 from kosmosg.data.composition import ComposeOptions, compose
 from kosmosg.data.pipeline_rows import PipelineRow, carry, from_table, to_table
-from kosmosg.data.sources.base import Reader, WorkUnit
+from kosmosg.data.sources.base import Item, Reader, SourceRow, rejected
 from kosmosg_platform.console import quiet_ray_data
-from kosmosg_platform.datasets.dataset import write_records, write_refusals
+from kosmosg_platform.datasets.answers import StepRunner
+from kosmosg_platform.datasets.chunks import Chunk, write_chunk
+from kosmosg_platform.datasets.listing import read_items
 from kosmosg_platform.datasets.steps import PipelineStep
-from kosmosg_platform.storage import write_json
-
-RECEIPTS = ".receipts"  # DEST/.receipts/part-00000.json: what is known of a finished shard
 
 
 @dataclass(frozen=True)
@@ -39,32 +38,33 @@ class PipelinePlan:
     reader: Reader
     steps: tuple[PipelineStep, ...]
     options: ComposeOptions
-    keys: Mapping[int, str]  # shard -> what its receipt must say for it to be taken as done
+    chunks: Sequence[Chunk]
 
 
-def run_pipeline(plan: PipelinePlan, works: Sequence[WorkUnit]) -> Iterator[dict[str, Any]]:
-    """Build the shards of `works`; yields the receipt of each as soon as it is written. Needs a running Ray."""
+def run_pipeline(plan: PipelinePlan) -> Iterator[Chunk]:
+    """Build the chunks of a plan; yields each as soon as it is written. Needs a running Ray."""
     import ray
     from ray.data import ActorPoolStrategy
 
     with quiet_ray_data() as context:
-        # A block must stay whole (and so a shard): never split by size, never merged with its neighbour.
+        # A block must stay whole (and so a chunk): never split by size, never merged with its neighbour.
         context.target_max_block_size = None
-        pieces = [pa.table({"work": [json.dumps(asdict(work))]}) for work in works]
-        data = ray.data.from_arrow(pieces)
+        data = ray.data.range(len(plan.chunks), override_num_blocks=len(plan.chunks))
         whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
         light, pools = grouped(plan.steps)
-        data = data.map_batches(_Read(plan.reader, light, None if pools else _Write(plan)), **whole)
+        data = data.map_batches(_Read(plan, light, writes=not pools), **whole)
         for number, (step, following) in enumerate(pools, start=1):
             data = data.map_batches(
                 _Annotate,
-                fn_constructor_args=(step, following, _Write(plan) if number == len(pools) else None),
-                compute=ActorPoolStrategy(size=step.actors),
+                fn_constructor_args=(plan, step, following, number == len(pools)),
+                compute=ActorPoolStrategy(min_size=step.actors[0], max_size=step.actors[1]),
+                num_cpus=step.cpus,
                 num_gpus=step.gpus or None,
+                memory=step.memory or None,
                 **whole,
             )
         for row in data.iter_rows():
-            yield json.loads(row["receipt"])
+            yield plan.chunks[row["chunk"]]
 
 
 Pool = tuple[PipelineStep, tuple[PipelineStep, ...]]
@@ -73,87 +73,82 @@ Pool = tuple[PipelineStep, tuple[PipelineStep, ...]]
 
 def grouped(steps: Sequence[PipelineStep]) -> tuple[tuple[PipelineStep, ...], list[Pool]]:
     """The light steps that run where rows are read, and the pools with the light steps behind each."""
-    starts = [index for index, step in enumerate(steps) if step.actors] + [len(steps)]
+    starts = [index for index, step in enumerate(steps) if step.actors[1]] + [len(steps)]
     pools = [(steps[start], tuple(steps[start + 1 : end])) for start, end in pairwise(starts)]
     return tuple(steps[: starts[0]]), pools
 
 
 class _Read:
-    """Work -> rows behind the light steps, for the first pool; or, where there is none, the receipts of its shard."""
+    """Chunk numbers -> rows behind the light steps for the first pool; or, where there is none, what was written."""
 
-    def __init__(self, reader: Reader, steps: Sequence[PipelineStep], write: "_Write | None") -> None:
-        self.reader = reader
+    def __init__(self, plan: PipelinePlan, steps: Sequence[PipelineStep], writes: bool) -> None:
+        self.plan = plan
         self.steps = steps
-        self.write = write
+        self.write = _Write(plan) if writes else None
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
-        for text in block.column("work").to_pylist():
-            plain = json.loads(text)
-            work = WorkUnit(plain["index"], tuple(tuple(item) for item in plain["items"]))
-            rows, ready = carry(list(self.reader.read(work)), work.index)
+        for number in block.column("id").to_pylist():
+            chunk = self.plan.chunks[number]
+            rows, ready = carry(list(self.read(chunk)), number)
             if not rows and not ready:
-                rows = [PipelineRow(work.index, 0)]  # so that the empty shard reaches its writer
+                rows = [PipelineRow(number, 0)]  # so that the empty chunk reaches its writer
             for step in self.steps:
-                rows = run_step(step, step.make(), rows)
-            yield to_table(rows) if self.write is None else self.write(rows, {work.index: ready})
+                rows = StepRunner(self.plan.folder, step).run(rows, chunk)
+            yield to_table(rows) if self.write is None else self.write(rows, {number: ready})
+
+    def read(self, chunk: Chunk) -> Iterator[SourceRow]:
+        """The rows of a chunk; of items with the same key the first of the shard is taken, the others are told."""
+        before = min(chunk.first, 1)  # the item in front of the chunk as well: equal keys stand side by side
+        items = read_items(self.plan.folder, chunk.shard, chunk.first - before, chunk.items + before)
+        previous = items[0].key if before else None
+        held: list[Item] = []
+        for item in items[before:]:
+            if item.key != previous:
+                held.append(item)
+                previous = item.key
+                continue
+            yield from self.plan.reader.read(held)
+            held = []
+            yield rejected(item.key, item.place, "duplicate", f"{item.key} is in the source twice; one is taken")
+        yield from self.plan.reader.read(held)
 
 
 class _Annotate:
     """A step as an actor: the annotator is built once and kept. The last pool also writes."""
 
-    def __init__(self, step: PipelineStep, following: Sequence[PipelineStep], write: "_Write | None") -> None:
-        self.steps = [(step, step.make()), *((light, light.make()) for light in following)]
-        self.write = write
+    def __init__(self, plan: PipelinePlan, step: PipelineStep, following: Sequence[PipelineStep], writes: bool) -> None:
+        self.plan = plan
+        self.runners = [StepRunner(plan.folder, each) for each in (step, *following)]
+        self.write = _Write(plan) if writes else None
 
     def __call__(self, block: pa.Table) -> pa.Table:
         rows = from_table(block)
-        for step, annotator in self.steps:
-            rows = run_step(step, annotator, rows)
+        chunk = self.plan.chunks[rows[0].chunk]
+        for runner in self.runners:
+            rows = runner.run(rows, chunk)
         return to_table(rows) if self.write is None else self.write(rows, {})
 
 
-def run_step(step: PipelineStep, annotator: Annotator, rows: Sequence[PipelineRow]) -> list[PipelineRow]:
-    """Put one step's answers into the rows; rejected rows pass through."""
-    open_rows = [(row, row.sample) for row in rows if row.sample is not None]
-    answers = iter(apply(annotator, [sample for _, sample in open_rows], step.batch_size))
-    done: list[PipelineRow] = []
-    for row in rows:
-        if row.sample is None:
-            done.append(row)
-            continue
-        answer = next(answers)
-        if isinstance(answer, Rejection):
-            done.append(row.refused(step.name, *answer))
-            continue
-        if step.fills:
-            row.sample.fill(step.fills, answer)
-            row.names[FIELDS[step.fills].credit] = annotator.name
-        done.append(row)
-    return done
-
-
 class _Write:
-    """Rows of whole shards -> records, Parquet, quarantine and receipt."""
+    """Rows of whole chunks -> records and rejections on disk."""
 
     def __init__(self, plan: PipelinePlan) -> None:
-        self.folder = plan.folder
-        self.kind = plan.reader.kind
-        self.options = plan.options
-        self.keys = plan.keys
+        self.plan = plan
 
     def __call__(self, rows: Sequence[PipelineRow], ready: Mapping[int, Sequence[Mapping[str, Any]]]) -> pa.Table:
-        """A table of receipts; `ready` holds the records of each shard that needed no steps."""
-        shards: dict[int, list[PipelineRow]] = {shard: [] for shard in ready}
+        """A table of the chunks that are written; `ready` holds the records of each that needed no steps."""
+        chunks: dict[int, list[PipelineRow]] = {number: [] for number in ready}
         for row in rows:
-            shards.setdefault(row.shard, []).append(row)
-        receipts = [self.write(shard, of, ready.get(shard, ())) for shard, of in sorted(shards.items())]
-        return pa.table({"receipt": pa.array([json.dumps(receipt) for receipt in receipts], type=pa.string())})
+            chunks.setdefault(row.chunk, []).append(row)
+        for number, of in chunks.items():
+            self.write(self.plan.chunks[number], of, ready.get(number, ()))
+        return pa.table({"chunk": pa.array(list(chunks), type=pa.int64())})
 
-    def write(self, shard: int, rows: Sequence[PipelineRow], ready: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Write one shard. Its receipt comes last: without one the shard is built again."""
-        count = rows[0].shard_rows if rows else len(ready)
+    def write(self, chunk: Chunk, rows: Sequence[PipelineRow], ready: Sequence[Mapping[str, Any]]) -> None:
+        """Write one chunk."""
+        count = rows[0].chunk_rows if rows else len(ready)
         if count not in (len(rows) + len(ready), 0):
-            raise RuntimeError(f"shard {shard} came with {len(rows)} of its {count} rows; a block was split")
+            raise RuntimeError(f"{chunk} came with {len(rows)} of its {count} rows; a block was split")
         records: list[Mapping[str, Any]] = list(ready)
         refusals: list[Mapping[str, Any]] = []
         dropped: Counter[str] = Counter()
@@ -168,34 +163,15 @@ class _Write:
                 records.append(made)
                 names = names or dict(row.names)
         if len(records) + len(refusals) != count:
-            raise RuntimeError(f"shard {shard} read {count} rows, {len(records)} + {len(refusals)} came out")
-        name = f"part-{shard:05d}"
-        refused = None
-        if refusals:
-            refused = asdict(write_refusals(self.folder, f"quarantine/{name}.parquet", refusals))
-        else:
-            (self.folder / "quarantine" / f"{name}.parquet").unlink(missing_ok=True)
-        receipt = {
-            "shard": shard,
-            "key": self.keys[shard],
-            "rows": count,
-            "data": asdict(write_records(self.folder, f"data/{name}.parquet", self.kind, records)),
-            "quarantine": refused,
-            "reasons": dict(sorted(Counter(f"{r['stage']}: {r['reason']}" for r in refusals).items())),
-            "example": {f"{r['stage']}: {r['reason']}": r["message"] for r in reversed(refusals)},
-            "dropped": dict(sorted(dropped.items())),
-            "unexpected": sum(r["reason"].startswith(UNEXPECTED) for r in refusals),
-            "annotators": names,
-        }
-        write_json(self.folder / RECEIPTS / f"{name}.json", receipt)
-        return receipt
+            raise RuntimeError(f"{chunk} has {count} rows, {len(records)} + {len(refusals)} came out")
+        write_chunk(self.plan.folder, chunk, self.plan.reader.kind, records, refusals, dropped, names)
 
     def _record(self, row: PipelineRow) -> Mapping[str, Any] | PipelineRow:
         """The record of an annotated row, or the row as it was rejected."""
         if row.sample is None:
             return row
         try:
-            made: Any = compose(row.sample, self.options, row.names)
+            made: Any = compose(row.sample, self.plan.options, row.names)
         except Exception as error:  # noqa: BLE001 - told in the quarantine table, with its type
             made = refusal(error)
         return row.refused("compose", *made) if isinstance(made, Rejection) else made

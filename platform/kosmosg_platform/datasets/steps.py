@@ -18,7 +18,7 @@ from kosmosg.data.filters.base import FILTERS, Filter
 from kosmosg.data.sources.base import SOURCES, Source
 from kosmosg.errors import ConfigError
 from kosmosg.plugins import find_entry, load_entry, load_plugins
-from kosmosg_platform.config import Section
+from kosmosg_platform.config import Section, digest
 
 WHOLE_SHARD = 1024
 """Samples that a light annotator sees at once: the toy world renders all references of a batch in one go."""
@@ -29,10 +29,14 @@ class StepResources(Section):
 
     batch_size: int = Field(default=16, ge=1)
     """Samples that a model sees at once."""
-    actors: int = Field(default=1, ge=1)
-    """Copies of a model, each in its own process."""
+    actors: int | tuple[int, int] = 1
+    """Copies of a model, each in its own process; two numbers let Ray choose between them as work queues up."""
+    cpus: float = Field(default=1.0, ge=0)
+    """CPUs that each copy takes from the cluster."""
     gpus: float = Field(default=0.0, ge=0)
     """GPUs that each copy takes from the cluster; parts of one may be shared."""
+    memory_gb: float = Field(default=0.0, ge=0)
+    """Memory that is set aside for each copy; 0 sets none aside."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,18 @@ class PipelineStep:
     """Samples that it sees at once."""
     fills: str = ""
     """The field of the sample that it answers for; "" for filters."""
-    actors: int = 0
-    """Processes of its own; 0: light enough to run where its rows are."""
+    key: str = ""
+    """Digest of all that its answers depend on, the steps whose fields it needs included."""
+    keep: bool = False
+    """Whether its answers are kept for later builds."""
+    actors: tuple[int, int] = (0, 0)
+    """Processes of its own, at least and at most; (0, 0): light enough to run where its rows are."""
+    cpus: float = 1.0
+    """Per actor."""
     gpus: float = 0.0
     """Per actor."""
+    memory: float = 0.0
+    """Bytes that are set aside per actor."""
     model: str | None = None
     """Hub id or folder of its weights."""
 
@@ -64,6 +76,15 @@ class BuildConfig(Section):
     """Annotators and filters in their order; `use` names one, the other keys are its own settings and `batch_size`,
     `actors`, `gpus`. Empty takes the source's usual annotators."""
     compose: ComposeOptions = ComposeOptions()
+    shard_rows: int = Field(default=4096, ge=1)
+    """Source rows of a shard (a Parquet file), at most; the source may ask for fewer."""
+    shard_mb: int = Field(default=256, ge=1)
+    """Megabytes of source that a shard reads, about, at most."""
+    chunk_rows: int = Field(default=64, ge=1)
+    """Rows that go through the steps together, at least as many as a model's batch_size; what a crash can cost."""
+    keep_masks: bool = False
+    """Keep the masks of segmenters beside the captions and entities that are always kept: a build with another
+    threshold then asks no model, for some ten times the space."""
     max_refused: float = Field(default=0.5, ge=0, le=1)
     """Share of rows in quarantine above which nothing is published."""
 
@@ -94,11 +115,15 @@ class BuildConfig(Section):
                     f"build.steps: records of {self.source_name} are ready and pass no steps; leave them out"
                 )
             return []
-        filled: set[str] = set()
+        filled: dict[str, str] = {}  # field -> key of the step that fills it
+        base = digest([self.source_name, dataclasses.asdict(source)])  # type: ignore[call-overload]
         steps = []
         for index, values in enumerate(self.plain_steps(source)):
-            steps.append(_step(values, f"build.steps.{index}", source, filled))
-            filled |= {steps[-1].fills} - {""}
+            step = _step(values, f"build.steps.{index}", source, filled, base)
+            step = dataclasses.replace(step, keep=bool(step.model) and (step.fills != "masks" or self.keep_masks))
+            if step.fills:
+                filled[step.fills] = step.key
+            steps.append(step)
         missing = [field for field in FIELDS if field not in filled]
         if missing:
             raise ConfigError(f"build.steps: no step fills {', '.join(missing)}, without which there is no record")
@@ -114,10 +139,8 @@ class BuildConfig(Section):
         shaping = []
         for values in self.plain_steps(source):
             own, resources = _split(values)
-            settings = dataclasses.asdict(checked(_settings_of(_kind(values.get("use"), "build.steps")), own, ""))
-            batch = {"batch_size": StepResources(**resources).batch_size} if "model" in settings else {}
-            shaping.append({"use": values["use"], **settings, **batch})
-            shaping[-1].pop("device", None)
+            settings = checked(_settings_of(_kind(values.get("use"), "build.steps")), own, "")
+            shaping.append(_shaping(str(values["use"]), settings, StepResources(**resources)))
         return {"steps": shaping, "compose": self.model_dump(mode="json")["compose"]}
 
 
@@ -132,7 +155,7 @@ class FilterStep:
         return [self.judge(sample) for sample in samples]
 
 
-def _step(values: Mapping[str, Any], path: str, source: Source, filled: set[str]) -> PipelineStep:
+def _step(values: Mapping[str, Any], path: str, source: Source, filled: Mapping[str, str], base: str) -> PipelineStep:
     use = values.get("use")
     kind = _kind(use, path)
     own, given = _split(values)
@@ -143,20 +166,41 @@ def _step(values: Mapping[str, Any], path: str, source: Source, filled: set[str]
     unfilled = [field for field in needs if field not in filled]
     if unfilled:
         raise ConfigError(f"{path}: {use} needs {', '.join(unfilled)}; put it behind a step that fills it")
-    if is_filter:
-        return PipelineStep(str(use), partial(FilterStep, str(use), settings), WHOLE_SHARD)
-    if kind.hint and kind.hint not in source.hints:
+    if not is_filter and kind.hint and kind.hint not in source.hints:
         raise ConfigError(
             f"{path}: {use} cannot annotate this source: it needs the hint {kind.hint!r}, which its samples do not "
             "carry; choose another annotator"
         )
+    actors = (resources.actors, resources.actors) if isinstance(resources.actors, int) else resources.actors
+    if not 1 <= actors[0] <= actors[1]:
+        raise ConfigError(f"{path}.actors: {resources.actors} is no number of processes; give 1 or more, or [1, 8]")
+    shaping = _shaping(str(use), settings, resources)
+    key = digest([base, shaping, [filled[field] for field in needs]])
+    if is_filter:
+        return PipelineStep(str(use), partial(FilterStep, str(use), settings), WHOLE_SHARD, key=key)
     make = partial(_make, kind, dataclasses.asdict(settings))
     model = getattr(settings, "model", None)
     if model is None:
-        return PipelineStep(kind.fills, make, WHOLE_SHARD, kind.fills)
+        return PipelineStep(kind.fills, make, WHOLE_SHARD, kind.fills, key)
     return PipelineStep(
-        kind.fills, make, resources.batch_size, kind.fills, resources.actors, resources.gpus, str(model)
+        name=kind.fills,
+        make=make,
+        batch_size=resources.batch_size,
+        fills=kind.fills,
+        key=key,
+        actors=actors,
+        cpus=resources.cpus,
+        gpus=resources.gpus,
+        memory=resources.memory_gb * 1e9,
+        model=str(model),
     )
+
+
+def _shaping(use: str, settings: Any, resources: StepResources) -> dict[str, Any]:
+    """Everything of a step that shapes its answers: not where, and not how often a model runs."""
+    told = {"use": use, **dataclasses.asdict(settings)}
+    told.pop("device", None)
+    return told | ({"batch_size": resources.batch_size} if "model" in told else {})
 
 
 def _make(kind: Any, settings: Mapping[str, Any]) -> Annotator:

@@ -18,7 +18,7 @@ from kosmosg.toyworld.source import EditReader, SceneReader
 
 def composition_records(count: int) -> list[CompositionRecord]:
     reader = SceneReader(count)
-    samples = [row for work in reader.plan(None) for row in reader.read(work)]
+    samples = list(reader.read(list(reader.items())))
     for sample, text in zip(samples, apply(ToyworldCaptioner(), samples, 100), strict=True):
         sample.caption = text
     for sample, found in zip(samples, ToyworldEntityFinder()(samples), strict=True):
@@ -42,7 +42,7 @@ def test_every_image_is_on_the_sheet() -> None:
 
 def test_edits_show_before_and_after() -> None:
     reader = EditReader(4)
-    records = [row.record for work in reader.plan(None) for row in reader.read(work) if isinstance(row, ReadyRow)]
+    records = [row.record for row in reader.read(list(reader.items())) if isinstance(row, ReadyRow)]
     sheet = contact_sheet(records, "edit", columns=2)
     assert isinstance(sheet, Image.Image)
     assert sheet.width > 4 * CELL

@@ -43,11 +43,11 @@ def test_every_kind_of_question_is_asked() -> None:
 
 def test_the_reader_gives_captioned_pictures_that_ask_and_answer() -> None:
     reader = QuestionReader(30, seed=3, shard_rows=20)
-    first, second = reader.plan(None)
-    rows = [row.record for work in (first, second) for row in reader.read(work)]
+    first, second = reader.items()
+    rows = [row.record for row in reader.read([first, second])]
     assert len({row["id"] for row in rows}) == 30
     for row in rows:
         question, _, answer = row["text"].removeprefix("Question: ").partition(" Answer: ")
         assert question.endswith("?")
         assert answer
-    assert [row.record for row in reader.read(second)] == rows[20:]
+    assert [row.record for row in reader.read([second])] == rows[20:]

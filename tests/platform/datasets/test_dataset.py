@@ -34,6 +34,7 @@ def composition(index: int) -> dict[str, Any]:
         "captioner": "test",
         "entity_finder": "test",
         "segmenter": "test",
+        "provenance": None,
     }
 
 

@@ -177,7 +177,7 @@ def test_samples_survive_the_way_between_stages() -> None:
 
 def toyworld_samples(count: int = 40) -> list[Sample]:
     reader = SceneReader(count, seed=3)
-    rows = [row for work in reader.plan(None) for row in reader.read(work)]
+    rows = list(reader.read(list(reader.items())))
     return [row for row in rows if isinstance(row, Sample)]
 
 

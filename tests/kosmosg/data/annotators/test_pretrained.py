@@ -33,7 +33,8 @@ from kosmosg.data.image_bytes import encode_image
 from kosmosg.data.pipeline_rows import PipelineRow
 from kosmosg.errors import DataError
 from kosmosg_platform.config import validate
-from kosmosg_platform.datasets.pipeline import run_step
+from kosmosg_platform.datasets.answers import StepRunner
+from kosmosg_platform.datasets.chunks import Chunk
 from kosmosg_platform.datasets.steps import BuildConfig
 
 WORDS = ["a cat and a dog in the garden", "Description Things . , :", TASK]
@@ -206,24 +207,27 @@ def test_clipseg_gives_a_map_for_every_entity(clipseg: Path) -> None:
     assert segmenter([samples[1]]) == [[]]
 
 
-def test_chosen_by_configuration_they_annotate_a_photo(blip2: Path, language_model: Path, clipseg: Path) -> None:
+def test_chosen_by_configuration_they_annotate_a_photo(
+    blip2: Path, language_model: Path, clipseg: Path, tmp_path: Path
+) -> None:
     given = {"blip2": blip2, "language_model": language_model, "clipseg": clipseg}
     steps_given = [{"use": use, "model": str(model), "device": "cpu"} for use, model in given.items()]
     config = validate(BuildConfig, {"source": {"use": "image_folder"}, "steps": steps_given})
     steps = config.pipeline_steps(config.opened_source())
-    captioner, finder, segmenter = (step.make() for step in steps)
-    (row,) = run_step(steps[0], captioner, [PipelineRow(0, 1, pictures(1)[0])])
+    chunk = Chunk("part-00000", 0, 0, 1, "key", "content")
+    captioner, finder, segmenter = (StepRunner(tmp_path / "set", step) for step in steps)
+    (row,) = captioner.run([PipelineRow(0, 1, pictures(1)[0])], chunk)
     if row.sample is None:  # random weights may say nothing; then there is a rejection in its place
         assert row.refusal is not None
         row = PipelineRow(0, 1, pictures(1)[0])
     assert row.sample is not None
     row.sample.caption = "a cat and a dog"
-    (row,) = run_step(steps[1], finder, [row])
+    (row,) = finder.run([row], chunk)
     if row.sample is None:
         row = PipelineRow(0, 1, pictures(1)[0])
     assert row.sample is not None
     row.sample.spans = [Span("cat", 2, 5)]
-    (row,) = run_step(steps[2], segmenter, [row])
+    (row,) = segmenter.run([row], chunk)
     assert row.sample is not None
     assert len(row.sample.cuts) == 1
     assert row.names["segmenter"] == str(clipseg)

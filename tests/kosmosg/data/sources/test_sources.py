@@ -11,7 +11,7 @@ from PIL import Image
 
 from kosmosg.data.annotators.base import Sample
 from kosmosg.data.records import table
-from kosmosg.data.sources.base import ReadyRow, RejectedRow, SourceRow
+from kosmosg.data.sources.base import ReadyRow, RejectedRow, SourceRow, limited
 from kosmosg.data.sources.image_folder import ImageFolderReader
 from kosmosg.data.sources.text_lines import TextLinesReader
 from kosmosg.errors import DataError
@@ -23,7 +23,7 @@ from kosmosg.toyworld.source import EditReader, SceneReader
 def rows(
     reader: ImageFolderReader | TextLinesReader | SceneReader | EditReader, limit: int | None = None
 ) -> list[SourceRow]:
-    return [row for work in reader.plan(limit) for row in reader.read(work)]
+    return list(reader.read(list(limited(reader.items(), limit))))
 
 
 def photo(path: Path, size: tuple[int, int] = (60, 40), color: str = "red") -> Path:
@@ -71,17 +71,6 @@ def test_a_photo_beyond_the_limits_is_never_decoded(tmp_path: Path) -> None:
     assert "limit is 100" in row.refusal["message"]
 
 
-def test_a_new_photo_touches_one_shard(tmp_path: Path) -> None:
-    for index in range(40):
-        photo(tmp_path / "cat" / f"{index}.png", (8, 8))
-    reader = ImageFolderReader(tmp_path, shard_rows=8)
-    before = {work.index: work.digest() for work in reader.plan(None)}
-    assert len(before) > 4
-    photo(tmp_path / "cat" / "new.png", (8, 8))
-    after = {work.index: work.digest() for work in reader.plan(None)}
-    assert sum(before.get(index) != digest for index, digest in after.items()) == 1
-
-
 def test_limit_takes_the_first_photos(tmp_path: Path) -> None:
     for name in "abcd":
         photo(tmp_path / name / "1.png", (8, 8))
@@ -90,14 +79,14 @@ def test_limit_takes_the_first_photos(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_empty_source_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no folder"):
-        ImageFolderReader(tmp_path / "absent").plan(None)
-    with pytest.raises(DataError, match="no photos under"):
-        ImageFolderReader(tmp_path).plan(None)
     with pytest.raises(DataError, match="there is no file or folder"):
-        TextLinesReader(tmp_path / "absent").plan(None)
+        next(ImageFolderReader(tmp_path / "absent").items())
+    with pytest.raises(DataError, match="no photos under"):
+        next(ImageFolderReader(tmp_path).items())
+    with pytest.raises(DataError, match="there is no file or folder"):
+        next(TextLinesReader(tmp_path / "absent").items())
     with pytest.raises(DataError, match="no text files"):
-        TextLinesReader(tmp_path).plan(None)
+        next(TextLinesReader(tmp_path).items())
 
 
 def texts(found: list[SourceRow]) -> list[str]:

@@ -1,0 +1,91 @@
+"""One step over the rows of a chunk, with the answers of models kept between builds.
+
+    DEST/.answers/<step>-<key>/<chunk's content>.arrow
+
+The key stands for everything that an answer depends on: the source, the step's settings, and those of the steps that it
+needs. So a build with another segmenter asks only the segmenter again, and one with another filter in front of a
+captioner asks the captioner for the few rows that it has not seen.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.feather as feather
+
+from kosmosg.data.annotators.apply import UNEXPECTED, apply
+from kosmosg.data.annotators.base import FIELDS, Annotator, Rejection
+from kosmosg.data.annotators.kept import answers_table, read_answers
+from kosmosg.data.pipeline_rows import PipelineRow
+from kosmosg_platform.datasets.chunks import Chunk
+from kosmosg_platform.datasets.steps import PipelineStep
+
+ANSWERS = ".answers"
+
+
+class StepRunner:
+    """A step where it runs: the annotator is built when it is first needed, so kept answers load no weights."""
+
+    def __init__(self, folder: Path, step: PipelineStep) -> None:
+        self.step = step
+        self.place = folder / ANSWERS / f"{step.name}-{step.key[:16]}"
+        self._annotator: Annotator | None = None
+
+    @property
+    def annotator(self) -> Annotator:
+        """The annotator or filter."""
+        if self._annotator is None:
+            self._annotator = self.step.make()
+        return self._annotator
+
+    def run(self, rows: Sequence[PipelineRow], chunk: Chunk) -> list[PipelineRow]:
+        """Put the step's answers into the rows; rejected rows pass through."""
+        samples = [row.sample for row in rows if row.sample is not None]
+        known, name = self._kept(chunk)
+        unknown = [sample for sample in samples if sample.id not in known]
+        if unknown:
+            name = self.annotator.name
+            given = apply(self.annotator, unknown, self.step.batch_size)
+            known |= {sample.id: answer for sample, answer in zip(unknown, given, strict=True)}
+            self._keep(chunk, known, name)
+        done: list[PipelineRow] = []
+        for row in rows:
+            if row.sample is None:
+                done.append(row)
+                continue
+            answer = known[row.sample.id]
+            if isinstance(answer, Rejection):
+                done.append(row.refused(self.step.name, *answer))
+                continue
+            if self.step.fills:
+                row.sample.fill(self.step.fills, answer)
+                row.names[FIELDS[self.step.fills].credit] = name
+            done.append(row)
+        return done
+
+    def _kept(self, chunk: Chunk) -> tuple[dict[str, Any], str]:
+        if not self.step.keep:
+            return {}, ""
+        try:
+            return read_answers(feather.read_table(self._file(chunk), memory_map=False))
+        except (OSError, pa.ArrowInvalid, KeyError, TypeError):
+            return {}, ""  # there is none, or it is damaged: the step is asked
+
+    def _keep(self, chunk: Chunk, answers: dict[str, Any], name: str) -> None:
+        if not self.step.keep:
+            return
+        # What failed through a fault of ours or of the machine gets another chance.
+        worth = {
+            key: answer
+            for key, answer in answers.items()
+            if not (isinstance(answer, Rejection) and answer.reason.startswith(UNEXPECTED))
+        }
+        self.place.mkdir(parents=True, exist_ok=True)
+        target = self._file(chunk)
+        partial = target.with_suffix(".partial")
+        feather.write_feather(answers_table(self.step.fills, worth, name), partial, compression="zstd")
+        partial.replace(target)
+
+    def _file(self, chunk: Chunk) -> Path:
+        return self.place / f"{chunk.content}.arrow"

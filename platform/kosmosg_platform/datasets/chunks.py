@@ -1,0 +1,134 @@
+"""Chunks: what a build has under way. A shard is written from its chunks when all of them are there.
+
+    DEST/.chunks/part-00012/00003.parquet      records
+    DEST/.chunks/part-00012/00003.json         rejections and counts, and the key; written last
+
+A chunk that an earlier, killed build has finished is taken as it is when its key is what would be built now.
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from kosmosg.data.annotators.apply import UNEXPECTED
+from kosmosg_platform.datasets.dataset import write_record_tables, write_records, write_refusals
+from kosmosg_platform.datasets.listing import ListedShard, item_rows
+from kosmosg_platform.storage import write_json, write_text
+
+CHUNKS = ".chunks"
+RECEIPTS = ".receipts"  # DEST/.receipts/part-00000.json: what is known of a finished shard
+
+
+class Chunk(NamedTuple):
+    """Some items of a shard, one after the other."""
+
+    shard: str
+    """Stem of the shard's files."""
+    number: int
+    """Within the shard, from 0."""
+    first: int
+    """Its first item within the shard."""
+    items: int
+    """How many."""
+    key: str
+    """Of everything that the records depend on."""
+    content: str
+    """Digest of the items, whatever is done with them."""
+
+    def __str__(self) -> str:
+        return f"chunk {self.number} of {self.shard}"
+
+    def path(self, folder: Path, suffix: str) -> Path:
+        """Where its records (.parquet) or counts (.json) lie."""
+        return folder / CHUNKS / self.shard / f"{self.number:05d}{suffix}"
+
+
+def chunks_of(folder: Path, shard: ListedShard, key: str, rows: int) -> Iterator[Chunk]:
+    """The chunks of a shard, of about `rows` rows each; an item is never split."""
+    ends = np.cumsum(item_rows(folder, shard.name))
+    start = number = 0
+    while start < len(ends):
+        done = int(ends[start - 1]) if start else 0
+        stop = max(int(np.searchsorted(ends, done + rows, side="right")), start + 1)
+        told = sha256(f"{shard.digest}:{start}:{stop}".encode()).hexdigest()
+        yield Chunk(shard.name, number, start, stop - start, sha256(f"{key}:{told}".encode()).hexdigest(), told[:32])
+        start, number = stop, number + 1
+
+
+def write_chunk(
+    folder: Path,
+    chunk: Chunk,
+    kind: str,
+    records: Sequence[Mapping[str, Any]],
+    refusals: Sequence[Mapping[str, Any]],
+    dropped: Mapping[str, int],
+    annotators: Mapping[str, str],
+) -> None:
+    """Write what a chunk became. Its counts come last: without them it is built again."""
+    path = chunk.path(folder, ".parquet")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_records(path.parent, path.name, kind, records)
+    told = {
+        "key": chunk.key,
+        "rows": len(records) + len(refusals),
+        "records": len(records),
+        "refusals": list(refusals),
+        "dropped": dict(sorted(dropped.items())),
+        "annotators": dict(annotators),
+    }
+    write_text(chunk.path(folder, ".json"), json.dumps(told))
+
+
+def read_counts(folder: Path, chunk: Chunk) -> dict[str, Any] | None:
+    """What is known of a finished chunk; None when it is not there, damaged, or of another build."""
+    try:
+        told: dict[str, Any] = json.loads(chunk.path(folder, ".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return told if told.get("key") == chunk.key and chunk.path(folder, ".parquet").is_file() else None
+
+
+def finish_shard(folder: Path, kind: str, key: str, chunks: Sequence[Chunk]) -> dict[str, Any]:
+    """Put the chunks of a shard together: Parquet, quarantine, receipt. Returns the receipt."""
+    name = chunks[0].shard
+    told = [read_counts(folder, chunk) for chunk in chunks]
+    counts = [each for each in told if each is not None]
+    if len(counts) != len(chunks):
+        raise RuntimeError(f"{len(chunks) - len(counts)} chunks of {name} are not there; run the same build again")
+    tables = (pq.read_table(chunk.path(folder, ".parquet")) for chunk in chunks)
+    data = write_record_tables(folder, f"data/{name}.parquet", kind, tables)
+    refusals = [row for each in counts for row in each["refusals"]]
+    if refusals:
+        quarantine = asdict(write_refusals(folder, f"quarantine/{name}.parquet", refusals))
+    else:
+        quarantine = None
+        (folder / "quarantine" / f"{name}.parquet").unlink(missing_ok=True)
+    reasons = Counter(f"{row['stage']}: {row['reason']}" for row in refusals)
+    dropped: Counter[str] = Counter()
+    annotators: dict[str, str] = {}
+    for each in counts:
+        dropped.update(each["dropped"])
+        annotators |= each["annotators"]
+    receipt = {
+        "shard": name,
+        "key": key,
+        "rows": sum(each["rows"] for each in counts),
+        "data": asdict(data),
+        "quarantine": quarantine,
+        "reasons": dict(sorted(reasons.items())),
+        "example": {f"{row['stage']}: {row['reason']}": row["message"] for row in reversed(refusals)},
+        "dropped": dict(sorted(dropped.items())),
+        "unexpected": sum(row["reason"].startswith(UNEXPECTED) for row in refusals),
+        "annotators": annotators,
+    }
+    write_json(folder / RECEIPTS / f"{name}.json", receipt)
+    shutil.rmtree(folder / CHUNKS / name, ignore_errors=True)
+    return receipt
