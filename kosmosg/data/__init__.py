@@ -1,7 +1,7 @@
 """Records and batches: how data is read, annotated, stored and turned into what a model trains on.
 
 `records` is the table of kinds with their schemas. `sources` read data, `annotators` say what images show, `filters`
-which are kept, `pipeline_rows` carry them between processes, `composition` makes records, `image_bytes` are how images
-stand in them. `templates` turn a record into a prompt, `packing` documents into rows, `collate` all of it into batches;
-`contact_sheet` shows records and results.
+which are kept, `pipeline_rows` carry them between processes, `kept_answers` from build to build; `composition` makes
+records, `image_bytes` are how images stand in them. `templates` turn a record into a prompt, `packing` documents into
+rows, `collate` all of it into batches; `contact_sheet` shows records and results.
 """

@@ -1,3 +1,5 @@
-"""Datasets: `build` makes a folder from a source, by the Ray Data `pipeline`, with what `steps` makes
-of the configuration; `dataset` reads and writes the folder.
+"""Datasets: `build` makes a folder from a source, with what `steps` makes of the configuration.
+
+`listing` deals the source's items to shards, `chunks` is what is under way of a shard, `pipeline` the Ray Data graph
+that chunks go through, `answers` a step of it with what models have said before; `dataset` reads and writes the folder.
 """

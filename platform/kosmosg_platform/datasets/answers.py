@@ -16,7 +16,7 @@ import pyarrow.feather as feather
 
 from kosmosg.data.annotators.apply import UNEXPECTED, apply
 from kosmosg.data.annotators.base import FIELDS, Annotator, Rejection
-from kosmosg.data.annotators.kept import answers_table, read_answers
+from kosmosg.data.kept_answers import answers_table, read_answers
 from kosmosg.data.pipeline_rows import PipelineRow
 from kosmosg_platform.datasets.chunks import Chunk
 from kosmosg_platform.datasets.steps import PipelineStep

@@ -90,6 +90,7 @@ def build(
     for.
     """
     started = time.monotonic()
+    next(reader.items(), None)  # a source that cannot be read is refused before anything is written
     folder = claim(folder, reader)
     shards = write_listing(folder, reader, settings.shard_rows, settings.shard_bytes, limit)
     keys = shard_keys(reader, settings.plain, shards)
