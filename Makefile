@@ -5,7 +5,7 @@ EXTRAS := platform,annotate,spacy,docs,dev
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check gpu-test bench docs settings image clean
+.PHONY: help setup demo test check chaos gpu-test bench docs settings image clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY) ## end to end on this machine: data, three stages, evaluation, endpoint, report
 	@$(BIN)/kosmosg run demo toyworld
+
+chaos: $(READY) ## kill drivers, workers and nodes of dataset builds at random points, many times
+	@KOSMOSG_CHAOS_ROUNDS=$${ROUNDS:-10} $(BIN)/python -m pytest -q tests/platform/datasets/test_killed_builds.py
 
 test: check ## lint, type checks, import layers and the whole test suite
 	@$(BIN)/python -m pytest -q --durations=15
