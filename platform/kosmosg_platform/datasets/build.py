@@ -19,7 +19,8 @@ from kosmosg.data.annotators.apply import UNEXPECTED
 from kosmosg.data.composition import ComposeOptions
 from kosmosg.data.records import SCHEMA_VERSION
 from kosmosg.data.sources.base import Reader
-from kosmosg.errors import ConfigError, DataError
+from kosmosg.errors import DataError
+from kosmosg_platform.cluster.resources import WorkerDemand, require_resources
 from kosmosg_platform.config import digest
 from kosmosg_platform.datasets.chunks import CHUNKS, RECEIPTS, Chunk, chunks_of, finish_shard, read_counts
 from kosmosg_platform.datasets.dataset import MANIFEST, Shard, write_manifest
@@ -27,6 +28,7 @@ from kosmosg_platform.datasets.listing import LISTING, ListedShard, write_listin
 from kosmosg_platform.datasets.pipeline import PipelinePlan, run_pipeline
 from kosmosg_platform.datasets.steps import PipelineStep
 from kosmosg_platform.owned_folder import MARKER, claim_folder
+from kosmosg_platform.progress import Progress
 from kosmosg_platform.storage import write_json
 
 SHARD_FILE = re.compile(r"(?P<partial>\.)?(?P<name>part-\d{5,})\.(?:parquet|json)(?:\.[\w.-]+)?")
@@ -98,17 +100,17 @@ def build(
     kept = len(shards) - len(missing)
     built_rows = 0
     if missing:
-        (folder / MANIFEST).unlink(missing_ok=True)
-        if kept:
-            say(f"{reader.kind}: {kept} of {len(shards)} shards are there already, {len(missing)} to build")
         for step in settings.steps:
             if step.model is not None:
                 from kosmosg.data.annotators.pretrained import require_model  # brings torch and transformers
 
                 require_model(step.model)
         start_ray()
-        _require_gpus(settings.steps)
-        built_rows = _build_shards(folder, reader, settings, missing, keys, say)
+        require_resources(*gpu_demands(settings.steps))
+        (folder / MANIFEST).unlink(missing_ok=True)
+        if kept:
+            say(f"{reader.kind}: {kept} of {len(shards)} shards are there already, {len(missing)} to build")
+        built_rows = _build_shards(folder, reader, settings, missing, keys)
     receipts = [_receipt(folder, shard.name) for shard in shards]
     unwritten = [shard.name for shard, receipt in zip(shards, receipts, strict=True) if receipt is None]
     if unwritten:
@@ -138,7 +140,6 @@ def _build_shards(
     settings: BuildSettings,
     shards: Sequence[ListedShard],
     keys: Mapping[str, str],
-    say: Say,
 ) -> int:
     """Build shards, chunk by chunk; returns the rows that were built in this run."""
     import ray
@@ -150,19 +151,25 @@ def _build_shards(
     plan = PipelinePlan(
         folder, reader, tuple(settings.steps), settings.options, [chunk for chunks in left.values() for chunk in chunks]
     )
-    progress = BuildProgress(reader.kind, len(plan.chunks), say)
     finish = ray.remote(num_cpus=0)(finish_shard)
     finishing = [finish.remote(folder, reader.kind, keys[name], of[name]) for name, rest in left.items() if not rest]
-    for chunk in run_pipeline(plan) if plan.chunks else ():
-        progress.add(read_counts(folder, chunk) or {"rows": 0, "refusals": []})
-        left[chunk.shard].discard(chunk)
-        if not left[chunk.shard]:
-            finishing.append(finish.remote(folder, reader.kind, keys[chunk.shard], of[chunk.shard]))
-        if len(finishing) > FINISHING:
-            done, finishing = ray.wait(finishing, num_returns=1)
-            ray.get(done)
+    rows = refused = 0
+    with Progress(reader.kind, len(plan.chunks), "chunks") as shown:
+        began = time.monotonic()
+        for number, chunk in enumerate(run_pipeline(plan) if plan.chunks else (), start=1):
+            counts = read_counts(folder, chunk) or {"rows": 0, "refusals": []}
+            rows += counts["rows"]
+            refused += len(counts["refusals"])
+            rate = rows / (time.monotonic() - began)
+            shown.update(number, f"{rows:,} rows, {rate:,.1f} rows/s, {refused:,} refused")
+            left[chunk.shard].discard(chunk)
+            if not left[chunk.shard]:
+                finishing.append(finish.remote(folder, reader.kind, keys[chunk.shard], of[chunk.shard]))
+            if len(finishing) > FINISHING:
+                done, finishing = ray.wait(finishing, num_returns=1)
+                ray.get(done)
     ray.get(finishing)
-    return progress.rows
+    return rows
 
 
 def _usable(folder: Path, chunk: Chunk, retry: str) -> bool:
@@ -195,50 +202,25 @@ def _left_by_an_older_version(folder: Path) -> bool:
     return bool(receipts) and found <= ours
 
 
-def _require_gpus(steps: Sequence[PipelineStep]) -> None:
-    """Ray would wait for ever for GPUs that a cluster does not have."""
-    wanted = sum(step.gpus * step.actors[0] for step in steps)
-    if not wanted:
-        return
-    import ray
-
-    there = ray.cluster_resources().get("GPU", 0)
-    if there < wanted:
-        raise ConfigError(
-            f"build: the steps ask for {wanted:g} GPUs (gpus x actors), the cluster has {there:g}; lower "
-            "`gpus` or `actors` of the steps in build.steps, or join a larger cluster (scale.address)"
+def gpu_demands(steps: Sequence[PipelineStep]) -> list[WorkerDemand]:
+    """The GPUs that the steps hold at the same time. With fewer CPUs than actors Ray Data runs fewer of them."""
+    return [
+        WorkerDemand(
+            step.actors[0],
+            cpus=0.0,
+            gpus=step.gpus,
+            workers_key=f"build.steps.{index}.actors",
+            without_gpus=f"build.steps.{index}.gpus=0",
         )
+        for index, step in enumerate(steps)
+        if step.gpus
+    ]
 
 
 def shard_keys(reader: Reader, settings: Mapping[str, Any], shards: Sequence[ListedShard]) -> dict[str, str]:
     """For every shard a hash of all that its bytes depend on."""
     common = [SCHEMA_VERSION, PIPELINE_VERSION, reader.kind, reader.describe(), settings]
     return {shard.name: digest([*common, shard.digest]) for shard in shards}
-
-
-class BuildProgress:
-    """A line now and then: chunks, rows, rate, time left. Every line stands alone, so it also reads well in a log."""
-
-    def __init__(self, kind: str, chunks: int, say: Say, every: float = 2.0) -> None:
-        self.kind, self.chunks, self.say, self.every = kind, chunks, say, every
-        self.started = self.told = time.monotonic()
-        self.done = self.rows = self.refused = 0
-
-    def add(self, counts: Mapping[str, Any]) -> None:
-        """Count one finished chunk and tell, if it is time to."""
-        self.done += 1
-        self.rows += counts["rows"]
-        self.refused += len(counts["refusals"])
-        now = time.monotonic()
-        if now - self.told < self.every and self.done < self.chunks:
-            return
-        self.told = now
-        spent = max(now - self.started, 1e-6)
-        left = spent / self.done * (self.chunks - self.done)
-        self.say(
-            f"{self.kind}: chunk {self.done:,}/{self.chunks:,}, {self.rows:,} rows, {self.rows / spent:,.1f} rows/s, "
-            f"{self.refused:,} refused, {left:,.0f} s left"
-        )
 
 
 def _receipt(folder: Path, shard: str) -> dict[str, Any] | None:
