@@ -24,6 +24,7 @@ from transformers import (
 from transformers.models.blip import BlipImageProcessorPil
 from transformers.models.vit import ViTImageProcessorPil
 
+from kosmosg.data.annotators import clipseg as clipseg_module
 from kosmosg.data.annotators.base import EntitySpans, Rejection, Sample, Span
 from kosmosg.data.annotators.blip2 import Blip2Captioner
 from kosmosg.data.annotators.clipseg import ClipSegSegmenter
@@ -247,3 +248,33 @@ def test_a_missing_model_is_told_in_a_sentence(tmp_path: Path) -> None:
 def test_an_unknown_device_or_precision_is_told(given: dict[str, Any], told: str) -> None:
     with pytest.raises(DataError, match=told):
         Loading(**given).resolve()
+
+
+def test_clipseg_encodes_an_image_once_and_says_what_the_model_says(
+    clipseg: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clipseg_module, "DECODED_AT_ONCE", 2)  # several parts
+    segmenter = ClipSegSegmenter(str(clipseg), device="cpu")
+    samples = pictures(3)
+    samples[0].spans = [Span("cat", 0, 3), Span("dog", 0, 3), Span("garden", 0, 6)]
+    samples[2].spans = [Span("dog", 0, 3)]
+    encoded: list[int] = []
+    features = segmenter.network.clip.get_image_features
+
+    def counted(pixel_values: torch.Tensor, **given: Any) -> Any:
+        encoded.append(len(pixel_values))
+        return features(pixel_values=pixel_values, **given)
+
+    monkeypatch.setattr(segmenter.network.clip, "get_image_features", counted)
+    cuts = segmenter(samples)
+    assert encoded == [2]
+    monkeypatch.undo()
+    for sample, found in zip(samples, cuts, strict=True):
+        assert len(found) == len(sample.spans)
+        for span, cut in zip(sample.spans, found, strict=True):
+            batch = segmenter.processor(text=[span.text], images=[sample.image], return_tensors="pt", padding=True)
+            with torch.inference_mode():
+                logits = segmenter.network(**batch).logits.reshape(1, 1, 32, 32)
+            size = (sample.image.height, sample.image.width)
+            expected = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=False).sigmoid()
+            assert np.abs(cut.probability / 255 - expected[0, 0].numpy()).max() < 0.003
