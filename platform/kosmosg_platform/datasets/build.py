@@ -22,7 +22,7 @@ from kosmosg.data.sources.base import Reader
 from kosmosg.errors import DataError
 from kosmosg_platform.cluster.resources import WorkerDemand, require_resources
 from kosmosg_platform.config import digest
-from kosmosg_platform.datasets.chunks import CHUNKS, RECEIPTS, Chunk, chunks_of, finish_shard, read_counts
+from kosmosg_platform.datasets.chunks import CHUNKS, RECEIPTS, Chunk, chunks_of, finish_shard, read_counts, write_plan
 from kosmosg_platform.datasets.dataset import MANIFEST, Shard, write_manifest
 from kosmosg_platform.datasets.listing import LISTING, ListedShard, write_listing
 from kosmosg_platform.datasets.pipeline import PipelinePlan, run_pipeline
@@ -148,15 +148,15 @@ def _build_shards(
     left = {
         name: {chunk for chunk in chunks if not _usable(folder, chunk, settings.retry)} for name, chunks in of.items()
     }
-    plan = PipelinePlan(
-        folder, reader, tuple(settings.steps), settings.options, [chunk for chunks in left.values() for chunk in chunks]
-    )
+    todo = [chunk for name in of for chunk in of[name] if chunk in left[name]]
+    planned = write_plan(folder, todo)
+    plan = PipelinePlan(folder, reader, tuple(settings.steps), settings.options, planned, len(todo))
     finish = ray.remote(num_cpus=0)(finish_shard)
     finishing = [finish.remote(folder, reader.kind, keys[name], of[name]) for name, rest in left.items() if not rest]
     rows = refused = 0
-    with Progress(reader.kind, len(plan.chunks), "chunks") as shown:
+    with Progress(reader.kind, len(todo), "chunks") as shown:
         began = time.monotonic()
-        for number, chunk in enumerate(run_pipeline(plan) if plan.chunks else (), start=1):
+        for number, chunk in enumerate(run_pipeline(plan) if todo else (), start=1):
             counts = read_counts(folder, chunk) or {"rows": 0, "refusals": []}
             rows += counts["rows"]
             refused += len(counts["refusals"])

@@ -11,11 +11,14 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.feather as feather
 import pyarrow.parquet as pq
 
 from kosmosg.data.annotators.apply import UNEXPECTED
@@ -61,6 +64,28 @@ def chunks_of(folder: Path, shard: ListedShard, key: str, rows: int) -> Iterator
         told = sha256(f"{shard.digest}:{start}:{stop}".encode()).hexdigest()
         yield Chunk(shard.name, number, start, stop - start, sha256(f"{key}:{told}".encode()).hexdigest(), told[:32])
         start, number = stop, number + 1
+
+
+def write_plan(folder: Path, chunks: Sequence[Chunk]) -> str:
+    """Write down the chunks that a build is to make, for its workers; gives the file's name.
+
+    As an argument the chunks of a large dataset would be copied for every worker, and lost with the node that holds
+    them.
+    """
+    told = pa.Table.from_pylist([chunk._asdict() for chunk in chunks])
+    name = f"plan-{sha256(repr(chunks).encode()).hexdigest()[:16]}.arrow"
+    place = folder / CHUNKS
+    place.mkdir(parents=True, exist_ok=True)
+    partial = place / f".{name}.partial"
+    feather.write_feather(told, partial, compression="zstd")
+    partial.replace(place / name)
+    return name
+
+
+@cache
+def read_plan(folder: Path, name: str) -> Sequence[Chunk]:
+    """The chunks of `write_plan`, once in a process."""
+    return [Chunk(**row) for row in feather.read_table(folder / CHUNKS / name, memory_map=False).to_pylist()]
 
 
 def write_chunk(

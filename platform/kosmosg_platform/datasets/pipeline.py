@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from kosmosg.data.pipeline_rows import PipelineRow, carry, from_table, to_table
 from kosmosg.data.sources.base import Item, Reader, SourceRow, rejected
 from kosmosg_platform.console import quiet_ray_data
 from kosmosg_platform.datasets.answers import StepRunner
-from kosmosg_platform.datasets.chunks import Chunk, write_chunk
+from kosmosg_platform.datasets.chunks import Chunk, read_plan, write_chunk
 from kosmosg_platform.datasets.listing import read_items
 from kosmosg_platform.datasets.steps import PipelineStep
 
@@ -38,7 +39,14 @@ class PipelinePlan:
     reader: Reader
     steps: tuple[PipelineStep, ...]
     options: ComposeOptions
-    chunks: Sequence[Chunk]
+    planned: str
+    """File of `write_plan`."""
+    count: int
+    """Chunks in it."""
+
+    def chunk(self, number: int) -> Chunk:
+        """A chunk by its number."""
+        return read_plan(self.folder, self.planned)[number]
 
 
 def run_pipeline(plan: PipelinePlan) -> Iterator[Chunk]:
@@ -49,22 +57,37 @@ def run_pipeline(plan: PipelinePlan) -> Iterator[Chunk]:
     with quiet_ray_data() as context:
         # A block must stay whole (and so a chunk): never split by size, never merged with its neighbour.
         context.target_max_block_size = None
-        data = ray.data.range(len(plan.chunks), override_num_blocks=len(plan.chunks))
+        data = ray.data.range(plan.count, override_num_blocks=plan.count)
         whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
         light, pools = grouped(plan.steps)
-        data = data.map_batches(_Read(plan, light, writes=not pools), **whole)
+        shares = cpu_shares([step for step, _ in pools], ray.cluster_resources().get("CPU", 1.0))
+        data = data.map_batches(_Read(plan, light, writes=not pools), scheduling_strategy="SPREAD", **whole)
         for number, (step, following) in enumerate(pools, start=1):
             data = data.map_batches(
                 _Annotate,
                 fn_constructor_args=(plan, step, following, number == len(pools)),
                 compute=ActorPoolStrategy(min_size=step.actors[0], max_size=step.actors[1]),
-                num_cpus=step.cpus,
+                num_cpus=shares[number - 1],
                 num_gpus=step.gpus or None,
                 memory=step.memory or None,
+                # Another strategy than that of reading: else Ray lets the first pool do the reading as well, one block
+                # after the other.
+                scheduling_strategy="DEFAULT",
                 **whole,
             )
         for row in data.iter_rows():
-            yield plan.chunks[row["chunk"]]
+            yield plan.chunk(row["chunk"])
+
+
+def cpu_shares(steps: Sequence[PipelineStep], total: float) -> list[float]:
+    """CPUs of each actor of each pool: as declared, or less where a cluster of `total` CPUs could not hold them all.
+
+    Reading needs a CPU beside the pools. Without one nothing would ever come to them, and they never end.
+    """
+    wanted = sum(step.actors[0] * step.cpus for step in steps)
+    room = max(total - 1, total / 2)
+    share = min(1.0, room / wanted) if wanted else 1.0
+    return [floor(step.cpus * share * 100) / 100 for step in steps]
 
 
 Pool = tuple[PipelineStep, tuple[PipelineStep, ...]]
@@ -88,7 +111,7 @@ class _Read:
 
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for number in block.column("id").to_pylist():
-            chunk = self.plan.chunks[number]
+            chunk = self.plan.chunk(number)
             rows, ready = carry(list(self.read(chunk)), number)
             if not rows and not ready:
                 rows = [PipelineRow(number, 0)]  # so that the empty chunk reaches its writer
@@ -123,7 +146,7 @@ class _Annotate:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         rows = from_table(block)
-        chunk = self.plan.chunks[rows[0].chunk]
+        chunk = self.plan.chunk(rows[0].chunk)
         for runner in self.runners:
             rows = runner.run(rows, chunk)
         return to_table(rows) if self.write is None else self.write(rows, {})
@@ -141,7 +164,7 @@ class _Write:
         for row in rows:
             chunks.setdefault(row.chunk, []).append(row)
         for number, of in chunks.items():
-            self.write(self.plan.chunks[number], of, ready.get(number, ()))
+            self.write(self.plan.chunk(number), of, ready.get(number, ()))
         return pa.table({"chunk": pa.array(list(chunks), type=pa.int64())})
 
     def write(self, chunk: Chunk, rows: Sequence[PipelineRow], ready: Sequence[Mapping[str, Any]]) -> None:

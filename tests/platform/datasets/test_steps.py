@@ -6,7 +6,7 @@ import pytest
 
 from kosmosg.errors import ConfigError
 from kosmosg_platform.config import validate
-from kosmosg_platform.datasets.pipeline import grouped
+from kosmosg_platform.datasets.pipeline import cpu_shares, grouped
 from kosmosg_platform.datasets.steps import BuildConfig, PipelineStep
 
 
@@ -68,3 +68,19 @@ def test_light_steps_run_where_their_rows_are(pools: list[int], light: int, grou
     first, found = grouped(steps)
     assert len(first) == light
     assert [len(following) for _, following in found] == groups
+
+
+@pytest.mark.parametrize(
+    ("actors", "total", "shares"),
+    [
+        ([1, 1], 2, [0.5, 0.5]),
+        ([1, 1], 3, [1, 1]),
+        ([1, 1, 1], 2, [0.33] * 3),
+        ([2], 1, [0.25]),
+        ([], 2, []),
+        ([4, 8], 64, [1, 1]),
+    ],
+)
+def test_pools_leave_a_cpu_for_reading(actors: list[int], total: float, shares: list[float]) -> None:
+    steps = [PipelineStep("step", object, 4, actors=(count, count)) for count in actors]
+    assert cpu_shares(steps, total) == shares

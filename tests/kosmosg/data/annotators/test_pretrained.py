@@ -9,26 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import (
-    Blip2Config,
-    Blip2ForConditionalGeneration,
-    Blip2Processor,
-    CLIPSegConfig,
-    CLIPSegForImageSegmentation,
-    CLIPSegProcessor,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
-from transformers.models.blip import BlipImageProcessorPil
-from transformers.models.vit import ViTImageProcessorPil
 
 from kosmosg.data.annotators import clipseg as clipseg_module
 from kosmosg.data.annotators.base import EntitySpans, Rejection, Sample, Span
 from kosmosg.data.annotators.blip2 import Blip2Captioner
 from kosmosg.data.annotators.clipseg import ClipSegSegmenter
-from kosmosg.data.annotators.language_model import TASK, LanguageEntityFinder
+from kosmosg.data.annotators.language_model import LanguageEntityFinder
 from kosmosg.data.annotators.pretrained import Loading, require_model
 from kosmosg.data.image_bytes import encode_image
 from kosmosg.data.pipeline_rows import PipelineRow
@@ -37,23 +23,7 @@ from kosmosg_platform.config import validate
 from kosmosg_platform.datasets.answers import StepRunner
 from kosmosg_platform.datasets.chunks import Chunk
 from kosmosg_platform.datasets.steps import BuildConfig
-
-WORDS = ["a cat and a dog in the garden", "Description Things . , :", TASK]
-
-
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    words = Tokenizer(models.WordLevel(unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    specials = ["<pad>", "<s>", "</s>", "<unk>"]
-    words.train_from_iterator(WORDS, trainers.WordLevelTrainer(special_tokens=specials))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        model_max_length=64,
-    )
+from tests.tiny_annotators import tiny_blip2, tiny_clipseg, tiny_language_model
 
 
 def pictures(count: int = 3) -> list[Sample]:
@@ -67,68 +37,17 @@ def pictures(count: int = 3) -> list[Sample]:
 
 @pytest.fixture(scope="module")
 def blip2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("blip2")
-    torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
-    processor = Blip2Processor(BlipImageProcessorPil(size={"height": 16, "width": 16}), tokenizer, num_query_tokens=2)
-    text = {
-        "model_type": "opt", "vocab_size": len(processor.tokenizer), "hidden_size": 16, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "ffn_dim": 16, "word_embed_proj_dim": 16, "max_position_embeddings": 64,
-        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-    }  # fmt: skip
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = Blip2Config(
-        vision_config=small | {"image_size": 16, "patch_size": 8},
-        qformer_config=small | {"encoder_hidden_size": 16, "vocab_size": 8},
-        text_config=text,
-        num_query_tokens=2,
-        image_token_index=processor.tokenizer.convert_tokens_to_ids("<image>"),
-    )
-    Blip2ForConditionalGeneration(config).save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
+    return tiny_blip2(tmp_path_factory.mktemp("blip2"))
 
 
 @pytest.fixture(scope="module")
 def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("language")
-    torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return tiny_language_model(tmp_path_factory.mktemp("language"))
 
 
 @pytest.fixture(scope="module")
 def clipseg(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clipseg")
-    torch.manual_seed(0)
-    tokenizer = tiny_tokenizer()
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = CLIPSegConfig(
-        text_config=size
-        | {
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": 64,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        },
-        vision_config=size | {"image_size": 32, "patch_size": 8},
-        projection_dim=16,
-        extract_layers=[0, 1],
-        reduce_dim=8,
-        decoder_num_attention_heads=2,
-        decoder_intermediate_size=16,
-    )
-    CLIPSegForImageSegmentation(config).save_pretrained(folder)
-    processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
-    CLIPSegProcessor(processor, tokenizer).save_pretrained(folder)
-    return folder
+    return tiny_clipseg(tmp_path_factory.mktemp("clipseg"))
 
 
 def test_blip2_captions_every_picture_the_same_in_any_batch(blip2: Path) -> None:
