@@ -1,4 +1,4 @@
-"""What the model-based annotators share: where a model runs, in which precision, and how a missing one is told."""
+"""What annotators and filters with a model share: where it runs, in which precision, how a missing one is told."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +36,7 @@ class Loading:
 
 @dataclass(frozen=True)
 class PretrainedSettings:
-    """What every annotator with a model takes."""
+    """What every annotator or filter with a model takes."""
 
     model: str
     """Hub id or local folder."""
@@ -46,17 +46,29 @@ class PretrainedSettings:
     """float32, float16 or bfloat16; auto is float16 on a GPU, float32 on a CPU."""
 
 
-def load_pretrained(model_class: Any, processor_class: Any, model: str, loading: Loading) -> tuple[Any, Any, str]:
+def load_pretrained(
+    model_class: Any, processor_class: Any, model: str, loading: Loading, complete: bool = False
+) -> tuple[Any, Any, str]:
     """Model (eval mode, on its device), processor or tokenizer, and the name for the records, with the hub's commit.
 
-    `model` is a hub id or a local folder. Raises DataError when neither can be read.
+    `model` is a hub id or a local folder. With `complete`, weights that it lacks are an error; transformers would start
+    them at random. Raises DataError.
     """
     device, dtype = loading.resolve()
     try:
         processor = processor_class.from_pretrained(model)
-        network = model_class.from_pretrained(model, dtype=dtype).to(device).eval()
+        network, told = model_class.from_pretrained(model, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise _missing(model, error) from error
+    except RuntimeError as error:  # weights of another size
+        raise DataError(f"{model!r} is no {model_class.__name__} ({str(error).splitlines()[0]})") from error
+    lacking = sorted(told["missing_keys"])
+    if complete and lacking:
+        raise DataError(
+            f"{model!r} is no {model_class.__name__}: it has no weights for {lacking[0]}"
+            + (f" and {len(lacking) - 1} others" if len(lacking) > 1 else "")
+        )
+    network = network.to(device).eval()
     commit = getattr(network.config, "_commit_hash", None)
     return network, processor, f"{model}@{commit[:12]}" if commit else model
 
@@ -74,6 +86,6 @@ def require_model(model: str) -> None:
 def _missing(model: str, error: Exception) -> DataError:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return DataError(
-        f"annotator {model!r} is neither a model folder here nor one that the hub gives "
+        f"{model!r} is neither a model folder here nor one that the hub gives "
         f"({type(error).__name__}: {first}); check the name, or download it first"
     )
