@@ -189,7 +189,10 @@ def find_duplicates(listed: ParquetList, radius: int = RADIUS, cap: int = CAP) -
 
     order = np.argsort(labels, kind="stable")
     same = labels[order][1:] == labels[order][:-1]
-    rows = np.sort(order[np.append(same, False) | np.append(False, same)])
+    shared = np.zeros(len(order), np.bool_)
+    shared[1:] |= same
+    shared[:-1] |= same
+    rows = np.sort(order[shared])
     keys = listed.strings("key", rows)
     members = pa.table({"label": labels[rows], "row": rows, "key": keys})
     members = members.take(pc.sort_indices(members, sort_keys=[("label", "ascending"), ("key", "ascending")]))

@@ -15,7 +15,7 @@ ADDRESS = re.compile(
     r"\b(?:https?|ftp)://|\bwww\.[\w-]+\.|\b[\w.-]+@[\w-]+\.\w|\b[\w-]+\.(?:com|net|org|co\.uk)\b", re.I
 )
 FILE_NAME = re.compile(
-    r"^\W*\S+\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|heic)\W*$|^(?:img|dsc[nf]?|pict|p)[_-]?\d{3,}\b", re.I
+    r"^\W*\S+\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|heic)\W*$|^(?:img|dsc[nf]?|pict)[ _-]?\d{3,}\b|^p\d{6,}\b", re.I
 )
 
 # UTF-8 that was read as Windows-1252: what its bytes 0x80 to 0xBF look like.
@@ -26,8 +26,8 @@ _TAIL = (
 )
 MOJIBAKE = re.compile(
     "\ufffd"  # what decoders put for what they could not read
-    # An accented letter; but a capital before a closing quote ("São João d'Ã’") is possible in honest text.
-    f"|[ÂÃ](?![‘’“”]\\W|[‘’“”]$){_TAIL}"
+    # An accented letter. But honest text may have a capital before a closing quote (“IRMÃ”), in Swedish "PÅ…".
+    f"|[ÂÃ](?![‘’“”](?:\\W|$)){_TAIL}|[ÄÅ](?![–—…\xa0]|[‘’“”](?:\\W|$)){_TAIL}"
     f"|â{_TAIL}{_TAIL}|ðŸ{_TAIL}{_TAIL}"  # quotation marks and dashes; emoji
     f"|(?:[ÄÅÎÏÐÑØÙ×]{_TAIL}){{2}}|(?:[ã-ï]{_TAIL}{_TAIL}){{2}}"  # letters of other scripts come in rows
 )
