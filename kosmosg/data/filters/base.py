@@ -31,7 +31,8 @@ class BatchFilter(Protocol):
     """A filter with a model.
 
     A class is made with the fields of its `settings` as keyword arguments, in the process where it runs, and raises
-    DataError where a model cannot be loaded. What it says of a sample does not depend on the others in the batch.
+    DataError where a model cannot be loaded. What it says of a sample does not depend on the others in the batch, but
+    for rounding.
     """
 
     needs: ClassVar[tuple[str, ...]]
