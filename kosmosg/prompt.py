@@ -190,10 +190,14 @@ class Prompt:
         return f"Prompt({self.text!r}, images={len(self.images)})"
 
 
-def read_image(picture: Picture, limits: PromptLimits = DEFAULT_LIMITS, name: str = "the image") -> Image.Image:
+def read_image(
+    picture: Picture, limits: PromptLimits = DEFAULT_LIMITS, name: str = "the image", at_least: int = 0
+) -> Image.Image:
     """An upright RGB image that the caller owns, or an `ImageError` that names the image, the value and the limit.
 
-    The size is checked before a pixel is decoded, so a decompression bomb costs its header only.
+    The size is checked before a pixel is decoded, so a decompression bomb costs its header only. With `at_least`, an
+    encoded JPEG may come at a half, a quarter or an eighth of its size, its shorter side no shorter than that many
+    pixels: decoding costs a fraction then.
     """
     if isinstance(picture, Image.Image):
         return _to_rgb(picture, limits, name)
@@ -217,6 +221,9 @@ def read_image(picture: Picture, limits: PromptLimits = DEFAULT_LIMITS, name: st
     Image.init()  # builds of Pillow differ in the formats they have; asking for an absent one would be a KeyError
     try:
         with Image.open(source, formats=[kind for kind in FORMATS if kind in Image.OPEN]) as opened:
+            if at_least:
+                _check_size(opened, limits, name)
+                opened.draft(None, (at_least, at_least))
             return _to_rgb(opened, limits, name)
     except ImageError:
         raise
@@ -229,7 +236,7 @@ def read_image(picture: Picture, limits: PromptLimits = DEFAULT_LIMITS, name: st
         raise ImageError(f"{name} is damaged and cannot be decoded ({error}); save it again") from error
 
 
-def _to_rgb(image: Image.Image, limits: PromptLimits, name: str) -> Image.Image:
+def _check_size(image: Image.Image, limits: PromptLimits, name: str) -> None:
     width, height = image.size
     if width == 0 or height == 0:
         raise ImageError(f"{name} is {width}x{height} pixels; pass an image with at least one pixel")
@@ -241,6 +248,10 @@ def _to_rgb(image: Image.Image, limits: PromptLimits, name: str) -> Image.Image:
         raise ImageError(
             f"{name} is {width}x{height}: one side is more than {limits.side_ratio} times the other; crop it first"
         )
+
+
+def _to_rgb(image: Image.Image, limits: PromptLimits, name: str) -> Image.Image:
+    _check_size(image, limits, name)
     frames = getattr(image, "n_frames", 1)
     # An MPO is a still photo with a preview or gain map behind it, as phones write them.
     if frames > 1 and image.format != "MPO":

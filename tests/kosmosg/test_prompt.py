@@ -8,7 +8,7 @@ import zlib
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageChops
 
 from kosmosg import ImageError, KosmosGError, Prompt, PromptError
 from kosmosg.prompt import PromptLimits, read_image
@@ -244,3 +244,33 @@ def test_exif_orientation_is_applied() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees to view
     assert read_image(encoded(RED, "JPEG", exif=exif)).size == (6, 8)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("size", [(800, 600), (600, 800), (130, 4000), (128, 128), (100, 90)])
+def test_a_size_that_is_enough_is_a_lower_limit_and_changes_what_is_seen_little(
+    kind: str, size: tuple[int, int]
+) -> None:
+    tiles = Image.linear_gradient("L").resize(size).convert("RGB")
+    whole = read_image(encoded(tiles, kind))
+    part = read_image(encoded(tiles, kind), at_least=128)
+    assert min(part.size) >= min(128, *size)
+    assert (part.size == whole.size) == (kind != "JPEG" or min(size) < 256)
+    assert abs(part.width / part.height - size[0] / size[1]) < 0.1 * size[0] / size[1]
+    difference = ImageChops.difference(part.resize((16, 16)), whole.resize((16, 16)))
+    assert max(high for _, high in difference.getextrema()) <= 6
+
+
+def test_limits_are_those_of_the_whole_image_however_little_of_it_is_decoded() -> None:
+    data = encoded(RED.resize((800, 600)), "JPEG")
+    with pytest.raises(ImageError, match="800x600"):
+        read_image(data, PromptLimits(pixels=100_000), at_least=32)
+    with pytest.raises(ImageError, match="damaged"):
+        read_image(data[: len(data) // 2], at_least=32)
+
+
+def test_exif_orientation_is_applied_to_a_part_of_the_pixels_too() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = read_image(encoded(RED.resize((800, 600)), "JPEG", exif=exif), at_least=64)
+    assert photo.size[0] < photo.size[1] < 800

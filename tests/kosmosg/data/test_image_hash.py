@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from kosmosg.data.image_hash import FLAT, HashedImage, hamming, hash_images, image_hash
 from kosmosg.data.sources.base import RejectedRow
+from kosmosg.prompt import read_image
 
 SEEDS = range(20)
 
@@ -83,3 +85,28 @@ def test_the_distance_is_the_number_of_different_bits() -> None:
     expected = [bin(a ^ b).count("1") for a, b in zip(left.tolist(), right.tolist(), strict=True)]
     assert hamming(left, right).tolist() == expected
     assert hamming(left, right[0]).tolist() == [bin(a ^ int(right[0])).count("1") for a in left.tolist()]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_large_jpeg_is_hashed_from_a_fraction_of_its_pixels(seed: int) -> None:
+    image = scene(seed).resize((1200, 900), Image.Resampling.BICUBIC)
+    (row,) = hash_images([("a", encoded(image, "JPEG", quality=90))])
+    assert isinstance(row, HashedImage)
+    assert (row.hash ^ image_hash(image)).bit_count() <= 2
+
+
+def test_real_photos_are_known_again_and_told_apart(shared_data: Path) -> None:
+    """DreamBench, each photo read whole and from a fraction of its pixels, and as a small copy."""
+    paths = sorted((shared_data / "data" / "dreambench").glob("*/*.jpg"))
+    if not paths:
+        pytest.skip("the photos of DreamBench are not here")
+    rows = list(hash_images((path.parent.name, path.read_bytes()) for path in paths))
+    hashes = [row.hash for row in rows if isinstance(row, HashedImage)]
+    assert len(hashes) == len(paths) == 30
+    for path, known in zip(paths, hashes, strict=True):
+        image = read_image(path)
+        assert (image_hash(image) ^ known).bit_count() <= 2
+        image.thumbnail((256, 256))
+        copy = Image.open(io.BytesIO(encoded(image, "JPEG", quality=50)))
+        assert (image_hash(copy) ^ known).bit_count() <= 2
+    assert min((a ^ b).bit_count() for row, a in enumerate(hashes) for b in hashes[:row]) > 10
