@@ -176,17 +176,18 @@ def _step(values: Mapping[str, Any], path: str, source: Source, filled: Mapping[
         raise ConfigError(f"{path}.actors: {resources.actors} is no number of processes; give 1 or more, or [1, 8]")
     shaping = _shaping(str(use), settings, resources)
     key = digest([base, shaping, [filled[field] for field in needs]])
-    if is_filter:
+    if is_filter and not hasattr(kind, "settings"):
         return PipelineStep(str(use), partial(FilterStep, str(use), settings), WHOLE_SHARD, key=key)
+    fills = "" if is_filter else kind.fills
     make = partial(_make, kind, dataclasses.asdict(settings))
     model = getattr(settings, "model", None)
     if model is None:
-        return PipelineStep(kind.fills, make, WHOLE_SHARD, kind.fills, key)
+        return PipelineStep(fills or str(use), make, WHOLE_SHARD, fills, key)
     return PipelineStep(
-        name=kind.fills,
+        name=fills or str(use),
         make=make,
         batch_size=resources.batch_size,
-        fills=kind.fills,
+        fills=fills,
         key=key,
         actors=actors,
         cpus=resources.cpus,
@@ -200,6 +201,8 @@ def _shaping(use: str, settings: Any, resources: StepResources) -> dict[str, Any
     """Everything of a step that shapes its answers: not where, and not how often a model runs."""
     told = {"use": use, **dataclasses.asdict(settings)}
     told.pop("device", None)
+    if hasattr(settings, "identity"):  # a filter that reads files
+        told |= settings.identity()
     return told | ({"batch_size": resources.batch_size} if "model" in told else {})
 
 

@@ -1,9 +1,12 @@
 """The section `build`: a source and a list of steps, checked through the registries before anything starts."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kosmosg.data.hash_list import write_hash_list
+from kosmosg.data.image_hash import HashedImage
 from kosmosg.errors import ConfigError
 from kosmosg_platform.config import validate
 from kosmosg_platform.datasets.pipeline import cpu_shares, grouped
@@ -84,3 +87,23 @@ def test_light_steps_run_where_their_rows_are(pools: list[int], light: int, grou
 def test_pools_leave_a_cpu_for_reading(actors: list[int], total: float, shares: list[float]) -> None:
     steps = [PipelineStep("step", object, 4, actors=(count, count)) for count in actors]
     assert cpu_shares(steps, total) == shares
+
+
+def test_a_filter_with_a_model_has_processes_of_its_own_and_fills_nothing() -> None:
+    classifier = {"use": "classifier", "model": "owner/name", "label": "nsfw", "batch_size": 7, "actors": [1, 3]}
+    steps = [{"use": "sidecar"}, classifier, {"use": "nouns"}, {"use": "grabcut"}]
+    config = validate(BuildConfig, {"source": {"use": "image_folder"}, "steps": steps})
+    _, judge, *_ = config.pipeline_steps(config.opened_source())
+    assert (judge.name, judge.fills, judge.model, judge.keep) == ("classifier", "", "owner/name", True)
+    assert (judge.batch_size, judge.actors) == (7, (1, 3))
+
+
+def test_a_list_that_was_made_anew_shapes_other_records(tmp_path: Path) -> None:
+    path = tmp_path / "list.parquet"
+    steps = [{"use": "contaminated", "hashes": str(path)}, {"use": "sidecar"}, {"use": "nouns"}, {"use": "grabcut"}]
+    settings = []
+    for number in (1, 2, 2):
+        write_hash_list(path, [HashedImage("a", number, bytes(32))])
+        config = validate(BuildConfig, {"source": {"use": "image_folder"}, "steps": steps})
+        settings.append(config.settings(config.opened_source()))
+    assert settings[0] != settings[1] == settings[2]
