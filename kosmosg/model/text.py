@@ -1,4 +1,4 @@
-"""The language model behind the words: a Magneto causal transformer over embeddings, with sinusoidal positions.
+"""The language model: a Magneto causal transformer over embeddings, with sinusoidal positions.
 
 Letters: B batch, T tokens, C width. Parameter names are those of transformers' Kosmos-2.
 """
@@ -75,9 +75,9 @@ class TextModel(nn.Module):
         hidden: list[Tensor] | None = None,
         attentions: list[Tensor] | None = None,
     ) -> Tensor:
-        """`rows` (B, T) of the position table; `mask` None is plain causality.
+        """`rows` (B, T) of the position table; `mask` None means causal attention.
 
-        Fills `hidden` with the layers' inputs and the result, and `attentions` with the layers' weights, when given.
+        Fills `hidden` with the layers' inputs and the result, and `attentions` with the layers' weights, if given.
         """
         x = self.embed_scale * embeddings + self.embed_positions(rows).to(embeddings.dtype)
         x = nn.functional.dropout(x, p=self.dropout, training=self.training)
