@@ -92,7 +92,7 @@ class KosmosG(KosmosGPreTrainedModel):
         check_finite(positive)
         check_finite(other)
         if len(other) != len(positive):
-            other = other.repeat(len(positive), 1, 1)  # rows of their own: whoever writes into one changes no other
+            other = other.repeat(len(positive), 1, 1)  # separate rows, so that writing to one changes no other
         return Condition(positive, other)
 
     def conditioning(

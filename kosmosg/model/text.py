@@ -96,9 +96,9 @@ class TextModel(nn.Module):
     def causal_mask(
         self, embeddings: Tensor, attention_mask: Any, cache: Cache | None, weights: bool, built_in: bool = False
     ) -> Any:
-        """The mask that the kernel in use needs; None where its own causality (`built_in`: no pads) is enough.
+        """The mask that the kernel in use needs; None if its own causal mode is enough (`built_in`: no pads).
 
-        `weights`: attention weights are asked for, which only the eager kernel has.
+        `weights`: attention weights are requested, which only the eager kernel returns.
         """
         config = self.config
         if weights:
