@@ -16,7 +16,7 @@ from kosmosg.data.records import record_kind
 from kosmosg.data.sources.base import Reader, Source
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import Section, plain
-from kosmosg_platform.console import echo
+from kosmosg_platform.console import echo, plural
 from kosmosg_platform.datasets.build import BuildResult, build
 from kosmosg_platform.datasets.dataset import RecordDataset
 from kosmosg_platform.owned_folder import refuse_overlap
@@ -89,7 +89,7 @@ def summary(results: list[BuildResult]) -> list[str]:
     """The closing table."""
     lines = []
     for result in results:
-        done = f"{result.built_shards} shards built" if result.built_shards else "nothing to build"
+        done = f"{plural(result.built_shards, 'shard')} built" if result.built_shards else "nothing to build"
         rate = f", {result.rate:,.1f} rows/s" if result.built_rows else ""
         lines.append(f"{result.kind}: {result.rows:,} records in {result.folder}")
         lines.append(f"  {done}, {result.kept_shards} kept, {result.seconds:.1f} s{rate}")

@@ -112,6 +112,8 @@ class Progress:
         remaining = f"{duration(left)} left" if left is not None and self.done < self.total else ""
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, total=self.total, state=self._details(remaining))
+        elif self.done == self.total and self.total:
+            return  # the closing line says so
         elif now - self._said > _LINE_SECONDS and self._shown != (self.done, self.state):
             self._said, self._shown = now, (self.done, self.state)
             echo(self._line(remaining))
