@@ -1,7 +1,7 @@
-"""Samples as Arrow tables, so that any engine can carry them from stage to stage and machine to machine.
+"""Samples as Arrow tables, so that any engine can pass them from step to step and machine to machine.
 
-One row is one source row: a sample on its way, a record that is ready, or a refusal. A refused row stays in the table,
-untouched by later stages, until it is written to quarantine: nothing gets lost between two stages.
+One row is one source row: a sample in progress, a finished record, or a rejection. A rejected row stays in the table,
+untouched by later steps, until it is written to quarantine, so that nothing is lost between steps.
 """
 
 import json
@@ -27,7 +27,7 @@ _REFUSAL = pa.struct([(name, pa.string()) for name in ("id", "source", "stage", 
 ROWS = pa.schema(
     [
         ("shard", pa.int32()),  # the piece of work that this row belongs to
-        ("shard_rows", pa.int32()),  # how many rows that piece has, so that a torn piece is noticed
+        ("shard_rows", pa.int32()),  # how many rows that piece has, so that an incomplete piece is noticed
         ("id", pa.string()),
         ("source", pa.string()),
         ("encoded", pa.binary()),
@@ -45,7 +45,7 @@ ROWS = pa.schema(
 
 @dataclass
 class PipelineRow:
-    """One row between stages: a sample or a refusal, never both; neither for a piece of work without any row."""
+    """One row between steps: a sample or a rejection, never both; neither for a piece of work without any row."""
 
     shard: int
     shard_rows: int
@@ -54,7 +54,7 @@ class PipelineRow:
     names: dict[str, str] = field(default_factory=dict)
 
     def refused(self, stage: str, reason: str, message: str) -> "PipelineRow":
-        """The same row, turned down by a stage."""
+        """The same row, rejected by a step."""
         if self.sample is None:
             raise ValueError("only a sample can be refused")
         told = QuarantineRow(id=self.sample.id, source=self.sample.source, stage=stage, reason=reason, message=message)
@@ -62,7 +62,7 @@ class PipelineRow:
 
 
 def carry(rows: Sequence[SourceRow], shard: int) -> tuple[list[PipelineRow], list[Mapping[str, Any]]]:
-    """What a reader gave for one piece of work: rows for the annotators, and records that need none."""
+    """What a reader returned for one piece of work: rows for the annotators, and records that need none."""
     carried: list[PipelineRow] = []
     ready: list[Mapping[str, Any]] = []
     for row in rows:
@@ -114,7 +114,7 @@ def _plain_cut(cut: EntityMask) -> dict[str, Any]:
 
 
 def _pack(pixels: NDArray[np.uint8]) -> dict[str, Any]:
-    # Not PNG: these live for seconds, and opening an image file costs more than inflating its pixels.
+    # Not PNG: these masks live for seconds, and decoding an image file costs more than decompressing its pixels.
     return {"shape": pixels.shape, "data": zlib.compress(np.ascontiguousarray(pixels).tobytes(), 1)}
 
 

@@ -1,4 +1,4 @@
-"""Masks by CLIPSeg, which finds what a few words say (the original used `CIDAS/clipseg-rd64-refined` in fp16)."""
+"""Masks from CLIPSeg, which segments by text (the original used `CIDAS/clipseg-rd64-refined` in fp16)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from kosmosg.data.annotators.pretrained import Loading, PretrainedSettings, load
 
 @dataclass(frozen=True)
 class ClipSegSettings(PretrainedSettings):
-    """What `clipseg` takes."""
+    """Settings of `clipseg`."""
 
     model: str = "CIDAS/clipseg-rd64-refined"
     """Hub id or local folder of a CLIPSeg."""
 
 
 class ClipSegSegmenter:
-    """A probability for every pixel and every entity; its logits (352 x 352) are brought to the image's size first.
+    """A probability for every pixel and every entity; the logits (352 x 352) are first resized to the image's size.
 
     Args:
         model: hub id or local folder of a CLIPSeg.
@@ -54,7 +54,7 @@ class ClipSegSegmenter:
             attention_mask=batch["attention_mask"],
             pixel_values=batch["pixel_values"].to(self.network.dtype),
         ).logits.float()
-        # One question alone comes back without its batch dimension.
+        # A single text comes back without its batch dimension.
         maps = logits.reshape(len(questions), 1, *logits.shape[-2:])
         cuts = (
             EntityMask(self._probability(maps[i : i + 1], image.height, image.width))

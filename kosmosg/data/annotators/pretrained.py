@@ -1,4 +1,4 @@
-"""What the model-based annotators share: where a model runs, in which precision, and how a missing one is told."""
+"""Shared by the model-based annotators: device and precision of a model, and errors for missing ones."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -36,12 +36,12 @@ class Loading:
 
 @dataclass(frozen=True)
 class PretrainedSettings:
-    """What every annotator with a model takes."""
+    """Settings of every annotator with a model."""
 
     model: str
     """Hub id or local folder."""
     device: str = "auto"
-    """Torch device; auto is the GPU of the process where it has one, else the CPU."""
+    """Torch device; auto is the GPU of the process if it has one, else the CPU."""
     dtype: str = "auto"
     """float32, float16 or bfloat16; auto is float16 on a GPU, float32 on a CPU."""
 
@@ -62,7 +62,7 @@ def load_pretrained(model_class: Any, processor_class: Any, model: str, loading:
 
 
 def require_model(model: str) -> None:
-    """Ask for a model's configuration only, so that a wrong name is told before workers start. Raises DataError."""
+    """Load only a model's configuration, so that a wrong name is reported before workers start. Raises DataError."""
     from transformers import AutoConfig
 
     try:
@@ -74,6 +74,6 @@ def require_model(model: str) -> None:
 def _missing(model: str, error: Exception) -> DataError:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return DataError(
-        f"annotator {model!r} is neither a model folder here nor one that the hub gives "
+        f"annotator {model!r} is neither a local model folder nor available on the Hub "
         f"({type(error).__name__}: {first}); check the name, or download it first"
     )

@@ -1,9 +1,9 @@
-"""Sources: each reader knows one real layout of source data, splits it into pieces of work, and reads a piece.
+"""The source protocol: a reader for one layout of source data splits it into pieces of work, and reads a piece.
 
-`SOURCES` names them all; a plug-in adds its own (`kosmosg.plugins`).
+`SOURCES` lists all sources; plug-ins can add more (`kosmosg.plugins`).
 
-The split depends on the source alone, never on how many workers there are, so the same source gives the same shards.
-Planning happens on the driver and is light (names, sizes, counts); reading happens wherever the piece is sent.
+The split depends only on the source, never on the number of workers, so the same source gives the same shards.
+Planning happens on the driver and is cheap (names, sizes, counts); reading happens wherever a piece is sent.
 """
 
 import hashlib
@@ -20,19 +20,19 @@ from kosmosg.errors import DataError
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """One shard's worth of source: what to read, and enough about it to notice a change (sizes, times)."""
+    """The source data of one shard: what to read, and enough about it to notice changes (sizes, times)."""
 
     index: int  # of the shard
     items: tuple[tuple[str | int, ...], ...]  # what the reader needs, plain values
 
     def digest(self) -> str:
-        """A hash that changes when what is to be read changes."""
+        """A hash that changes if the source data changes."""
         return hashlib.sha256(json.dumps(self.items, separators=(",", ":")).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class ReadyRow:
-    """A record that needs no annotating: a caption, an edit."""
+    """A record that needs no annotation: a caption, an edit."""
 
     record: Mapping[str, Any]
 
@@ -58,7 +58,7 @@ class Reader(Protocol):
         ...
 
     def plan(self, limit: int | None) -> list[WorkUnit]:
-        """The pieces of work, in order of their index. Raises DataError when there is nothing to read."""
+        """The pieces of work, in order of their index. Raises DataError if there is nothing to read."""
         ...
 
     def read(self, work: WorkUnit) -> Iterator[SourceRow]:
@@ -67,17 +67,17 @@ class Reader(Protocol):
 
 
 class Source(Protocol):
-    """A source as it is chosen: a frozen dataclass, whose fields are what `build.source` may say beside `use`."""
+    """A source with its settings: a frozen dataclass whose fields are the settings that `build.source` accepts."""
 
     steps: ClassVar[tuple[str, ...]]
-    """Annotators that fill its samples where the build names none; empty where its records are ready."""
+    """Default annotators, used if the build lists no steps; empty if its records are ready."""
     hints: ClassVar[tuple[str, ...]]
-    """What its samples carry for annotators (`Sample.hints`)."""
+    """Hints that its samples have for annotators (`Sample.hints`)."""
 
     def open(self, path: Path | None) -> dict[str, Reader]:
         """The readers, by the name of their dataset's folder. `path` is the setting `source` or None.
 
-        Raises DataError where a path is needed (`required`), ConfigError where none can be read.
+        Raises DataError if a path is needed (`required`), ConfigError if the source cannot read one.
         """
         ...
 
@@ -86,11 +86,11 @@ SOURCES: dict[str, str | type] = {
     "image_folder": "kosmosg.data.sources.image_folder:ImageFolder",
     "text_lines": "kosmosg.data.sources.text_lines:TextLines",
 }
-"""Word of `build.source.use` -> class or `module:class`. A plug-in adds its own (`kosmosg.plugins`)."""
+"""Value of `build.source.use` -> class or `module:class`. Plug-ins can add more (`kosmosg.plugins`)."""
 
 
 def required(path: Path | None) -> Path:
-    """The path to read. Raises DataError where none was given."""
+    """The path to read. Raises DataError if none was given."""
     if path is None:
         raise DataError("source: say what to read, for example source=my_photos")
     return path

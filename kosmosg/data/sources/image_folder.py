@@ -1,4 +1,4 @@
-"""A folder of photos: `source/dog/03.jpg`, with or without `source/dog/03.txt` that tells what it shows."""
+"""A folder of photos: `source/dog/03.jpg`, with or without a caption in `source/dog/03.txt`."""
 
 import hashlib
 from collections.abc import Iterator
@@ -21,17 +21,17 @@ SIDECAR_CHARACTERS = 10_000
 
 
 class ImageFolderReader:
-    """All photos under a folder, in every depth.
+    """All photos under a folder, at any depth.
 
-    Photos are dealt to shards by a hash of their path: a photo that is added or changed touches one shard only (until
-    their number outgrows the next power of two).
+    Photos are assigned to shards by a hash of their path, so that a photo that is added or changed affects only one
+    shard (until their number passes the next power of two).
 
     Args:
         source: the folder.
-        shard_rows: photos in a shard, about.
-        square: cut the middle square first, as the original did: training targets are square anyway.
-        working_size: longest side in pixels that annotators see; larger photos are made smaller once.
-        limits: what a photo may cost before it is decoded.
+        shard_rows: approximate number of photos per shard.
+        square: crop the middle square first, as the original did; training targets are square anyway.
+        working_size: longest side in pixels that annotators see; larger photos are downscaled once.
+        limits: limits that are checked before a photo is decoded.
     """
 
     kind = "composition"
@@ -74,7 +74,7 @@ class ImageFolderReader:
             buckets *= 2
         dealt: dict[int, list[tuple[str | int, ...]]] = {}
         for photo in photos:
-            # Size and time stand for the content: hashing every photo would read the whole source to plan.
+            # Size and time represent the content: hashing every photo would read the whole source just for planning.
             stat = (self.source / photo).stat()
             sidecar = (self.source / photo).with_suffix(".txt")
             told = sidecar.stat().st_mtime_ns if sidecar.is_file() else 0
@@ -92,7 +92,7 @@ class ImageFolderReader:
                 yield RejectedRow({"id": name, "source": name, "stage": "decode", "reason": reason, "message": message})
 
     def sample(self, photo: str) -> Sample:
-        """One photo, decoded once to be sure that it can be. Raises ImageError, DataError."""
+        """One photo, decoded once to verify it. Raises ImageError, DataError."""
         path = self.source / photo
         size = path.stat().st_size
         if size > self.limits.encoded_bytes:
@@ -110,7 +110,7 @@ class ImageFolderReader:
         return Sample(
             id=photo,
             source=photo,
-            # The untouched bytes where they will do: no second compression.
+            # The original bytes where possible, to avoid recompression.
             encoded=data if picture is original else encode_image(picture, "jpeg", 95),
             sha256=hashlib.sha256(data).hexdigest(),
             hints=hints,
@@ -127,7 +127,7 @@ def middle_square(picture: Image.Image) -> Image.Image:
 
 
 def sidecar_text(path: Path) -> str:
-    """What stands in the text file beside a photo, "" when there is none. Raises DataError when it is not UTF-8."""
+    """The contents of the text file beside a photo, "" if there is none. Raises DataError if it is not UTF-8."""
     if not path.is_file():
         return ""
     try:
@@ -150,11 +150,11 @@ class ImageFolder:
     hints: ClassVar[tuple[str, ...]] = ("sidecar", "folder", "stem", "root")
 
     shard_rows: int = 8
-    """Photos in a shard, about."""
+    """Approximate number of photos per shard."""
     square: bool = True
-    """Cut the middle square of every photo first, as the original did."""
+    """Crop the middle square of every photo first, as the original did."""
     working_size: int = 1024
-    """Longest side in pixels at which photos are annotated, 64 at least."""
+    """Longest side in pixels at which photos are annotated, at least 64."""
 
     def __post_init__(self) -> None:
         if self.shard_rows < 1 or self.working_size < 64:

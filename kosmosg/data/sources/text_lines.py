@@ -1,4 +1,4 @@
-"""Text files with one caption or document a line: .txt, .tsv, .jsonl, each also as .gz."""
+"""Text files with one caption or document per line: .txt, .tsv, .jsonl, each also as .gz."""
 
 import gzip
 import json
@@ -13,7 +13,7 @@ from kosmosg.errors import ConfigError, DataError
 
 SUFFIXES = (".txt", ".tsv", ".jsonl")
 COLUMNS = ("caption", "text", "prompt", "title")  # names under which captions usually stand
-MAX_CHARACTERS = {"caption": 5_000, "text": 1_000_000}  # longer is no caption, no document, but a broken file
+MAX_CHARACTERS = {"caption": 5_000, "text": 1_000_000}  # longer ones are not captions or documents, but broken files
 
 
 class TextLinesReader:
@@ -22,10 +22,10 @@ class TextLinesReader:
     Args:
         source: folder or file.
         kind: "caption" or "text", the records to make.
-        column: of a .tsv the column's name in its header, or its number from 0; of a .jsonl the key. By default the
-            first of `caption`, `text`, `prompt`, `title` that is there; a .tsv without any of them has no header, and
-            its first column is taken.
-        shard_rows: lines in a shard.
+        column: for a .tsv the column's name in its header, or its number from 0; for a .jsonl the key. By default the
+            first of `caption`, `text`, `prompt`, `title` that exists; a .tsv without any of them has no header, and
+            its first column is used.
+        shard_rows: lines per shard.
     """
 
     annotated = False
@@ -53,10 +53,10 @@ class TextLinesReader:
             stat = path.stat()
             header = self._starts_with_header(path)
             used = lines if left is None else min(lines, left + header)
-            # A file without lines still is a piece of work: it may be a damaged one, which the reading will tell.
+            # A file without lines is still a piece of work: it may be damaged, which reading will report.
             for start in range(0, max(used, 1), self.shard_rows):
                 stop = min(start + self.shard_rows, used)
-                # The last piece also reports where a damaged file breaks off.
+                # The last piece also reports where a damaged file ends.
                 last = int(stop == lines)
                 work.append(WorkUnit(len(work), ((name, start, stop, last, stat.st_size, stat.st_mtime_ns),)))
             left = None if left is None else left - max(0, used - header)
@@ -82,7 +82,7 @@ class TextLinesReader:
                             if row is not None:
                                 yield row
             except (OSError, EOFError, zlib.error) as error:
-                # The lines before the damage are good; what follows is lost, and said to be.
+                # The lines before the damage are good; the rest is lost and reported as such.
                 yield _bad(f"{name}:{number + 2}", "read", "unreadable", f"{name} breaks off here: {error}")
 
     def _row(self, at: str, line: bytes, form: str, column: int | None) -> SourceRow | None:
@@ -126,7 +126,7 @@ class TextLinesReader:
         return text
 
     def _column(self, first: bytes) -> int:
-        """Where the caption stands in a .tsv with this first line."""
+        """The column of the caption in a .tsv with this first line."""
         cells = [cell.strip().lower() for cell in first.decode("utf-8-sig", errors="replace").split("\t")]
         if self.column is not None:
             if self.column.isdigit():
@@ -178,7 +178,7 @@ class TextLinesReader:
                 for _ in file:
                     lines += 1
         except (OSError, EOFError, zlib.error):
-            pass  # `read` meets the same damage in the same place, and reports it as a row
+            pass  # `read` will find the same damage and report it as a row
         return lines
 
 
@@ -196,7 +196,7 @@ def _bad(at: str, stage: str, reason: str, message: str) -> RejectedRow:
 
 @dataclass(frozen=True)
 class TextLines:
-    """The entry of `SOURCES`: text files with a caption or a document a line."""
+    """The entry of `SOURCES`: text files with one caption or document per line."""
 
     steps: ClassVar[tuple[str, ...]] = ()
     hints: ClassVar[tuple[str, ...]] = ()
@@ -204,9 +204,9 @@ class TextLines:
     kind: Literal["caption", "text"] = "caption"
     """The records to make: captions (stage 2) or plain documents (stage 1)."""
     column: str | None = None
-    """Column of a .tsv (name, or number from 0) or key of a .jsonl that holds the text; null guesses."""
+    """Column of a .tsv (name, or number from 0) or key of a .jsonl with the text; null detects it."""
     shard_rows: int = 16_384
-    """Lines in a shard."""
+    """Lines per shard."""
 
     def __post_init__(self) -> None:
         if self.shard_rows < 1:
