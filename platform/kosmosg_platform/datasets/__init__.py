@@ -1,3 +1,3 @@
-"""Datasets: `build` makes a folder from a source, by the Ray Data `pipeline`, with what `steps` makes
-of the configuration; `dataset` reads and writes the folder.
+"""Datasets: `build` creates a dataset folder from a source with the Ray Data `pipeline`; `steps` turns the
+configuration into pipeline steps; `dataset` reads and writes the folder.
 """

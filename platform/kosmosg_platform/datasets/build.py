@@ -1,8 +1,8 @@
-"""Build a dataset folder from a source: what is missing is built, what is there and still true is kept.
+"""Build a dataset folder from a source: missing shards are built, up-to-date ones are kept.
 
-A shard is done when its receipt carries the key of what would be built now: source piece, reader, annotators, options,
-schema. A build that was killed therefore goes on where it stopped, a changed setting rebuilds everything, and a new
-photo rebuilds one shard. The manifest is removed before the first change and written last.
+A shard is done if its receipt has the key of what would be built now: source piece, reader, annotators, options,
+schema. An interrupted build therefore resumes where it stopped, a changed setting rebuilds everything, and a new photo
+rebuilds one shard. The manifest is removed before the first change and written last.
 """
 
 import json
@@ -29,14 +29,14 @@ from kosmosg_platform.progress import Progress
 from kosmosg_platform.storage import write_json
 
 SHARD_FILE = re.compile(r"(?P<partial>\.)?(?P<name>part-\d{5,})\.(?:parquet|json)(?:\.[\w.-]+)?")
-PIPELINE_VERSION = 1  # raise it when the same source and settings would give other records
+PIPELINE_VERSION = 1  # increase it if the same source and settings would give different records
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a build did and what the dataset now holds."""
+    """What a build did, and what the dataset now contains."""
 
     folder: Path
     kind: str
@@ -46,12 +46,12 @@ class BuildResult:
     reasons: Mapping[str, int]  # "stage: reason" -> count
     built_shards: int  # in this run
     kept_shards: int  # from earlier runs
-    built_rows: int  # source rows that this run went through
+    built_rows: int  # source rows that this run processed
     seconds: float
 
     @property
     def rate(self) -> float:
-        """Source rows a second in this run; 0 when there was nothing to do."""
+        """Source rows per second in this run; 0 if there was nothing to do."""
         return self.built_rows / self.seconds if self.built_rows else 0.0
 
 
@@ -66,12 +66,12 @@ def build(
     start_ray: Callable[[], None] = lambda: None,
     say: Say = print,
 ) -> BuildResult:
-    """Build or finish the dataset `folder`, which must be new, empty, or one that an earlier build of this source left.
+    """Build or finish the dataset `folder`, which must be new, empty, or written by an earlier build of this source.
 
-    `settings` is everything that shapes a record, in plain values: it goes into the manifest and into every key.
-    `start_ray` is called only when something has to be built. `max_refused` is the share of rows in quarantine above
-    which nothing is published. Raises DataError for a bad source or model, or when too much was refused, and
-    ConfigError for a folder that is not ours and when the cluster lacks the GPUs that were asked for.
+    `settings` is everything that affects a record, as plain values: it goes into the manifest and into every key.
+    `start_ray` is called only if something has to be built. `max_refused` is the share of rows in quarantine above
+    which nothing is published. Raises DataError for an invalid source or model, or if too many rows were rejected, and
+    ConfigError for a folder that is not ours, or if the cluster lacks the requested GPUs.
     """
     started = time.monotonic()
     works = reader.plan(limit)
@@ -83,7 +83,7 @@ def build(
     if missing:
         for step in steps:
             if step.model is not None:
-                from kosmosg.data.annotators.pretrained import require_model  # brings torch and transformers
+                from kosmosg.data.annotators.pretrained import require_model  # imports torch and transformers
 
                 require_model(step.model)
         start_ray()
@@ -124,7 +124,7 @@ def build(
 
 
 def claim(folder: Path, reader: Reader) -> Path:
-    """The folder as one that a build of this source may write and clean. Raises ConfigError when it is not."""
+    """Claim the folder for builds of this source, which may then write and clean it. Raises ConfigError if not ours."""
     told = reader.describe()
     content = f"a dataset of {told['layout']}" + (f" {told['source']!r}" if "source" in told else "")
     if not (folder / MARKER).is_file() and _left_by_an_older_version(folder):
@@ -133,7 +133,7 @@ def claim(folder: Path, reader: Reader) -> Path:
 
 
 def _left_by_an_older_version(folder: Path) -> bool:
-    """Whether the folder holds a dataset from before there were markers, and nothing else."""
+    """Whether the folder contains a dataset from before there were markers, and nothing else."""
     ours = {"data", "quarantine", RECEIPTS, MANIFEST, "sheet.png"}
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     receipts = list((folder / RECEIPTS).glob("part-*.json"))
@@ -141,7 +141,7 @@ def _left_by_an_older_version(folder: Path) -> bool:
 
 
 def gpu_demands(steps: Sequence[PipelineStep]) -> list[WorkerDemand]:
-    """The GPUs that the steps hold at the same time. With fewer CPUs than actors Ray Data runs fewer of them."""
+    """The GPUs that the steps use at the same time. With fewer CPUs than actors, Ray Data runs fewer actors."""
     return [
         WorkerDemand(
             step.actors,
@@ -156,7 +156,7 @@ def gpu_demands(steps: Sequence[PipelineStep]) -> list[WorkerDemand]:
 
 
 def shard_keys(reader: Reader, settings: Mapping[str, Any], works: Sequence[WorkUnit]) -> dict[int, str]:
-    """For every shard a hash of all that its bytes depend on."""
+    """For every shard, a hash of everything that its bytes depend on."""
     common = [SCHEMA_VERSION, PIPELINE_VERSION, reader.kind, reader.describe(), settings]
     return {work.index: digest([*common, work.digest()]) for work in works}
 
@@ -166,14 +166,14 @@ def _receipt(folder: Path, shard: int) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None  # not written yet, or damaged: either way the shard is built again
+        return None  # missing or damaged: either way the shard is built again
     return found
 
 
 def _is_done(folder: Path, shard: int, key: str) -> bool:
     receipt = _receipt(folder, shard)
     if receipt is None or receipt.get("key") != key or receipt.get("unexpected"):
-        # Unexpected refusals are faults of ours or of the machine (a full GPU): they get another chance.
+        # Unexpected rejections are bugs or problems of the machine (a full GPU), so these rows are retried.
         return False
     files = [file for file in (receipt["data"], receipt["quarantine"]) if file]
     return all((folder / f["name"]).is_file() and (folder / f["name"]).stat().st_size == f["bytes"] for f in files)
@@ -189,7 +189,7 @@ def _refuse_to_publish(folder: Path, receipts: Sequence[Mapping[str, Any]], max_
         raise DataError(f"the source of {folder} has no rows; nothing is published")
     reason, count = max(reasons.items(), key=lambda item: item[1])
     example = next(receipt["example"][reason] for receipt in receipts if reason in receipt["example"])
-    fault = "; this looks like a fault of ours or of the machine" if UNEXPECTED in reason else ""
+    fault = "; this looks like a bug or a problem of the machine" if UNEXPECTED in reason else ""
     raise DataError(
         f"{refused:,} of {rows:,} rows were refused, more than build.max_refused={max_refused:g} allows; most often "
         f"({count:,} times) for {reason!r}, such as: {example}{fault}. All are listed in {folder / 'quarantine'}"
@@ -216,7 +216,7 @@ def _publish(folder: Path, reader: Reader, settings: Mapping[str, Any], receipts
 
 
 def _remove_leftovers(folder: Path, shards: set[int]) -> None:
-    """Files of shards that the source no longer has, and of writers that were killed; files of other names stay."""
+    """Remove files of shards that the source no longer has, and of killed writers; files with other names stay."""
     keep = {f"part-{shard:05d}" for shard in shards}
     for part in ("data", "quarantine", RECEIPTS):
         for path in (folder / part).glob("*part-*"):

@@ -1,11 +1,11 @@
-"""The Ray Data pipeline of a dataset build: read -> steps -> compose -> write, one block a shard.
+"""The Ray Data pipeline of a dataset build: read -> steps -> compose -> write, one block per shard.
 
-A block is one piece of work from beginning to end, and becomes one Parquet file. So batches that a model sees, and the
-bytes that are written, depend on the source and the configuration, never on how many workers there are or in which
-order they finish. Light steps run where their rows are; a step with a model is a pool of actors. Between processes rows
-travel as Arrow tables, so a row changes its form three times at most on its way: sample, Arrow row, record.
+A block is one piece of work from start to finish, and becomes one Parquet file. So the batches that a model sees and
+the bytes that are written depend only on the source and the configuration, never on the number of workers or the order
+in which they finish. Light steps run where their rows are; a step with a model is an actor pool. Between processes,
+rows are passed as Arrow tables, so a row is converted at most three times: sample, Arrow row, record.
 
-Every row that is read is written: as a record, or as a rejection with stage, reason and message.
+Every row that is read is written: as a record, or as a rejection with step, reason and message.
 """
 
 import json
@@ -28,7 +28,7 @@ from kosmosg_platform.datasets.dataset import write_records, write_refusals
 from kosmosg_platform.datasets.steps import PipelineStep
 from kosmosg_platform.storage import write_json
 
-RECEIPTS = ".receipts"  # DEST/.receipts/part-00000.json: what is known of a finished shard
+RECEIPTS = ".receipts"  # DEST/.receipts/part-00000.json: a description of each finished shard
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class PipelinePlan:
     reader: Reader
     steps: tuple[PipelineStep, ...]
     options: ComposeOptions
-    keys: Mapping[int, str]  # shard -> what its receipt must say for it to be taken as done
+    keys: Mapping[int, str]  # shard -> what its receipt must say for the shard to count as done
 
 
 def run_pipeline(plan: PipelinePlan, works: Sequence[WorkUnit]) -> Iterator[dict[str, Any]]:
@@ -48,7 +48,7 @@ def run_pipeline(plan: PipelinePlan, works: Sequence[WorkUnit]) -> Iterator[dict
     from ray.data import ActorPoolStrategy
 
     with quiet_ray_data() as context:
-        # A block must stay whole (and so a shard): never split by size, never merged with its neighbour.
+        # Blocks, and therefore shards, must stay whole: never split by size, never merged with a neighbour.
         context.target_max_block_size = None
         pieces = [pa.table({"work": [json.dumps(asdict(work))]}) for work in works]
         data = ray.data.from_arrow(pieces)
@@ -92,14 +92,14 @@ class _Read:
             work = WorkUnit(plain["index"], tuple(tuple(item) for item in plain["items"]))
             rows, ready = carry(list(self.reader.read(work)), work.index)
             if not rows and not ready:
-                rows = [PipelineRow(work.index, 0)]  # so that the empty shard reaches its writer
+                rows = [PipelineRow(work.index, 0)]  # so that an empty shard reaches its writer
             for step in self.steps:
                 rows = run_step(step, step.make(), rows)
             yield to_table(rows) if self.write is None else self.write(rows, {work.index: ready})
 
 
 class _Annotate:
-    """A step as an actor: the annotator is built once and kept. The last pool also writes."""
+    """A step as an actor, which creates its annotator once. The last pool also writes."""
 
     def __init__(self, step: PipelineStep, following: Sequence[PipelineStep], write: "_Write | None") -> None:
         self.steps = [(step, step.make()), *((light, light.make()) for light in following)]
@@ -113,7 +113,7 @@ class _Annotate:
 
 
 def run_step(step: PipelineStep, annotator: Annotator, rows: Sequence[PipelineRow]) -> list[PipelineRow]:
-    """Put one step's answers into the rows; rejected rows pass through."""
+    """Store one step's answers in the rows; rejected rows pass through."""
     open_rows = [(row, row.sample) for row in rows if row.sample is not None]
     answers = iter(apply(annotator, [sample for _, sample in open_rows], step.batch_size))
     done: list[PipelineRow] = []
@@ -150,7 +150,7 @@ class _Write:
         return pa.table({"receipt": pa.array([json.dumps(receipt) for receipt in receipts], type=pa.string())})
 
     def write(self, shard: int, rows: Sequence[PipelineRow], ready: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Write one shard. Its receipt comes last: without one the shard is built again."""
+        """Write one shard. Its receipt is written last: without one, the shard is built again."""
         count = rows[0].shard_rows if rows else len(ready)
         if count not in (len(rows) + len(ready), 0):
             raise RuntimeError(f"shard {shard} came with {len(rows)} of its {count} rows; a block was split")
