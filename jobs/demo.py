@@ -146,7 +146,7 @@ def judge(demo: DemoRun) -> dict[str, Any]:
     models = {
         "shipped model": SHIPPED,
         "before instruct": demo.found["align"]["export"],
-        "after instruct": demo.found["instruct"]["export"],  # last: this one is also asked in words alone
+        "after instruct": demo.found["instruct"]["export"],  # last, because this one also gets text-only prompts
     }
     named = yaml.safe_dump(models, default_flow_style=True, sort_keys=False)
     folder = evaluate.run(demo.job("evaluate", f"evaluate.models={named}"))

@@ -125,7 +125,7 @@ def _check_sizes(model: KosmosG, decoder: AlignerDecoder) -> None:
         if ours != theirs:
             raise ConfigError(
                 f"the aligner's decoder was made for {part}.{name} {theirs}, the model has {ours}; take the decoder of "
-                "this model's own stage 2, or none to start it anew"
+                "this model's own stage 2, or none to initialise a new one"
             )
 
 
