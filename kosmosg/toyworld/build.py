@@ -1,7 +1,7 @@
-"""From scratch to `kosmosg/assets/toyworld`: train the parts, accept them, put them into one diffusers folder.
+"""Builds `kosmosg/assets/toyworld` from scratch: train the parts, check them, assemble them in one diffusers folder.
 
-Parts `vae`, `clip` and `recogniser` know nothing of each other and may run side by side; `unet` needs the first two.
-Each part works in its own folder under `work`, can be stopped at any time and continues where it was.
+The parts `vae`, `clip` and `recogniser` are independent and may run in parallel; `unet` needs the first two. Each part
+works in its own folder under `work`, can be interrupted at any time and resumes.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ DECODER = FolderLayout(
 
 
 def scaled(name: str, effort: float = 1.0, seed: int = 0) -> FitConfig:
-    """The settings of a part for a share of the shipped weights' steps."""
+    """The settings of a part, with a fraction of the shipped weights' steps."""
     config = FITS[name]
     steps, decay = max(1, round(config.steps * effort)), max(1, round(config.decay * effort))
     return replace(config, steps=steps, decay=decay, seed=seed)
@@ -89,8 +89,8 @@ def train_part(name: str, work: Path, config: FitConfig | None = None, report: R
 def assemble(work: Path, destination: Path, n: int = 192, report: Report = print) -> Scores:
     """Write the trained parts to `destination` in half precision, measure them there and write the model card.
 
-    The U-Net may still be in training: its average so far is taken. An earlier decoder of the toy world is replaced,
-    the models in it (`DECODER.kept`) stay. Raises CheckpointError when the folder holds anything else.
+    The U-Net may still be in training: its current EMA weights are used. An earlier decoder of the toy world is
+    replaced, the models in it (`DECODER.kept`) stay. Raises CheckpointError when the folder holds anything else.
     """
     scores: Scores = {}
 

@@ -1,6 +1,6 @@
-"""Prompts to images in one process: what every command and job that generates images has in common.
+"""Image generation in one process, shared by every command and job that generates images.
 
-Requests and parameters, the pipeline that they run on, and the noise by which equal seeds give equal images.
+Requests and parameters, the pipeline that they run on, and the noise, so that equal seeds give equal images.
 """
 
 from collections.abc import Callable, Mapping, Sequence
