@@ -114,11 +114,11 @@ def toyworld_prompts(
     seed: int = 0,
     style: Style = "class",
 ) -> list[ToyworldPrompt]:
-    """n prompts and the scenes that they ask for; the same seed asks for the same scenes in every style.
+    """n prompts and the scenes that they describe; the same seed gives the same scenes in every style.
 
-    Every reference image is cut out of *another* scene (other size, place and background), on white. Styles: "class"
-    says `a ball <i> and a cat <i> at sea`, "image" says `<i> and <i> at sea`, "text" says `a ball and a cat at sea` (a
-    lower bound), "full" says `a striped red ball and a spotted blue cat at sea` (what words can do).
+    Every reference image is cut out of *another* scene (other size, position and background), on white. Styles: "class"
+    is `a ball <i> and a cat <i> at sea`, "image" is `<i> and <i> at sea`, "text" is `a ball and a cat at sea` (a lower
+    bound), "full" is `a striped red ball and a spotted blue cat at sea` (the best that words can do).
     """
     rng = np.random.default_rng([seed, entities, int(held_out)])
     prompts = []

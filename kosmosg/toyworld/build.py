@@ -186,31 +186,30 @@ library_name: diffusers
 ---
 # The frozen decoder of the toy world
 
-Stable Diffusion in miniature, 32 x 32 pixels: a text-to-image model of the procedural toy world
-(`kosmosg.toyworld.scene`), trained from scratch on a CPU. `kosmosg` uses it as the frozen decoder of its three
-stages where nobody has a GPU. It
-knows six shapes, five patterns, eight colour words (and, in its text states, all hues between them), three sizes, four
-places, day and night, and nothing else. It has never seen the held-out subjects (one seventh of shape x colour word x
-pattern); only the recogniser has.
+A miniature Stable Diffusion at 32 x 32 pixels: a text-to-image model of the procedural toy world
+(`kosmosg.toyworld.scene`), trained from scratch on a CPU. `kosmosg` uses it as the frozen decoder of its three stages on
+machines without a GPU. It knows six shapes, five patterns, eight colour words (and, in its text states, all hues between
+them), three sizes, four places, day and night, and nothing else. The held-out subjects (one seventh of shape x colour
+word x pattern) were not in its training; only the recogniser was trained on them.
 
-## Made by
+## Training
 `kosmosg run toyworld toyworld` (its defaults are the settings below), without any downloaded weights or data.
 torch {torch}, {machine}, one thread per part; wall time on two cores shared with other work.
 
-Two things make it learn from few samples, and both matter when its figures are read: CLIP is trained with dense heads
-that must tell what stands where (from patches and from words), and half of the colour words in CLIP's and the U-Net's
-training are mixtures of two neighbours that say the exact hue. So the condition space is finer than the vocabulary.
+Two things make it learn from few samples, and both matter for interpreting its scores: CLIP is trained with dense heads
+that must tell what is where (from patches and from words), and half of the colour words in CLIP's and the U-Net's
+training are mixtures of two neighbours that specify the exact hue. So the condition space is finer than the vocabulary.
 
 | part | batch x steps | peak lr | seed | time |
 |---|---|---|---|---|
 {parts}
 
-## Measured
-Held-out subjects, {n} scenes a row, 20 DPM-Solver++ steps, guidance 3, read by the recogniser. `one`, `two` and
-`three` entities are generated from perfect words, `two exact` from colour words mixed to the exact hue; `ceiling` is
-the autoencoder's reconstruction of the true image. shape and pattern: share right, per entity; hue: median and mean
-error in degrees (eight words alone leave 11.25 on average); background: ground and time both right; whole: shape and
-pattern right and hue within 22.5 degrees; image: everything right.
+## Scores
+Held-out subjects, {n} scenes per row, 20 DPM-Solver++ steps, guidance 3, read by the recogniser. `one`, `two` and `three`
+entities are generated from complete descriptions, `two exact` from colour words mixed to the exact hue; `ceiling` is the
+autoencoder's reconstruction of the true image. shape and pattern: accuracy per entity; hue: median and mean error in
+degrees (with the eight colour words alone, at least 11.25 on average); background: ground and time both right; whole:
+shape and pattern right and hue within 22.5 degrees; image: everything right.
 
 | | {columns} |
 {line}
