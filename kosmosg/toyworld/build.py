@@ -187,10 +187,10 @@ library_name: diffusers
 # The frozen decoder of the toy world
 
 A miniature Stable Diffusion at 32 x 32 pixels: a text-to-image model of the procedural toy world
-(`kosmosg.toyworld.scene`), trained from scratch on a CPU. `kosmosg` uses it as the frozen decoder of its three stages on
-machines without a GPU. It knows six shapes, five patterns, eight colour words (and, in its text states, all hues between
-them), three sizes, four places, day and night, and nothing else. The held-out subjects (one seventh of shape x colour
-word x pattern) were not in its training; only the recogniser was trained on them.
+(`kosmosg.toyworld.scene`), trained from scratch on a CPU. `kosmosg` uses it as the frozen decoder of its three stages
+on machines without a GPU. It knows six shapes, five patterns, eight colour words (and, in its text states, all hues
+between them), three sizes, four places, day and night, and nothing else. The held-out subjects (one seventh of
+shape x colour word x pattern) were not in its training; only the recogniser was trained on them.
 
 ## Training
 `kosmosg run toyworld toyworld` (its defaults are the settings below), without any downloaded weights or data.
@@ -205,11 +205,11 @@ training are mixtures of two neighbours that specify the exact hue. So the condi
 {parts}
 
 ## Scores
-Held-out subjects, {n} scenes per row, 20 DPM-Solver++ steps, guidance 3, read by the recogniser. `one`, `two` and `three`
-entities are generated from complete descriptions, `two exact` from colour words mixed to the exact hue; `ceiling` is the
-autoencoder's reconstruction of the true image. shape and pattern: accuracy per entity; hue: median and mean error in
-degrees (with the eight colour words alone, at least 11.25 on average); background: ground and time both right; whole:
-shape and pattern right and hue within 22.5 degrees; image: everything right.
+Held-out subjects, {n} scenes per row, 20 DPM-Solver++ steps, guidance 3, read by the recogniser. `one`, `two` and
+`three` entities are generated from complete descriptions, `two exact` from colour words mixed to the exact hue;
+`ceiling` is the autoencoder's reconstruction of the true image. shape and pattern: accuracy per entity; hue: median and
+mean error in degrees (with the eight colour words alone, at least 11.25 on average); background: ground and time both
+right; whole: shape and pattern right and hue within 22.5 degrees; image: everything right.
 
 | | {columns} |
 {line}
