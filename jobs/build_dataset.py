@@ -1,11 +1,11 @@
 """Build a dataset: images or text in, Parquet records with captions, entities and masks out.
 
     kosmosg run build_dataset toyworld                                # the toy world: composition, edit, questions
-    kosmosg run build_dataset photos source=my_photos dest=mine    # photos, and a contact sheet to look at
-    kosmosg run build_dataset captions source=my_text dest=words   # text files with a caption a line
+    kosmosg run build_dataset photos source=my_photos dest=mine       # photos, with a contact sheet
+    kosmosg run build_dataset captions source=my_text dest=words      # text files with one caption per line
 
-Run it again after a stop, after new photos came, or after a setting changed: only what is missing is built. Rows that
-cannot be used are listed in DEST/quarantine with stage and reason; the rest goes on.
+Run it again after an interruption, after adding photos, or after changing a setting: only what is missing is built.
+Rows that cannot be used are listed in DEST/quarantine with step and reason; the others are not affected.
 """
 
 from contextlib import ExitStack
@@ -17,7 +17,7 @@ from kosmosg.data.records import record_kind
 from kosmosg.data.sources.base import Reader, Source
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import Section, plain
-from kosmosg_platform.console import echo
+from kosmosg_platform.console import echo, plural
 from kosmosg_platform.datasets.build import BuildResult, BuildSettings, build
 from kosmosg_platform.datasets.dataset import RecordDataset
 from kosmosg_platform.owned_folder import refuse_overlap
@@ -51,7 +51,7 @@ def run(experiment: Experiment) -> list[BuildResult]:
 
 
 def chosen_source(experiment: Experiment) -> Source:
-    """The source with its settings: those of `build.source`, then those of the section that has its name."""
+    """The source with its settings: those of `build.source` and those of the section with its name."""
     section = getattr(experiment, experiment.build.source_name, None)
     return experiment.build.opened_source(plain(section) if isinstance(section, Section) else {})
 
@@ -72,7 +72,7 @@ def settings(experiment: Experiment, source: Source) -> BuildSettings:
 
 
 def targets(experiment: Experiment, source: Source) -> list[tuple[Path, Reader]]:
-    """Every dataset folder to build, with its reader. Raises ConfigError, and DataError when there is no source."""
+    """Every dataset folder to build, with its reader. Raises ConfigError, or DataError if there is no source."""
     layout = RunPaths(experiment.output)
     path = experiment.source
     readers = source.open(path)
@@ -102,10 +102,10 @@ def write_sheet(folder: Path, result: BuildResult) -> None:
 
 
 def summary(results: list[BuildResult]) -> list[str]:
-    """The closing table."""
+    """The final summary."""
     lines = []
     for result in results:
-        done = f"{result.built_shards} shards built" if result.built_shards else "nothing to build"
+        done = f"{plural(result.built_shards, 'shard')} built" if result.built_shards else "nothing to build"
         rate = f", {result.rate:,.1f} rows/s" if result.built_rows else ""
         lines.append(f"{result.kind}: {result.rows:,} records in {result.folder}")
         lines.append(f"  {done}, {result.kept_shards} kept, {result.seconds:.1f} s{rate}")

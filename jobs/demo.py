@@ -76,7 +76,9 @@ def run(experiment: Experiment) -> Path:
     write_text(folder / "experiment.yaml", to_yaml(experiment))
     began = time.perf_counter()
     try:
-        with connect(demo.job("pretrain")):
+        # Room for the stage with the most workers.
+        largest = max(map(demo.job, STAGES), key=lambda job: job.scale.workers * job.scale.cpus_per_worker)
+        with connect(largest):
             for name, step in STEPS.items():
                 run_step(demo, name, step)
         # The endpoint starts a cluster of its own, as a deployment would; two at once are too much for a laptop.
@@ -144,7 +146,7 @@ def judge(demo: DemoRun) -> dict[str, Any]:
     models = {
         "shipped model": SHIPPED,
         "before instruct": demo.found["align"]["export"],
-        "after instruct": demo.found["instruct"]["export"],  # last: this one is also asked in words alone
+        "after instruct": demo.found["instruct"]["export"],  # last, because this one also gets text-only prompts
     }
     named = yaml.safe_dump(models, default_flow_style=True, sort_keys=False)
     folder = evaluate.run(demo.job("evaluate", f"evaluate.models={named}"))

@@ -24,7 +24,7 @@ from kosmosg.errors import ConfigError, DataError
 from kosmosg.prompt import Prompt
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest
-from kosmosg_platform.console import echo
+from kosmosg_platform.console import echo, plural
 from kosmosg_platform.inference.generation import generate_images, image_key
 from kosmosg_platform.inference.sampling import GenerationRequest, SamplingParams
 from kosmosg_platform.owned_folder import claim_files
@@ -75,7 +75,7 @@ def run(experiment: Experiment) -> Path:
     known = {row["id"]: row for row in read_results(dest) if row["key"] == key and _complete(dest, row)}
     rows = {task.id: known[task.id] for task in tasks if task.id in known and known[task.id]["task"] == task.key}
     missing = [task for task in tasks if task.id not in rows]
-    echo(f"generate: {len(missing)} of {len(tasks)} prompts to generate with {model}")
+    echo(f"generate: {len(missing)} of {plural(len(tasks), 'prompt')} to generate with {model}")
     began = time.perf_counter()
     if missing:
         with connect(experiment):
@@ -174,8 +174,9 @@ def finish(
         result_sheet(shown, [str(i + 1) for i in range(len(shown[0].images))]).save(dest / "sheet.png")
     refused = [row for _, row in ordered if row["error"]]
     count = sum(len(row["files"]) for _, row in done)
-    rate = f", {fresh / seconds:.2f} a second" if fresh else ""
-    print(f"{count} images of {len(done)} prompts, {fresh} generated now{rate}, {len(refused)} refused: {dest}")
+    rate = f" at {fresh / seconds:.2f} images/s" if fresh else ""
+    images, prompts = plural(count, "image"), plural(len(done), "prompt")
+    print(f"{images} for {prompts}, {fresh} generated now{rate}, {len(refused)} rejected: {dest}")
     for row in refused:
         print(f"  {row['id']}: {row['error']}")
 

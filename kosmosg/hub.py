@@ -1,14 +1,14 @@
-"""Names of models: the only place that turns one into a folder.
+"""Resolves model names to folders.
 
 A model is named in one of four ways, everywhere: in Python, in settings, on the command line and for an endpoint.
 
-    toyworld:instruct                  what a plug-in ships (`MODELS`)
+    toyworld:instruct                  a model that a plug-in ships (`MODELS`)
     runs/instruct/export               a folder
     s3://bucket/models/mine            a URL: s3, gs, hdfs, file; hf://OWNER/NAME and https://huggingface.co/OWNER/NAME
     OWNER/NAME                         an id of the Hugging Face Hub
 
-What lies elsewhere is downloaded once: from the Hub into its own cache, from a URL into `$KOSMOSG_CACHE` (default
-`~/.cache/kosmosg`). The same names, without a model after the colon, mean decoders: `decoder_folder("toyworld")`.
+Remote models are downloaded once: from the Hub into its own cache, from a URL into `$KOSMOSG_CACHE` (default
+`~/.cache/kosmosg`). The same names, without the colon and model, name decoders: `decoder_folder("toyworld")`.
 """
 
 import difflib
@@ -35,19 +35,19 @@ class ShippedModels:
     """The trained models of a plug-in and the decoder that they were trained for."""
 
     folder: Path
-    """The decoder, in the layout of diffusers, with one export a model in subfolders."""
+    """The decoder, in the diffusers layout, with one export per model in subfolders."""
     models: tuple[str, ...]
-    """Names of the exports, the finished one last."""
+    """Names of the exports, the final one last."""
     default_steps: int
-    """Denoising steps that the decoder was made for."""
+    """Denoising steps to use by default."""
     default_guidance: float
-    """Guidance scale that it was made for."""
+    """Guidance scale to use by default."""
     description: str = ""
-    """What its images show, for whoever has not chosen it: "32 x 32 pixels, ..."."""
+    """What it can generate, printed when it is chosen automatically: "32 x 32 pixels, ..."."""
 
 
 MODELS: dict[str, ShippedModels] = {}
-"""What comes before the colon -> what a plug-in ships under that name."""
+"""Name before the colon -> what a plug-in ships under that name."""
 
 RENAMED = {"world": "toyworld"}
 """Names of earlier releases, still understood."""
@@ -57,11 +57,11 @@ def resolve_model(name: str | Path, **download: Any) -> Path:
     """The folder of a model: an export, or a whole pipeline.
 
     Args:
-        name: a name of any kind that this module's docstring lists.
+        name: a name of any of the kinds listed in this module's docstring.
         download: options for the Hub: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`.
 
     Raises:
-        CheckpointError: nothing is there. The message says what is, and the nearest name.
+        CheckpointError: there is no such model. The message lists what exists and suggests the nearest name.
     """
     known = shipped_model(name)
     if known is not None:
@@ -71,14 +71,14 @@ def resolve_model(name: str | Path, **download: Any) -> Path:
         return _from_url(text, download)
     if Path(name).is_dir():
         return Path(name).absolute()
-    # A name in an existing folder is a slip of the pen, no question for the Hub.
+    # A name inside an existing folder is a typo, not a Hub id.
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", text) or Path(name).parts[0] in (".", "..") or Path(name).parent.is_dir():
         raise CheckpointError(f"there is no model {text!r}; {_advice(text)}")
     return _from_hub(text, download)
 
 
 def shipped_model(name: str | Path) -> Path | None:
-    """The folder of a model that a plug-in ships; None where the name is none of theirs.
+    """The folder of a model that a plug-in ships; None if the name is not one of theirs.
 
     Raises:
         CheckpointError: the plug-in ships no such model.
@@ -95,20 +95,20 @@ def shipped_model(name: str | Path) -> Path | None:
 
 
 def local_name(name: Any) -> Any:
-    """A name for `from_pretrained` of transformers: folders for what only this module knows, the rest as it is."""
+    """A name for `from_pretrained` of transformers: folders for names that only this module knows, others unchanged."""
     if not isinstance(name, str | Path):
         return name
-    # No folder and no Hub id has a colon by chance: those names are ours, or a slip of the pen.
+    # Folders and Hub ids do not contain colons: such names are ours, or typos.
     return resolve_model(name) if ":" in str(name) and not Path(name).is_dir() else name
 
 
 def shipped_decoder(name: Any) -> ShippedModels | None:
-    """What a plug-in ships under the name of a decoder; None for folders, Hub ids and pipelines."""
+    """What a plug-in ships under a decoder's name; None for folders, Hub ids and pipelines."""
     return _shipped(name, str) if isinstance(name, str) and not Path(name).is_dir() else None
 
 
 def decoder_folder(name: str | Path) -> str:
-    """What diffusers loads a decoder from: a folder for shipped ones and URLs, the Hub id or folder otherwise."""
+    """Where diffusers loads a decoder from: a folder for shipped ones and URLs, otherwise the Hub id or folder."""
     shipped = shipped_decoder(name)
     if shipped is not None:
         return str(shipped.folder)
@@ -116,7 +116,7 @@ def decoder_folder(name: str | Path) -> str:
 
 
 def decoder_of(name: str | Path, folder: Path) -> str | None:
-    """The decoder that an export was trained for: that of its plug-in, or the one its settings name; else None."""
+    """The decoder that an export was trained for: that of its plug-in, or the one in its settings; else None."""
     scheme = str(name).partition(":")[0]
     if shipped_model(name) is not None:
         return RENAMED.get(scheme, scheme)
@@ -131,7 +131,7 @@ def decoder_of(name: str | Path, folder: Path) -> str | None:
 
 
 def model_for(decoder: str | Path) -> str | None:
-    """The finished model that ships with a decoder, such as `toyworld:instruct`; None where none does."""
+    """The final model that ships with a decoder, such as `toyworld:instruct`; None if there is none."""
     shipped = shipped_decoder(str(decoder))
     if shipped is None:
         return None
@@ -139,9 +139,9 @@ def model_for(decoder: str | Path) -> str | None:
 
 
 def model_description(name: str | Path, folder: Path) -> str:
-    """What a model can generate, in a few words: what its plug-in says, or else the decoder that it was trained for.
+    """What a model can generate, in a few words: its plug-in's description, or else the decoder it was trained for.
 
-    Empty when neither is known. `folder` is what `resolve_model(name)` gives.
+    Empty if neither is known. `folder` is what `resolve_model(name)` returns.
     """
     decoder = decoder_of(name, folder)
     if decoder is None:
@@ -157,13 +157,13 @@ def model_names() -> list[str]:
 
 
 def decoder_choices() -> str:
-    """What may be given as a decoder, for messages."""
+    """The possible values for a decoder, for error messages."""
     load_plugins()
     return f"a Stable Diffusion 1.x folder of the diffusers layout, a URL, a Hub id, or what ships: {', '.join(MODELS)}"
 
 
 def _text(name: str | Path) -> str:
-    """A name as it was written: a `Path` makes one slash of the two in a URL."""
+    """A name as it was written: `Path` turns the two slashes of a URL into one."""
     return re.sub(r"^([a-z][a-z0-9]+):/(?!/)", r"\1://", str(name)) if isinstance(name, Path) else name
 
 
@@ -178,15 +178,15 @@ def _shipped(scheme: str, new_name: Callable[[str], str]) -> ShippedModels | Non
 @cache
 def _say_new_name(old: str, new: str) -> None:
     """Once in a process."""
-    logger.warning("%r is now called %r; please write that", old, new)
+    logger.warning("%r is now called %r; please use the new name", old, new)
 
 
 def _advice(name: str) -> str:
-    """The nearest name, and what there is."""
+    """The nearest name, and the possible ones."""
     names = model_names()
     path = Path(name)
     parent = next((parent for parent in path.parents if parent.is_dir()), Path())
-    # The first part of the path that is wrong, so that `runs/instrct/export` finds `runs/instruct`.
+    # Match the first wrong part of the path, so that `runs/instrct/export` finds `runs/instruct`.
     wrong = path.parts[len(parent.parts)] if path.parts else name
     beside = [child.name for child in sorted(parent.iterdir()) if child.is_dir()]
     close = difflib.get_close_matches(name, names, n=1)
@@ -220,8 +220,8 @@ def _from_url(url: str, download: dict[str, Any]) -> Path:
         filesystem, root = FileSystem.from_uri(url)
     except (ArrowInvalid, OSError) as error:
         raise ConfigError(
-            f"{url} is no URL of a model folder ({str(error).splitlines()[0]}); s3://, gs://, hdfs://, file:// and "
-            "hf:// are"
+            f"{url} is not the URL of a model folder ({str(error).splitlines()[0]}); use s3://, gs://, hdfs://, "
+            "file:// or hf://"
         ) from error
     if isinstance(filesystem, LocalFileSystem):
         return resolve_model(Path(root))
@@ -230,16 +230,16 @@ def _from_url(url: str, download: dict[str, Any]) -> Path:
 
 
 def fetch_folder(filesystem: Any, root: str, url: str, cache: Path) -> Path:
-    """A copy of a remote folder under `cache`, made again only when the listing of the original has changed.
+    """A copy of a remote folder under `cache`, renewed only if the listing of the original has changed.
 
     Args:
-        filesystem: one of pyarrow.
-        root: the folder there.
-        url: what it is called in messages and in the cache.
-        cache: where copies lie, each whole or not at all.
+        filesystem: a pyarrow filesystem.
+        root: the folder on it.
+        url: its name in messages and in the cache.
+        cache: folder of the copies, which are written atomically.
 
     Raises:
-        CheckpointError: there is no such folder, or it is empty, or it cannot be reached.
+        CheckpointError: there is no such folder, it is empty, or it cannot be reached.
     """
     from pyarrow.fs import FileSelector, FileType
 

@@ -1,7 +1,8 @@
-"""`KosmosGPipeline`: text and images in, images out, as a pipeline of diffusers.
+"""`KosmosGPipeline`: text and images in, images out, as a diffusers pipeline.
 
-The model writes the condition, a stock `StableDiffusionPipeline` draws. Nothing of diffusers is forked: what Stable
-Diffusion 1.x can do by `prompt_embeds` (ControlNet, LoRA, image to image, inpainting, any fine-tune) works here.
+The model computes the condition, and a stock `StableDiffusionPipeline` generates the image. Nothing of diffusers is
+forked: whatever Stable Diffusion 1.x can do with `prompt_embeds` (ControlNet, LoRA, image-to-image, inpainting, any
+fine-tune) works here.
 
     pipe = KosmosGPipeline.from_pretrained(folder)
     image = pipe(Prompt("<i> in the style of <i>", images=[cat, painting])).images[0]
@@ -50,8 +51,8 @@ from kosmosg.prompt_encoder import PromptEncoder
 
 PromptLike = Prompt | str
 
-# diffusers loads a component from the module that its `model_index.json` names, and accepts it only where that module
-# also holds the base class that says how: so our two components are written there as living here.
+# diffusers loads a component from the module named in `model_index.json`, and accepts it only if that module also has
+# the base class that says how to load it. So our two components are listed there as belonging to this module.
 __all__ = [
     "Decoder",
     "KosmosGPipeline",
@@ -69,14 +70,14 @@ class KosmosGPipeline(RunByStockPipeline, DiffusionPipeline, StableDiffusionMixi
     Args:
         model, processor: a matching pair.
         unet, vae, scheduler, safety_checker, feature_extractor: the decoder's components, or
-        decoder: where to take those that are not given. A pipeline keeps its own scheduler; a folder or id gets
+        decoder: where to load those that are not given. A pipeline keeps its own scheduler; a folder or id gets
             `dpm_solver`, the scheduler of the published runs, if none of that kind was saved with it. The safety
-            checker of a decoder stays at work; `safety_checker=None` does without.
-        default_steps, default_guidance: used when a call names none; saved with the pipeline. 50 and 6.0 are those of
-            the original app; a decoder that ships brings its own (`"toyworld"` was made for 20 and 3.0).
+            checker of a decoder is kept; `safety_checker=None` disables it.
+        default_steps, default_guidance: used if a call gives none; saved with the pipeline. 50 and 6.0 are those of
+            the original app; a shipped decoder has its own (`"toyworld"`: 20 and 3.0).
 
     Raises:
-        CheckpointError: parts are missing or do not fit each other.
+        CheckpointError: components are missing or do not fit each other.
     """
 
     model_cpu_offload_seq = "model->unet->vae"
@@ -110,7 +111,7 @@ class KosmosGPipeline(RunByStockPipeline, DiffusionPipeline, StableDiffusionMixi
             )
         if given["safety_checker"] is not None and given["feature_extractor"] is None:
             raise CheckpointError(
-                "the safety checker has no feature_extractor; pass one, or safety_checker=None to do without"
+                "the safety checker has no feature_extractor; pass one, or safety_checker=None to disable it"
             )
         check_channels(given["unet"], given["vae"])
         check_fit(model, processor, given["unet"])
@@ -134,7 +135,7 @@ class KosmosGPipeline(RunByStockPipeline, DiffusionPipeline, StableDiffusionMixi
 
     @classmethod
     def _get_signature_keys(cls, obj: Any) -> tuple[list[str], list[str]]:
-        """Unet, VAE and scheduler are components that every pipeline has, although `decoder` may provide them."""
+        """U-Net, VAE and scheduler are required components, although `decoder` may provide them."""
         components, options = super()._get_signature_keys(obj)
         return sorted({*components, *NEEDED}), sorted({*options} - {*NEEDED})
 
@@ -142,12 +143,12 @@ class KosmosGPipeline(RunByStockPipeline, DiffusionPipeline, StableDiffusionMixi
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, decoder: Decoder | None = None, **kwargs: Any
     ) -> Self:
-        """From a model by its name (kosmosg/hub.py): `toyworld:instruct`, a folder, a URL or a Hub id.
+        """Load a model by its name (kosmosg/hub.py): `toyworld:instruct`, a folder, a URL or a Hub id.
 
-        It is a whole pipeline (`model_index.json`) or an export. An export is run by `decoder`; left out, by the one
-        that it was trained for. A pipeline brings its decoder, which `decoder` replaces. Other options: `dtype`,
-        `variant`, `device_map`, `scheduler=` and other components (`safety_checker=None` does without the decoder's),
-        `revision`, ... With an export, `variant` concerns the decoder alone, and `device_map` names one device.
+        It is a whole pipeline (`model_index.json`) or an export. An export uses `decoder`, by default the one that it
+        was trained for. A pipeline includes its decoder, which `decoder` replaces. Other options: `dtype`, `variant`,
+        `device_map`, `scheduler=` and other components (`safety_checker=None` disables the decoder's), `revision`, ...
+        With an export, `variant` applies only to the decoder, and `device_map` names one device.
 
         Raises:
             CheckpointError: it is neither, or a component is missing or damaged. ConfigError: an option does not apply.
@@ -186,7 +187,7 @@ class KosmosGPipeline(RunByStockPipeline, DiffusionPipeline, StableDiffusionMixi
 
     @property
     def encoder(self) -> PromptEncoder:
-        """Turns prompts into conditions and remembers them."""
+        """Encodes prompts as conditions and caches them."""
         if self._encoder is None or (self._encoder.model, self._encoder.processor) != (self.model, self.processor):
             self._encoder = PromptEncoder(self.model, self.processor)
         return self._encoder
@@ -199,9 +200,9 @@ class KosmosGPipeline(RunByStockPipeline, DiffusionPipeline, StableDiffusionMixi
         prompt: PromptLike | Sequence[PromptLike],
         negative_prompt: PromptLike | Sequence[PromptLike] | None = None,
     ) -> Condition:
-        """`Condition(positive, negative)`, each (B, Q, D): what stock pipelines take as `prompt_embeds`.
+        """`Condition(positive, negative)`, each (B, Q, D): `prompt_embeds` for stock pipelines.
 
-        Without a negative prompt it is the null prompt, `<s>` alone. Prompts seen before cost nothing.
+        The default negative is the null prompt, `<s>` alone. Prompts that were seen before are cached.
         """
         negatives = None if negative_prompt is None else _listed(negative_prompt, "negative_prompt")
         return self.encoder(_listed(prompt, "prompt"), negatives, self._execution_device)
@@ -230,15 +231,15 @@ class KosmosGPipeline(RunByStockPipeline, DiffusionPipeline, StableDiffusionMixi
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionPipelineOutput | tuple[Any, Any]:
-        """Draws `num_images_per_prompt` images of each prompt; all of one prompt, then all of the next.
+        """Generates `num_images_per_prompt` images for each prompt; all of one prompt, then all of the next.
 
         Args:
-            prompt: a `Prompt`, a text, or a list of B of them; or give `prompt_embeds` from `encode`.
+            prompt: a `Prompt`, a text, or a list of B of them; or pass `prompt_embeds` from `encode`.
             height, width: pixels, multiples of 8; default: the size that the decoder was trained on.
-            num_inference_steps, guidance_scale: default: `default_steps`, `default_guidance`. At guidance 1 or less
-                guidance is off, as everywhere in diffusers: the negative side is not computed.
-            negative_prompt: what to keep away from, one for all or one for each; default: the null prompt.
-            generator: for reproducible images; a list gives each of the B x n images its own.
+            num_inference_steps, guidance_scale: default: `default_steps`, `default_guidance`. A scale of 1 or less
+                disables guidance, as everywhere in diffusers: the negative side is not computed.
+            negative_prompt: what to avoid, one for all prompts or one for each; default: the null prompt.
+            generator: for reproducible images; a list has one for each of the B x n images.
             callback_on_step_end: as in diffusers; its first argument is the stock pipeline, `pipe.decoder`.
             (the others: see `StableDiffusionPipeline`)
 
@@ -246,26 +247,26 @@ class KosmosGPipeline(RunByStockPipeline, DiffusionPipeline, StableDiffusionMixi
             `.images`, a list of B x n PIL images (or what `output_type` says), and `.nsfw_content_detected`.
 
         Raises:
-            PromptError, ImageError: the prompt cannot be used. ConfigError: another argument cannot.
+            PromptError, ImageError: the prompt is invalid. ConfigError: another argument is invalid.
         """
-        # 1. Settle and check what can be checked before anything is computed.
+        # 1. Resolve defaults and check arguments before anything is computed.
         steps = self.config.default_steps if num_inference_steps is None else num_inference_steps
         guidance = self.config.default_guidance if guidance_scale is None else guidance_scale
         if steps < 1 or not math.isfinite(guidance) or num_images_per_prompt < 1:
             raise ConfigError(
                 f"num_inference_steps={steps}, guidance_scale={guidance}, "
                 f"num_images_per_prompt={num_images_per_prompt}: "
-                "needed are at least 1 step, a finite guidance and at least 1 image"
+                "at least 1 step, a finite guidance and at least 1 image are required"
             )
         height, width = self._size(height, width)
 
         # 2. Prompts to conditions.
         if (prompt is None) == (prompt_embeds is None):
-            raise PromptError("give either prompt or prompt_embeds, not both and not neither")
+            raise PromptError("give either prompt or prompt_embeds, and not both")
         if prompt is not None and negative_prompt_embeds is not None:
             raise PromptError("negative_prompt_embeds goes with prompt_embeds; with prompt, pass negative_prompt")
         if prompt is not None:
-            # Without guidance nobody hears the negative: the prompt itself stands there, which costs nothing.
+            # Without guidance the negative is not used: the prompt itself takes its place, which costs nothing.
             condition = self.encode(prompt, negative_prompt if guidance > 1 else prompt)
             prompt_embeds, negative_prompt_embeds = condition.positive, condition.negative
         elif negative_prompt is not None:
@@ -275,7 +276,7 @@ class KosmosGPipeline(RunByStockPipeline, DiffusionPipeline, StableDiffusionMixi
         else:
             self._check_embeds(prompt_embeds, negative_prompt_embeds)
 
-        # 3. The stock pipeline draws.
+        # 3. The stock pipeline generates the images.
         others = dict(cross_attention_kwargs or {})
         with lora_scale(self.unet, others.pop("scale", 1.0)):
             output: StableDiffusionPipelineOutput | tuple[Any, Any] = self.decoder(
@@ -308,8 +309,8 @@ class KosmosGPipeline(RunByStockPipeline, DiffusionPipeline, StableDiffusionMixi
                 continue
             if given.ndim != 3 or given.shape[-1] != width:
                 raise PromptError(
-                    f"the embeddings have shape {tuple(given.shape)}, the U-Net listens to (B, Q, {width}); pass those "
-                    "that encode() of a pipeline with this decoder gives"
+                    f"the embeddings have shape {tuple(given.shape)}, the U-Net expects (B, Q, {width}); pass those "
+                    "from encode() of a pipeline with this decoder"
                 )
             check_finite(given)
 

@@ -1,6 +1,6 @@
 """Plug-ins: modules that add entries to the registries when they are imported.
 
-A registry is a plain dict beside the protocol of its entries (`SOURCES`, `ANNOTATORS`, `FILTERS`, `RECORD_KINDS`,
+A registry is a plain dict next to the protocol of its entries (`SOURCES`, `ANNOTATORS`, `FILTERS`, `RECORD_KINDS`,
 `CONDITIONERS`, `BENCHMARKS`, `FEATURE_NETWORKS`, `MODELS`). The toy world fills them through its plug-in like any
 other; a package of your own does so by naming its module under the entry point group `kosmosg.plugins`. See
 docs/extending.md.
@@ -23,7 +23,7 @@ Entry = TypeVar("Entry")
 
 @cache
 def load_plugins() -> None:
-    """Import every plug-in, once in a process."""
+    """Import every plug-in, once per process."""
     for module in BUILT_IN:
         import_module(module)
     for entry_point in entry_points(group=GROUP):
@@ -31,9 +31,9 @@ def load_plugins() -> None:
 
 
 def find_entry(registry: Mapping[str, Entry], name: str, setting: str) -> Entry:
-    """The entry of a registry, those of plug-ins included.
+    """The entry of a registry, including those of plug-ins.
 
-    Raises ConfigError that names `setting`, the nearest name and all names when there is no such entry.
+    If there is no such entry, raises ConfigError with the setting, the nearest name and all names.
     """
     load_plugins()
     if name not in registry:

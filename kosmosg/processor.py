@@ -1,9 +1,9 @@
-"""`KosmosGProcessor`: prompts to tensors. The only place of the model's input constants.
+"""`KosmosGProcessor`: turns prompts into tensors. All of the model's input constants are defined here.
 
 Tokens (reference: the released fairseq dictionary, checked against its recorded ids):
 - `id = sentencepiece id + 1`, except the four specials `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3;
 - after the pieces come `<mask>`, `</doc>`, `<image>`, `</image>`, `</chunk>`, `</line>`: V = pieces + 7;
-- every piece of text between images is encoded on its own, so each begins with its own space mark;
+- every piece of text between images is encoded separately, so each begins with its own space mark;
 - an image is `<image>`, then Q slots holding the id of `<image>`, then `</image>`. The mask is True on the slots only;
 - a sequence begins with `<s>` and, at inference and in stages 2 and 3, has no `</s>`: upstream drops it in batching.
 
@@ -48,12 +48,12 @@ class KosmosGProcessor(ProcessorMixin):
         image_size: S, pixels per side that the vision tower takes.
         num_image_tokens: Q, slots that one image fills in the sequence (`latent_query_num` of the model).
         max_length: longest sequence in tokens; the released model was built for 2048 positions.
-        extra_tokens: ids behind the last special that the model has and text never yields; 1,030 for a model that was
-            given Kosmos-2's grounding tokens (`kosmosg.convert.grow_vocabulary`).
+        extra_tokens: ids after the last special token that the model has but text never produces; 1,030 for a model
+            with Kosmos-2's grounding tokens (`kosmosg.convert.grow_vocabulary`).
     """
 
-    # Parent of the same name would look for tokenizer and image processor classes of transformers; we own both parts.
-    # Being a ProcessorMixin is what lets diffusers and the Hub save and load it with a pipeline.
+    # The parent's attribute would look for tokenizer and image processor classes of transformers; we have our own.
+    # Being a ProcessorMixin lets diffusers and the Hub save and load it with a pipeline.
     bos_id, pad_id, eos_id, unk_id = 0, 1, 2, 3
 
     def __init__(
@@ -98,7 +98,7 @@ class KosmosGProcessor(ProcessorMixin):
         max_length: int = 2048,
         extra_tokens: int = 0,
     ) -> Self:
-        """A processor around a sentencepiece file; the defaults are those of the released Kosmos-G."""
+        """Create a processor from a sentencepiece file; the defaults are those of the released Kosmos-G."""
         path = Path(model_path)
         if not path.is_file():
             raise CheckpointError(f"there is no sentencepiece model {path}; pass the path of {SENTENCEPIECE_FILE}")
@@ -106,7 +106,9 @@ class KosmosGProcessor(ProcessorMixin):
         try:
             tokenizer.LoadFromSerializedProto(path.read_bytes())
         except RuntimeError as error:
-            raise CheckpointError(f"{path} is no sentencepiece model ({error}); pass {SENTENCEPIECE_FILE}") from error
+            raise CheckpointError(
+                f"{path} is not a sentencepiece model ({error}); pass {SENTENCEPIECE_FILE}"
+            ) from error
         specials = (tokenizer.unk_id(), tokenizer.bos_id(), tokenizer.eos_id())
         if specials != (0, 1, 2):
             raise CheckpointError(
@@ -116,7 +118,7 @@ class KosmosGProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
-        """Loads what `save_pretrained` wrote, by any name of a model (kosmosg/hub.py); `revision`, ... as usual."""
+        """Load what `save_pretrained` wrote, by any model name (kosmosg/hub.py); `revision`, ... as usual."""
         pretrained_model_name_or_path = local_name(pretrained_model_name_or_path)
         known = ("subfolder", "revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
         options = {name: kwargs[name] for name in known if kwargs.get(name) is not None}
@@ -177,16 +179,16 @@ class KosmosGProcessor(ProcessorMixin):
         and, if any prompt has an image, `pixel_values (N, 3, S, S)` float in reading order over the whole batch.
 
         A `str` is a prompt without images. The empty prompt is `<s>` alone, the null prompt of guidance. Padding goes
-        to the right as in training; pass `padding_side="left"` for `generate()`. `with_pixels=False` leaves the images
-        out, for a caller who knows what they put into their slots.
+        to the right as in training; pass `padding_side="left"` for `generate()`. `with_pixels=False` omits the images,
+        for callers that already have the image tokens.
 
         Raises:
-            PromptError: a prompt is longer than `max_length` tokens (nothing is ever cut off), or the list is empty.
+            PromptError: a prompt is longer than `max_length` tokens (nothing is truncated), or the list is empty.
         """
         if return_tensors != "pt":
-            raise ConfigError(f"return_tensors={return_tensors!r} is not offered; use 'pt'")
+            raise ConfigError(f"return_tensors={return_tensors!r} is not supported; use 'pt'")
         if padding_side not in ("right", "left"):
-            raise ConfigError(f"padding_side={padding_side!r} is not offered; use 'right' or 'left'")
+            raise ConfigError(f"padding_side={padding_side!r} is not supported; use 'right' or 'left'")
         listed = [prompts] if isinstance(prompts, Prompt | str) else list(prompts)
         if not listed:
             raise PromptError("there are 0 prompts; pass at least one, the empty prompt is Prompt('')")
@@ -219,13 +221,13 @@ class KosmosGProcessor(ProcessorMixin):
         padding_side: Literal["right", "left"] = "left",
         add_generation_prompt: bool = False,
     ) -> Any:
-        """Conversations as transformers' processors take them: messages, or content parts, text and images in order.
+        """Conversations in the format of transformers' processors: messages, or content parts, in order.
 
-        Gives the prompt's text, with `<i>` for each image, or with `tokenize=True` a batch ready for `generate()`. The
-        model knows no roles, so there is no template and `add_generation_prompt` adds nothing.
+        Returns the prompt's text, with `<i>` for each image, or with `tokenize=True` a batch ready for `generate()`.
+        The model has no roles, so there is no template and `add_generation_prompt` adds nothing.
         """
         if chat_template is not None:
-            raise ConfigError("this model knows no roles, so it has no chat template; leave chat_template out")
+            raise ConfigError("this model has no roles and therefore no chat template; leave chat_template out")
         prompts, several = conversation_prompts(conversation)
         if not tokenize:
             texts = [prompt.text for prompt in prompts]
@@ -234,7 +236,7 @@ class KosmosGProcessor(ProcessorMixin):
         return batch if return_dict else batch["input_ids"]
 
     def null(self, batch_size: int = 1) -> BatchFeature:
-        """The batch of the null prompt, `<s>` alone: what condition dropout trained and guidance subtracts."""
+        """The batch of the null prompt, `<s>` alone, which condition dropout trains and guidance uses."""
         return self._collate([([self.bos_id], [False])] * batch_size, [], "right")
 
     def sequence(
@@ -242,7 +244,7 @@ class KosmosGProcessor(ProcessorMixin):
     ) -> tuple[list[int], list[bool], list[Image.Image]]:
         """`<s>`, then each part in order: token ids, slot mask (True where an image feature goes), images in order.
 
-        `eos` appends `</s>`, which only stage 1 shows to the model. Lengths are not limited here.
+        `eos` appends `</s>`, which the model sees only in stage 1. Lengths are not limited here.
         """
         ids, mask, images = [self.bos_id], [False], list[Image.Image]()
         for part in parts:
@@ -261,7 +263,7 @@ class KosmosGProcessor(ProcessorMixin):
         return ids, mask, images
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of one piece of text, without specials. Markup in the text is text: no input can forge an image slot."""
+        """Ids of one piece of text, without specials. Markup is plain text: no input can forge an image slot."""
         # Pieces 0..2 are <unk>, <s>, </s>; the encoder never emits the last two for text.
         return [piece + 1 if piece > 0 else self.unk_id for piece in self.tokenizer.encode(text)]
 
@@ -278,7 +280,7 @@ class KosmosGProcessor(ProcessorMixin):
         size = self.image_size
         width, height = image.size
         short = min(width, height)
-        # torchvision's rules, which upstream used: the longer side is rounded down, the crop offset to even.
+        # torchvision's rules, as in the original: the longer side is rounded down, the crop offset to even.
         width, height = (size * width // short, size * height // short)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         left, top = round((width - size) / 2), round((height - size) / 2)
@@ -310,7 +312,7 @@ class KosmosGProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "image_embeds_position_mask", "pixel_values"]
 
     def decode(self, token_ids: Sequence[int] | torch.Tensor, **kwargs: Any) -> str:
-        """The text of generated ids; specials, images and padding leave no trace."""
+        """The text of generated ids, without specials, images and padding."""
         first = self.unk_id + 1
         last = self.tokenizer.vocab_size()  # id of the last piece
         return str(self.tokenizer.decode([int(i) - 1 for i in token_ids if first <= int(i) <= last]))

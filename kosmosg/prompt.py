@@ -1,13 +1,13 @@
-"""`Prompt`: ordered text and images, the one form in which an interleaved input exists.
+"""`Prompt`: ordered text and images, the single representation of interleaved input.
 
-Dataset records, job inputs, the pipeline and HTTP requests all become a `Prompt`; `KosmosGProcessor` turns it into
-tensors. Whatever reaches a `Prompt` is already checked: every image is an upright RGB image that this prompt owns,
-within the `PromptLimits`. Bad input ends here, in one sentence.
+Dataset records, job inputs, pipeline calls and HTTP requests all become a `Prompt`; `KosmosGProcessor` turns it into
+tensors. The contents of a `Prompt` are validated: every image is an upright RGB image that this prompt owns, within the
+`PromptLimits`. Invalid input raises an error of one sentence here.
 
-How images are read (documented behaviour, the same for files, bytes and PIL images):
+How images are read (the same for files, bytes and PIL images):
 - EXIF orientation is applied; CMYK, palette, grey and 16-bit grey images are converted to RGB;
-- transparent pixels become white, the background that the model saw around its training crops;
-- animated images, empty ones, damaged ones and those beyond the limits are refused, never cut down.
+- transparent pixels become white, the background of the crops in training;
+- animated, empty, damaged and too large images are rejected, never cropped or shrunk.
 """
 
 import base64
@@ -26,9 +26,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from kosmosg.errors import ImageError, PromptError
 
 PLACE = "<i>"
-"""The mark in a prompt's text where an image goes (upstream's app uses the same)."""
+"""The marker in a prompt's text where an image goes (the original app uses the same)."""
 
-# Pillow can open formats that call external programs (EPS) or that no user means; a prompt reads these only.
+# Pillow can open formats that call external programs (EPS) or that nobody needs; a prompt accepts only these.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 
 Picture = Image.Image | bytes | os.PathLike[str]
@@ -37,7 +37,7 @@ Picture = Image.Image | bytes | os.PathLike[str]
 
 @dataclass(frozen=True)
 class PromptLimits:
-    """How much one prompt may hold. The defaults keep a request below about 3 GB of decoded pixels at worst."""
+    """Limits of one prompt. The defaults keep a request below about 3 GB of decoded pixels in the worst case."""
 
     images: int = 16  # images per prompt; OpenAI's Images API has the same limit, upstream's app stops at 10
     pixels: int = 64_000_000  # pixels per image; the largest phone cameras deliver 50 million
@@ -53,19 +53,20 @@ class Prompt:
     """Text with images in it, in order; immutable and comparable by content.
 
     Args:
-        text: what to draw; each `<i>` is the place of one image. Any other markup (`<image>`, `<s>`) is ordinary text.
+        text: the text; each `<i>` is the place of one image. Any other markup (`<image>`, `<s>`) is plain text.
         images: one image per place, in order (see `Image`).
-        limits: how much is accepted.
+        limits: limits on size and number.
 
     Raises:
-        PromptError: places and images disagree, the text is too long or no text, or there are too many images.
-        ImageError: an image cannot be read or is beyond the limits.
+        PromptError: the number of places and images differs, the text is too long or not a string, or there are too
+            many images.
+        ImageError: an image cannot be read or exceeds the limits.
     """
 
     __slots__ = ("_digest", "_image_digests", "parts")
 
     parts: tuple[str | Image.Image, ...]
-    """Text and RGB images in order; empty texts are left out, so the empty prompt has no parts."""
+    """Text and RGB images in order; empty texts are omitted, so the empty prompt has no parts."""
 
     def __init__(self, text: str, images: Sequence[Picture] = (), limits: PromptLimits = DEFAULT_LIMITS) -> None:
         if not isinstance(text, str):
@@ -95,7 +96,7 @@ class Prompt:
     def from_parts(cls, parts: Sequence[str | Picture], limits: PromptLimits = DEFAULT_LIMITS) -> "Prompt":
         """A prompt from ordered text and images, e.g. `Prompt.from_parts(["a cat", cat, "sleeping in", garden])`.
 
-        Texts that follow each other are joined by a space. A text part may not hold `<i>`: here images are parts.
+        Consecutive texts are joined with a space. A text part may not contain `<i>`, because images are separate parts.
         """
         if isinstance(parts, str | bytes | Image.Image | os.PathLike):
             raise PromptError(f"from_parts takes a list of text and images, got one {type(parts).__name__}; wrap it")
@@ -116,11 +117,11 @@ class Prompt:
 
     @classmethod
     def from_messages(cls, content: Sequence[Mapping[str, Any]], limits: PromptLimits = DEFAULT_LIMITS) -> "Prompt":
-        """A prompt from a chat message's content parts, as chat APIs send them.
+        """A prompt from the content parts of a chat message, as in chat APIs.
 
-        Understood: `{"type": "text", "text": ...}` (also `input_text`), `{"type": "image_url", "image_url": {"url":
+        Supported: `{"type": "text", "text": ...}` (also `input_text`), `{"type": "image_url", "image_url": {"url":
         "data:image/png;base64,..."}}` (also `input_image`, also a bare string), `{"type": "image", "image": Image}`.
-        Addresses on the network are refused: whoever calls decides what may be fetched, and passes the bytes.
+        Network URLs are rejected: the caller decides what may be fetched, and passes the bytes.
         """
         if isinstance(content, str | bytes | Mapping):
             raise PromptError(
@@ -161,7 +162,7 @@ class Prompt:
         return tuple(part for part in self.parts if isinstance(part, Image.Image))
 
     def image_sha256s(self) -> tuple[str, ...]:
-        """Hex digest of each image's size and pixels, in order: a reference seen before is known by it."""
+        """Hex digest of each image's size and pixels, in order; identifies images that were seen before."""
         if self._image_digests is None:
             self._image_digests = tuple(
                 hashlib.sha256(b"%dx%d:" % image.size + image.tobytes()).hexdigest() for image in self.images
@@ -173,7 +174,7 @@ class Prompt:
         if self._digest is None:
             digest, images = hashlib.sha256(), iter(self.image_sha256s())
             for part in self.parts:
-                # Each part is framed by kind and length, so that no two prompts share one byte stream.
+                # Each part is framed by kind and length, so that no two prompts produce the same bytes.
                 data = part.encode() if isinstance(part, str) else next(images).encode()
                 digest.update(b"%s%d:" % (b"T" if isinstance(part, str) else b"I", len(data)))
                 digest.update(data)
@@ -218,7 +219,7 @@ def read_image(
         raise ImageError(f"{name} is an empty file of 0 bytes; pass an image")
     if size > limits.encoded_bytes:
         raise ImageError(f"{name} has {size} bytes, the limit is {limits.encoded_bytes}; save it smaller")
-    Image.init()  # builds of Pillow differ in the formats they have; asking for an absent one would be a KeyError
+    Image.init()  # Pillow builds differ in their formats; requesting a missing one would be a KeyError
     try:
         with Image.open(source, formats=[kind for kind in FORMATS if kind in Image.OPEN]) as opened:
             if at_least:
@@ -232,7 +233,7 @@ def read_image(
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name} has more pixels than the limit of {limits.pixels}; resize it first") from error
     except Exception as error:
-        # Decoders raise whatever they like on hostile headers (AVIF a RuntimeError, TIFF a TypeError).
+        # Decoders raise all kinds of exceptions on malicious headers (AVIF a RuntimeError, TIFF a TypeError).
         raise ImageError(f"{name} is damaged and cannot be decoded ({error}); save it again") from error
 
 
@@ -253,10 +254,10 @@ def _check_size(image: Image.Image, limits: PromptLimits, name: str) -> None:
 def _to_rgb(image: Image.Image, limits: PromptLimits, name: str) -> Image.Image:
     _check_size(image, limits, name)
     frames = getattr(image, "n_frames", 1)
-    # An MPO is a still photo with a preview or gain map behind it, as phones write them.
+    # An MPO is a still photo followed by a preview or gain map, as phones write them.
     if frames > 1 and image.format != "MPO":
         raise ImageError(
-            f"{name} is animated ({frames} frames of {image.format}), the model sees still images; "
+            f"{name} is animated ({frames} frames of {image.format}), the model takes still images; "
             "choose one: image.seek(k); image.convert('RGB')"
         )
     if image.mode in ("I", "F"):
@@ -264,7 +265,7 @@ def _to_rgb(image: Image.Image, limits: PromptLimits, name: str) -> Image.Image:
     try:
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I;16"):
-            # Pillow would clip instead of scaling: everything above 255 would turn white.
+            # Pillow would clip instead of scaling: everything above 255 would become white.
             upright = Image.fromarray((np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8))
         if upright.has_transparency_data:
             layered = upright.convert("RGBA")
@@ -310,7 +311,7 @@ def _decode_data_url(url: str, limits: PromptLimits, name: str) -> bytes:
         raise PromptError(f"{name}: {url[:60]!r} is not fetched here; download it and pass a data: URL or the bytes")
     if not comma or not head.lower().endswith(";base64"):
         raise PromptError(f"{name}: {head[:60]!r} is not a base64 data URL; write data:image/png;base64,...")
-    # Base64 spends four characters on three bytes: the limit holds before anything is decoded.
+    # Base64 uses four characters for three bytes, so the limit can be checked before decoding.
     if len(data) * 3 // 4 > limits.encoded_bytes + 3:
         raise ImageError(
             f"{name} has about {len(data) * 3 // 4} bytes, the limit is {limits.encoded_bytes}; save it smaller"

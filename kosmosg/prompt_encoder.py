@@ -1,9 +1,9 @@
-"""`PromptEncoder`: prompts to conditions, where nothing is computed twice.
+"""`PromptEncoder`: encodes prompts as conditions, with a cache.
 
-The condition of a prompt depends on its content and the weights alone, so it is kept by content hash. The null prompt
-of guidance and negative prompts are prompts like any other: a second image of the same prompt costs no encoding. What
-an image puts into its slots does not depend on the words around it, so it is kept too: a reference image in a new
-sentence costs the language model only (the vision tower is half of a prompt with two images).
+The condition of a prompt depends only on its content and the weights, so it is cached under a content hash. The null
+prompt and negative prompts are treated like any other: a second image for the same prompt needs no encoding. The tokens
+of an image do not depend on the text around it, so they are cached too: a known image in a new prompt costs only the
+language model (the vision tower is half of the work for a prompt with two images).
 """
 
 from collections import OrderedDict
@@ -21,20 +21,20 @@ from kosmosg.processor import KosmosGProcessor
 from kosmosg.prompt import Prompt
 
 NULL = Prompt("")
-"""`<s>` alone: what condition dropout trained, hence what guidance subtracts."""
+"""`<s>` alone, which condition dropout trains and guidance therefore uses."""
 
 
 class PromptEncoder:
-    """Conditions of prompts, kept for as long as the weights stay as they are.
+    """Encodes prompts; conditions are cached for as long as the weights do not change.
 
     Args:
-        model, processor: a matching pair; the model is used in eval mode and left in the mode it was in.
-        capacity: conditions kept, and as many images; least recently used leave first. At full size in float32 a
-            condition takes 0.24 MB, an image 0.5 MB.
-        batch_size: prompts that the model reads at once, at most.
+        model, processor: a matching pair; the model is used in eval mode and left in its previous mode.
+        capacity: conditions to cache, and as many images; the least recently used are evicted first. At full size in
+            float32 a condition takes 0.24 MB, an image 0.5 MB.
+        batch_size: maximum number of prompts per forward pass.
 
-    Safe to call from several threads, while the model trains as well; two that ask for the same new prompt at once may
-    both compute it.
+    Thread-safe, also while the model is training; two threads that request the same new prompt at once may both compute
+    it.
     """
 
     def __init__(self, model: KosmosG, processor: KosmosGProcessor, capacity: int = 256, batch_size: int = 16) -> None:
@@ -53,11 +53,11 @@ class PromptEncoder:
     ) -> Condition:
         """Positive and negative conditions, each (B, Q, D), on `device` (default: the model's).
 
-        `negatives` holds one prompt for all, or one for each; without it the null prompt is the negative.
+        `negatives` has one prompt for all, or one for each; the default is the null prompt.
 
         Raises:
-            PromptError: the counts disagree, or a prompt cannot be read.
-            CheckpointError: the model gives values that are not finite.
+            PromptError: the counts do not match, or a prompt is invalid.
+            CheckpointError: the model produces values that are not finite.
         """
         asked = [_prompt(item) for item in prompts]
         against = [NULL] if negatives is None else [_prompt(item) for item in negatives]
@@ -70,16 +70,16 @@ class PromptEncoder:
         return Condition(torch.stack(rows[: len(asked)]), torch.stack(rows[len(asked) :]))
 
     def __contains__(self, prompt: Prompt) -> bool:
-        """Whether the condition of a prompt is kept, so that asking for it costs nothing."""
+        """Whether the condition of a prompt is cached."""
         return (*self._state(execution_device(self.model)), prompt.sha256()) in self.conditions
 
     def clear(self) -> None:
-        """Forgets everything; needed only after a change of the model that `weights_version` cannot see."""
+        """Empties the cache; needed only after a change of the model that `weights_version` cannot detect."""
         self.conditions.clear()
         self.images.clear()
 
     def _rows(self, prompts: list[Prompt], device: torch.device) -> list[Tensor]:
-        """One (Q, D) for each prompt, from memory or from the model."""
+        """One (Q, D) for each prompt, from the cache or from the model."""
         state = self._state(device)
         by_key: dict[Hashable, Prompt] = {(*state, prompt.sha256()): prompt for prompt in prompts}
         rows = self.conditions.find(by_key)
@@ -90,15 +90,15 @@ class PromptEncoder:
         return [rows[(*state, prompt.sha256())].to(device) for prompt in prompts]
 
     def _state(self, device: torch.device) -> tuple[Hashable, ...]:
-        """What a condition depends on beside its prompt: part of every key, so that no thread is given another's."""
+        """What a condition depends on besides its prompt; part of every key, so that threads do not mix them up."""
         version = weights_version(self.model)
-        if version != self._version:  # what was kept for other weights only takes room
+        if version != self._version:  # entries for other weights only waste memory
             self.clear()
             self._version = version
         return version, precision_context(device)
 
     def _groups(self, prompts: Mapping[Hashable, Prompt]) -> list[list[Hashable]]:
-        """Keys in batches of equal numbers of images: those decide the length, so little is padded (`<s>`, never)."""
+        """Keys in batches with equal numbers of images, which determine the length, so that little is padded."""
         by_images: dict[int, list[Hashable]] = {}
         for key, prompt in prompts.items():
             by_images.setdefault(-1 if prompt == NULL else len(prompt.images), []).append(key)
@@ -108,7 +108,7 @@ class PromptEncoder:
             for start in range(0, len(keys), self.batch_size)
         ]
 
-    # Kept tensors are ordinary ones, even if asked for in inference mode: a later backward pass may need them.
+    # Cached tensors are normal ones even in inference mode, because a later backward pass may need them.
     @torch.inference_mode(False)
     @torch.no_grad()
     def _encode(self, prompts: Sequence[Prompt], device: torch.device, state: tuple[Hashable, ...]) -> list[Tensor]:
@@ -121,7 +121,7 @@ class PromptEncoder:
     def _image_tokens(
         self, prompts: Sequence[Prompt], device: torch.device, state: tuple[Hashable, ...]
     ) -> Tensor | None:
-        """(N, Q, C) of all images in reading order; only those never seen pass the vision tower."""
+        """(N, Q, C) of all images in reading order; only new ones go through the vision tower."""
         keys = [(*state, digest) for prompt in prompts for digest in prompt.image_sha256s()]
         if not keys:
             return None
@@ -136,12 +136,12 @@ class PromptEncoder:
         return torch.stack([tokens[key].to(device) for key in keys])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles begin empty (a lock cannot be copied)."""
+        """Copies and pickles start with an empty cache (a lock cannot be copied)."""
         return type(self), (self.model, self.processor, self.conditions.capacity, self.batch_size)
 
 
 class Memory:
-    """The `capacity` tensors used last, by key. `hits` and `misses` count what was asked for and found or not."""
+    """An LRU cache of `capacity` tensors by key; `hits` and `misses` count the lookups."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -151,7 +151,7 @@ class Memory:
         self._lock = Lock()
 
     def find(self, keys: Iterable[Hashable]) -> dict[Hashable, Tensor]:
-        """What is known of the keys."""
+        """The cached tensors among the keys."""
         with self._lock:
             found = {}
             for key in keys:
@@ -168,7 +168,7 @@ class Memory:
             return key in self._kept
 
     def keep(self, fresh: dict[Hashable, Tensor]) -> dict[Hashable, Tensor]:
-        """Remembers, and returns, new tensors."""
+        """Caches and returns new tensors."""
         with self._lock:
             self._kept |= fresh
             while len(self._kept) > self.capacity:
@@ -176,7 +176,7 @@ class Memory:
         return fresh
 
     def clear(self) -> None:
-        """Forgets everything; the counts stay."""
+        """Empties the cache; the counts stay."""
         with self._lock:
             self._kept.clear()
 

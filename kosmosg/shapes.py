@@ -1,7 +1,7 @@
-"""Shapes of models that can be made from scratch: a registry, like those of sources and benchmarks.
+"""Configurations of models that can be created from scratch: a registry, like those of sources and benchmarks.
 
-`MODEL_SHAPES` maps a word, that of the setting `model.init`, to a function of the vocabulary's size. A plug-in adds its
-own (`kosmosg.plugins`). The functions import what they need when they are called, so that naming a shape costs nothing.
+`MODEL_SHAPES` maps a value of the setting `model.init` to a function of the vocabulary size. Plug-ins can add more
+(`kosmosg.plugins`). The functions import what they need when they are called, so that listing shapes costs nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _paper(vocab_size: int) -> KosmosGConfig:
-    """The published model has the vocabulary of the published tokenizer, whatever is asked for."""
+    """The published model always has the vocabulary of the published tokenizer."""
     from kosmosg.config import KosmosGConfig
 
     return KosmosGConfig.paper()
@@ -35,7 +35,7 @@ def new_config(shape: str, vocab_size: int) -> KosmosGConfig:
     """The configuration of a new model.
 
     Args:
-        shape: a key of `MODEL_SHAPES`, those of plug-ins included.
+        shape: a key of `MODEL_SHAPES`, including those of plug-ins.
         vocab_size: tokens of the processor, specials included; `paper` has its own number, 64,007.
 
     Raises:

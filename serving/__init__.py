@@ -1,5 +1,5 @@
-"""The application that you deploy: interleaved prompts in over HTTP, images out.
+"""The serving application: interleaved prompts in over HTTP, images out.
 
-`config` is the endpoint as one value, `app` the Ray Serve application; `api`, `engine`, `replicas` and `middleware` are
-its rooms.
+`config` holds all settings of the endpoint, `app` is the Ray Serve application; its parts are in `api`, `engine`,
+`replicas` and `middleware`.
 """

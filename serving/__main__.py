@@ -1,4 +1,4 @@
-"""`python -m serving [PRESET] [key=value ...] [--host H] [--port P] [--address A]`: deploy, stay up, take down.
+"""`python -m serving [PRESET] [key=value ...] [--host H] [--port P] [--address A]`: deploy, run, shut down.
 
 python -m serving toyworld model=runs/demo/instruct/export --port 8000
 """
@@ -22,7 +22,7 @@ from serving.config import DEFAULT_PRESET, PRESETS, ServingConfig, load
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry; exit code 0 when it was stopped, 2 for a mistake of the user."""
+    """Entry point; exit code 0 if it was stopped, 2 for user errors."""
     options = _parser().parse_args(arguments)
     presets = [word for word in options.words if "=" not in word]
     overrides = [word for word in options.words if "=" in word]
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def deploy(config: ServingConfig, host: str, port: int) -> None:
-    """Deploy on a cluster and stay until the process is interrupted or terminated."""
+    """Deploy on a cluster and keep running until the process is interrupted or terminated."""
     began = time.perf_counter()
     echo(f"serving {config.chosen} (decoder {config.decoder})")
     echo("starting Ray (about ten seconds), then loading the model")
@@ -64,23 +64,23 @@ def deploy(config: ServingConfig, host: str, port: int) -> None:
         serve.start(http_options=HTTPOptions(host=host, port=port), logging_config=LoggingConfig(log_level="WARNING"))
         try:
             serve.run(build(config), name=NAME, route_prefix="/")
-            echo(f"ready after {time.perf_counter() - began:.0f} s at http://{host}:{port}  (Ctrl-C ends it)")
+            echo(f"ready after {time.perf_counter() - began:.0f} s at http://{host}:{port}  (Ctrl-C to stop)")
             echo(f"  kosmosg generate 'a red ball in the snow' --url http://{host}:{port} -o out.png")
-            echo(f"  the interface: http://{host}:{port}/docs")
+            echo(f"  API documentation: http://{host}:{port}/docs")
             stop.wait()
             echo("stopping")
         except RuntimeError as error:
             raise ConfigError(f"the deployment failed: {_cause(error)}") from error
         finally:
             if config.scale.address or os.environ.get("RAY_ADDRESS"):
-                # Somebody else's cluster stays up, with its other applications. One of our own simply ends.
+                # A cluster we joined stays up, with its other applications. One that we started ends with this process.
                 serve.delete(NAME)
 
 
 def _check(config: ServingConfig, host: str, port: int) -> None:
-    """What can be checked before Ray starts.
+    """Checks that can be done before Ray starts.
 
-    The libraries that know best take seconds to import, so they are asked only where something looks wrong.
+    The libraries that give the best error messages take seconds to import, so they are used only if something is wrong.
     """
     folder = config.chosen.folder
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
@@ -92,7 +92,7 @@ def _check(config: ServingConfig, host: str, port: int) -> None:
 
         decoder_parts(config.decoder, NEEDED)
     with socket.socket() as probe:
-        # As servers do: the port of one that has just ended may be taken again.
+        # As servers do, so that the port of a server that has just ended can be reused.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -101,7 +101,7 @@ def _check(config: ServingConfig, host: str, port: int) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """The last line of a deployment's failure is the exception; before it stands the remote traceback."""
+    """The exception, which is the last line of a deployment's failure, after the remote traceback."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
@@ -111,13 +111,13 @@ def _parser() -> argparse.ArgumentParser:
     presets = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
     parser = argparse.ArgumentParser(
         prog="kosmosg serve",
-        description="Deploy the endpoint, and keep it up until Ctrl-C.",
+        description="Deploy the endpoint and keep it running until Ctrl-C.",
         epilog=f"presets: {presets}; or the path of a YAML file\n\nkeys:\n{keys}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="PRESET key=value", help="settings; keys are listed below")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 is the whole network")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen at")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 means all interfaces")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on")
     parser.add_argument("--address", default=os.environ.get("RAY_ADDRESS"), help="Ray cluster to deploy on")
     return parser
 

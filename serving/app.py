@@ -1,7 +1,7 @@
 """The Ray Serve application: ingress -> encoder -> decoder.
 
-`build` is what Ray deploys: `serving.app:build` with the settings as arguments in a Serve config file, or the object
-that `kosmosg serve` makes.
+`build` is what Ray deploys: `serving.app:build` in a Serve config file, with the settings as arguments, or the object
+that `kosmosg serve` creates.
 """
 
 import asyncio
@@ -31,17 +31,17 @@ logger = logging.getLogger("ray.serve")
 
 
 def build(args: Mapping[str, Any] | ServingConfig) -> serve.Application:
-    """The application of a configuration; as plain data it is that of a preset file. Raises ConfigError."""
+    """The application for a configuration, which may be plain data as in a preset file. Raises ConfigError."""
     config = args if isinstance(args, ServingConfig) else validate(ServingConfig, args)
     encoding, decoding = config.encoding, config.decoding
     encoder = serve.deployment(
         PromptEncoderReplica,
         name="Encoder",
         num_replicas=encoding.replicas,
-        # Two batches: one is computed while the next one fills.
+        # Two batches: one is computed while the next one fills up.
         max_ongoing_requests=2 * encoding.max_batch_size,
         max_queued_requests=encoding.queue,
-        max_constructor_retry_count=1,  # a folder that cannot be loaded will not load at the third try either
+        max_constructor_retry_count=1,  # a folder that cannot be loaded will not load on the third attempt either
         ray_actor_options={"num_cpus": encoding.cpus, "num_gpus": encoding.gpus},
     ).bind(
         config.chosen.folder,
@@ -63,7 +63,7 @@ def build(args: Mapping[str, Any] | ServingConfig) -> serve.Application:
     ingress: serve.Application = serve.deployment(
         serve.ingress()(Ingress),
         name="Ingress",
-        # It only waits for others, so it accepts everything; the decoder's queue is what refuses.
+        # It only waits for the others, so it accepts everything; the decoder's queue enforces the limit.
         max_ongoing_requests=1000,
         ray_actor_options={"num_cpus": 0},
     ).bind(config, encoder, decoder)
@@ -73,8 +73,8 @@ def build(args: Mapping[str, Any] | ServingConfig) -> serve.Application:
 class PromptEncoderReplica:
     """`serving.replicas.prompt_encoder.BatchedPromptEncoder` in a process of its own.
 
-    The libraries of the model are imported there and only there, so that whoever deploys, and the ingress, stay small
-    and are up within a second or two.
+    The model's libraries are imported only there, so that the deploying process and the ingress stay small and start
+    within a second or two.
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
@@ -115,7 +115,7 @@ class ImageDecoderReplica:
 
 
 class Ingress:
-    """The routes, and behind them the two deployments."""
+    """The HTTP routes, backed by the two deployments."""
 
     def __init__(self, config: ServingConfig, encoder: DeploymentHandle, decoder: DeploymentHandle) -> None:
         self._config = config
@@ -127,7 +127,7 @@ class Ingress:
         return http_app(self, self._config)
 
     async def about(self) -> DecoderInfo:
-        """Asked once, when both have their weights."""
+        """Queried once, when both deployments have loaded their weights."""
         if self._about is None:
             if missing := await self.missing():
                 raise self._unavailable("starting", f"not ready: {', '.join(missing)}")
@@ -137,13 +137,13 @@ class Ingress:
         return self._about
 
     async def missing(self) -> list[str]:
-        """Ray's own view of the replicas, so that a crash after the start shows as well."""
+        """Ray's own view of the replicas, which also shows a crash after the start."""
         status = await asyncio.to_thread(serve.status)
         deployments = status.applications[serve.get_replica_context().app_name].deployments
         return [f"{name} {info.status.value.lower()}" for name, info in deployments.items() if info.status != "HEALTHY"]
 
     async def encode(self, prompt: Prompt, negative: str | None) -> EncodedPrompt:
-        """By any replica of the encoder."""
+        """Handled by any replica of the encoder."""
         try:
             encoded: EncodedPrompt = await self._encoder.encode.remote(prompt, negative)
         except (KosmosGError, RayError, BackPressureError, DeploymentUnavailableError) as error:
@@ -151,7 +151,7 @@ class Ingress:
         return encoded
 
     async def generate(self, request: ImageRequest) -> AsyncGenerator[Event]:
-        """By any replica of the decoder; closing this generator cancels the call there."""
+        """Handled by any replica of the decoder; closing this generator cancels the call there."""
         response = self._decoder.options(stream=True).generate.remote(request)
         try:
             async for event in response:
@@ -159,22 +159,22 @@ class Ingress:
         except (KosmosGError, RayError, BackPressureError, DeploymentUnavailableError) as error:
             raise self._as_answer(error, self._config.decoding.queue) from error
         except (GeneratorExit, asyncio.CancelledError):
-            # The client went away. (Never cancel a call that was refused: Ray raises the refusal again.)
+            # The client disconnected. (Never cancel a call that was rejected: Ray raises the rejection again.)
             response.cancel()
             raise
 
     def _as_answer(self, error: Exception, queue: int) -> Exception:
-        """What a failed call means to the client."""
+        """Translates a failed call into an error for the client."""
         if isinstance(error, BackPressureError):
             return ApiError(
                 429,
                 "queue_full",
-                f"{queue} requests are waiting already, which is the limit; try again later",
+                f"{queue} requests are already waiting, which is the limit; try again later",
                 retry_after=self._config.retry_after,
             )
         if isinstance(error, RayActorError | DeploymentUnavailableError):
-            logger.error("a replica is gone", exc_info=error)
-            return self._unavailable("replica_lost", "the replica that worked on this was lost; try again")
+            logger.error("a replica was lost", exc_info=error)
+            return self._unavailable("replica_lost", "the replica that was handling this request was lost; try again")
         return ApiError.of(error)
 
     def _unavailable(self, code: str, message: str) -> ApiError:

@@ -1,4 +1,4 @@
-"""The endpoint as one value: what it serves, how large, and what it accepts.
+"""All settings of the endpoint: what it serves, on which resources, and what it accepts.
 
 Resolved like a job's settings: these defaults < preset < key=value.
 """
@@ -21,18 +21,18 @@ Share = Annotated[float, Field(ge=0)]
 
 
 class RequestDefaults(Section):
-    """What a request gets for the fields that it leaves out."""
+    """Values for the fields that a request omits."""
 
     steps: int = Field(default=50, ge=1)
     """Denoising steps (the original app's)."""
     guidance: float = Field(default=6.0, ge=0)
     """Classifier-free guidance (the original app's)."""
     scheduler: str | None = None
-    """Scheduler, a name of `kosmosg.diffusion.schedulers`; null is the decoder's own, as in the pipeline."""
+    """Scheduler, by a name of `kosmosg.diffusion.schedulers`; null means the decoder's own, as in the pipeline."""
 
 
 class RequestLimits(Section):
-    """What one request may ask for. A refusal names the limit."""
+    """Limits for one request. Error messages name the limit."""
 
     n: int = Field(default=4, ge=1)
     """Images."""
@@ -47,26 +47,26 @@ class RequestLimits(Section):
     images: int = Field(default=16, ge=0)
     """Images in a prompt."""
     image_pixels: int = Field(default=50_000_000, ge=1)
-    """Pixels of one image of a prompt, before it is resized."""
+    """Pixels of one prompt image, before resizing."""
     image_bytes: int = Field(default=20_000_000, ge=1)
-    """Bytes of one encoded image."""
+    """Bytes of one encoded prompt image."""
     characters: int = Field(default=8_000, ge=1)
-    """Text of a prompt, and of a negative prompt."""
+    """Characters of a prompt, and of a negative prompt."""
     body_bytes: int = Field(default=64_000_000, ge=1)
-    """Bytes of a request. Base64 makes images a third larger."""
+    """Bytes of a request body. Base64 makes images a third larger."""
 
 
 class EncodingConfig(Section):
     """Prompts to conditions."""
 
     replicas: int = Field(default=1, ge=1)
-    """Processes with a copy of the model."""
+    """Replicas, each with its own copy of the model."""
     max_batch_size: int = Field(default=8, ge=1)
-    """Prompts that are encoded together, at most."""
+    """Maximum number of prompts encoded together."""
     wait_ms: float = Field(default=5.0, ge=0)
-    """Milliseconds that a prompt waits for others to share its batch."""
+    """Milliseconds that a prompt waits for others to join its batch."""
     cache: int = Field(default=256, ge=0)
-    """Conditions kept, by content of the prompt (0.24 MB each at 77 x 768)."""
+    """Conditions to cache, by content of the prompt (0.24 MB each at 77 x 768)."""
     queue: int = Field(default=64, ge=1)
     """Requests that may wait; the next is refused with 429."""
     cpus: Share = 0.5
@@ -79,11 +79,11 @@ class DecodingConfig(Section):
     """Conditions to images."""
 
     replicas: int = Field(default=1, ge=1)
-    """Processes with a copy of U-Net and VAE."""
+    """Replicas, each with its own copy of U-Net and VAE."""
     max_batch_rows: int = Field(default=16, ge=2)
-    """Rows of one U-Net call at its native size; a guided image takes two."""
+    """Maximum rows of one U-Net call at its native size; a guided image takes two."""
     max_concurrent: int = Field(default=16, ge=1)
-    """Requests under way in a replica: image sizes take turns, and of one size the oldest go first."""
+    """Maximum requests in progress per replica; image sizes take turns, and within one size the oldest go first."""
     queue: int = Field(default=32, ge=1)
     """Requests that may wait; the next is refused with 429."""
     cpus: Share = 1.0
@@ -93,21 +93,21 @@ class DecodingConfig(Section):
 
 
 class ServingConfig(Section):
-    """The endpoint. Order of precedence: these defaults < preset < key=value."""
+    """The endpoint. Precedence: these defaults < preset < key=value."""
 
     model: str | None = None
-    """`toyworld:STAGE`, a folder, a URL or a Hub id; null takes the furthest stage under `output` or its demo,
+    """`toyworld:STAGE`, a folder, a URL or a Hub id; null takes the latest finished stage under `output` or its demo,
     or else the model that ships with the decoder."""
     output: Path = Path("runs")
-    """Where exports are looked for."""
+    """Folder in which to look for exports."""
     decoder: str = "toyworld"
-    """`toyworld`, or the folder or hub id of a Stable Diffusion 1.x pipeline."""
+    """`toyworld`, or the folder or Hub id of a Stable Diffusion 1.x pipeline."""
     name: str = "kosmosg"
-    """What the model is called in requests and answers."""
+    """Name of the model in requests and responses."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of model, U-Net and VAE; the schedulers always compute in fp32."""
+    """Precision of model, U-Net and VAE; the schedulers always compute in fp32."""
     retry_after: int = Field(default=2, ge=1)
-    """Seconds after which a refused client may try again (Retry-After)."""
+    """Seconds after which a rejected client may try again (Retry-After)."""
     defaults: RequestDefaults = RequestDefaults()
     limits: RequestLimits = RequestLimits()
     encoding: EncodingConfig = EncodingConfig()
@@ -116,15 +116,15 @@ class ServingConfig(Section):
 
     @property
     def chosen(self) -> ChosenModel:
-        """The model that is served. Raises ConfigError or CheckpointError when there is none."""
+        """The model to serve. Raises ConfigError or CheckpointError if there is none."""
         return choose_model(self.output, self.decoder, self.model)
 
 
 def load(preset: str = DEFAULT_PRESET, overrides: Sequence[str] = ()) -> ServingConfig:
-    """The resolved and checked configuration. Raises ConfigError."""
+    """The resolved and validated configuration. Raises ConfigError."""
     config = resolve(ServingConfig, preset, "serve", overrides, PRESETS)
     if config.defaults.scheduler is not None:
-        from kosmosg.diffusion.schedulers import SCHEDULERS  # brings diffusers: seconds that nobody else should pay
+        from kosmosg.diffusion.schedulers import SCHEDULERS  # imports diffusers, which takes seconds
 
         if config.defaults.scheduler not in SCHEDULERS:
             known = ", ".join(SCHEDULERS)

@@ -1,8 +1,8 @@
-"""Folders that appear whole, and that replace nothing but a folder of their own kind.
+"""Atomic writes of folders, which replace only folders of their own kind.
 
-`publish_folder` fills a draft beside the destination, which then takes its name: whoever looks sees the earlier folder
-or the new one, never half of one. An earlier folder is replaced only when all that is in it is what such a folder
-holds (`FolderLayout`). One file of the user's own among them, or a model of another kind, and nothing is touched.
+`publish_folder` fills a temporary folder beside the destination, which is then renamed: readers see the earlier folder
+or the new one, never half of one. An earlier folder is replaced only if it contains nothing but the files of such a
+folder (`FolderLayout`). If it contains any other file, or a model of another kind, nothing is changed.
 """
 
 import json
@@ -19,28 +19,28 @@ from kosmosg.errors import CheckpointError
 WEIGHTS = ("model.safetensors", "model-[0-9]*-of-[0-9]*.safetensors", "model.safetensors.index.json")
 """Patterns of the weight files of transformers."""
 UNET_WEIGHTS = tuple(f"diffusion_pytorch_{pattern}" for pattern in WEIGHTS)
-"""Those of diffusers."""
+"""Patterns of the weight files of diffusers."""
 
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """What one kind of folder holds: by this a folder that was written here is told from any other."""
+    """The contents of one kind of folder, which distinguish it from any other folder."""
 
     kind: str
     """With its article, for messages: "an export"."""
     files: tuple[str, ...]
     """Patterns of all files, relative to the folder; `*` matches within one name, never across a slash."""
     identity: tuple[str, str, object]
-    """A JSON file, a key of it and the value that no folder of another kind has there."""
+    """A JSON file, a key in it, and the value that only this kind of folder has there."""
     kept: tuple[str, ...] = ()
-    """Subfolders that others put there: a new folder takes them over as they are."""
+    """Subfolders that others put there: a new folder keeps them unchanged."""
 
     def foreign_file(self, folder: Path) -> str | None:
-        """The first path in a folder, relative to it, that such a folder does not hold; None where there is none."""
+        """The first path in a folder, relative to it, that does not belong in such a folder; None if there is none."""
         return next((path.as_posix() for path in _contents(folder, self.kept) if not self._holds(folder, path)), None)
 
     def identifies(self, folder: Path) -> bool:
-        """Whether the file that says what a folder is says that it is of this kind."""
+        """Whether the identifying file says that a folder is of this kind."""
         name, key, value = self.identity
         try:
             content = json.loads((folder / name).read_text(encoding="utf-8"))
@@ -55,9 +55,9 @@ class FolderLayout:
 
 
 def check_replaceable(folder: Path, layout: FolderLayout) -> None:
-    """Raise CheckpointError, with a file that is in the way, unless `publish_folder` may write `folder`.
+    """Raise CheckpointError, naming the file in the way, unless `publish_folder` may write `folder`.
 
-    It may where nothing is, or an empty folder, or one of this kind that holds nothing else. Links are refused.
+    It may if the folder does not exist, is empty, or is of this kind and contains nothing else. Links are rejected.
     """
     remedy = f"name a folder that is new, empty or {layout.kind} alone"
     if folder.is_symlink():
@@ -77,10 +77,10 @@ def check_replaceable(folder: Path, layout: FolderLayout) -> None:
 
 
 def publish_folder(folder: Path, layout: FolderLayout, fill: Callable[[Path], None]) -> Path:
-    """Make a folder appear whole: `fill` writes into a draft beside it, which then takes its name.
+    """Create a folder atomically: `fill` writes into a temporary folder beside it, which is then renamed.
 
-    An earlier folder of the same kind is replaced. Raises CheckpointError, before `fill` is called and with everything
-    left as it is, when something else is there (`check_replaceable`).
+    An earlier folder of the same kind is replaced. If something else is there (`check_replaceable`), raises
+    CheckpointError before `fill` is called, and changes nothing.
     """
     target = Path(os.path.abspath(folder))  # a draft needs a name and a parent, which "." does not have
     check_replaceable(target, layout)
@@ -89,7 +89,7 @@ def publish_folder(folder: Path, layout: FolderLayout, fill: Callable[[Path], No
     try:
         draft.chmod(0o755)  # a temporary folder is readable by its owner only
         fill(draft)
-        check_replaceable(target, layout)  # filling takes minutes, in which somebody may have put a file there
+        check_replaceable(target, layout)  # filling takes minutes, in which another file may have appeared there
         for name in layout.kept:
             if (target / name).is_dir():
                 shutil.copytree(target / name, draft / name, symlinks=True)
@@ -100,7 +100,7 @@ def publish_folder(folder: Path, layout: FolderLayout, fill: Callable[[Path], No
 
 
 def _swap(draft: Path, target: Path) -> None:
-    """Give a draft its name; the earlier folder is deleted only once that has worked, and put back where it has not."""
+    """Rename the temporary folder; the earlier folder is deleted only after that succeeded, and otherwise restored."""
     if not target.exists():
         os.replace(draft, target)
         return
@@ -119,7 +119,7 @@ def _swap(draft: Path, target: Path) -> None:
 
 
 def _contents(folder: Path, kept: tuple[str, ...]) -> Iterator[PurePath]:
-    """Everything in a folder, files and subfolders, but for the subfolders in `kept`."""
+    """Everything in a folder, files and subfolders, except the subfolders in `kept`."""
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         if relative.parts[0] not in kept:

@@ -1,4 +1,4 @@
-"""Records and batches: how data is read, annotated, stored and turned into what a model trains on.
+"""Records and batches: how data is read, annotated, stored and turned into training batches.
 
 `records` is the table of kinds with their schemas. `sources` read data, `annotators` say what images show, `filters`
 which are kept, `pipeline_rows` carry them between processes, `kept_answers` from build to build; `composition` makes

@@ -2,7 +2,7 @@
 
 The geometry is the original's (its `convert_openimage`): probability above 0.3, widened by a hundredth of the side, the
 connected piece whose bounding box holds most of the mask, a square box around it that stays inside the image.
-Whatever is left out is left out by name.
+Whatever is dropped is dropped with a reason.
 """
 
 import json
@@ -23,7 +23,7 @@ Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels, exclusive at the en
 
 @dataclass(frozen=True)
 class ComposeOptions:
-    """How records are cut."""
+    """How images and masks are cut into records."""
 
     image_size: int = 512
     """Longest side of the stored image in pixels; smaller images are never enlarged."""
@@ -32,17 +32,17 @@ class ComposeOptions:
     threshold: float = 0.3
     """Probability above which a pixel belongs to the entity (original: 0.3)."""
     dilate: float = 0.01
-    """How far a mask is widened, as part of the image's side (original: side // 100 pixels)."""
+    """How far a mask is dilated, as a fraction of the image's side (original: side // 100 pixels)."""
     main_piece: bool = True
-    """Keep the main connected piece of a mask only (original); false for segmenters that choose pieces themselves."""
+    """Keep only the main connected piece of a mask (original); false for segmenters that choose pieces themselves."""
     min_area: float = 0.001
-    """Share of the image that a mask must cover, else the entity is dropped as `too-small`."""
+    """Minimum share of the image that a mask covers; smaller entities are dropped as `too-small`."""
     max_area: float = 0.98
-    """Share above which a mask says nothing, and the entity is dropped as `whole-image`."""
+    """Maximum share of the image that a mask covers; larger entities are dropped as `whole-image`."""
     image_format: str = "png"
     """png (lossless), jpeg or webp."""
     quality: int = 95
-    """Of jpeg and webp, 1 to 100."""
+    """Quality of jpeg and webp, 1 to 100."""
 
     def __post_init__(self) -> None:
         if self.image_format not in FORMATS:
@@ -56,8 +56,8 @@ class ComposeOptions:
 def compose(sample: Sample, options: ComposeOptions, names: Mapping[str, str]) -> CompositionRecord | Rejection:
     """The record of one sample; `names` gives `captioner`, `entity_finder` and `segmenter`.
 
-    Entities that cannot be cut are left out, each with its reason in `sample.dropped`. A sample without any entity
-    left is refused (`no-entity`): it could teach nothing about composing.
+    Entities that cannot be cut out are dropped, each with its reason in `sample.dropped`. A sample without any entity
+    left is rejected (`no-entity`), because nothing about composition could be learned from it.
     """
     picture = sample.image
     stored = shrink(picture, options.image_size)
@@ -100,7 +100,7 @@ def _entity(
     if cut.probability.shape != (picture.height, picture.width):
         return Rejection("bad-mask", f"the mask of {span.text!r} is {cut.probability.shape}, not of the image's size")
     mask = cut.probability > options.threshold * 255
-    # A reference comes from an exact painter: its mask needs no repair.
+    # A reference comes from a renderer, so its mask is exact and needs no repair.
     if cut.reference is None:
         mask = widen(mask, options.dilate)
         mask = main_part(mask) if options.main_piece else mask
@@ -129,7 +129,7 @@ def _entity(
 
 
 def widen(mask: NDArray[np.bool_], part: float) -> NDArray[np.bool_]:
-    """The mask grown by a square of `part` of the image's longer side (nothing below two pixels)."""
+    """The mask dilated by a square of `part` of the image's longer side (unchanged below two pixels)."""
     size = int(max(mask.shape) * part)
     if size < 2:
         return mask
@@ -140,10 +140,10 @@ def widen(mask: NDArray[np.bool_], part: float) -> NDArray[np.bool_]:
 
 
 def main_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """What of the mask lies in the bounding box of its main piece.
+    """The part of the mask inside the bounding box of its main piece.
 
-    The main piece is the connected one whose box holds most mask pixels, pieces of other components included: the spots
-    of a dog belong to the dog, a second dog at the other end of the image does not.
+    The main piece is the connected one whose box contains the most mask pixels, including those of other components:
+    the spots of a dog belong to the dog, a second dog at the other end of the image does not.
     """
     import cv2
 
@@ -159,7 +159,7 @@ def main_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def square_box(mask: NDArray[np.bool_]) -> Box:
-    """The smallest square around a mask, moved inside the image; as large as the image lets it be."""
+    """The smallest square around a mask, moved inside the image and limited by its size."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
     height, width = mask.shape
@@ -187,7 +187,7 @@ def shrink(picture: Image.Image, longest: int) -> Image.Image:
 
 
 def resize_mask(mask: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """A mask at (width, height): a pixel is in when half of what it stands for is."""
+    """A mask resized to (width, height): a pixel is set if at least half of the area that it covers is."""
     grey = Image.fromarray(mask.astype(np.uint8) * 255)
     if grey.size != size:
         grey = grey.resize(size, Image.Resampling.BOX)

@@ -1,11 +1,11 @@
-"""Contact sheets: what a dataset or a model looks like, at a glance, without any tool.
+"""Contact sheets: an overview of a dataset or of a model's results as one image.
 
 `contact_sheet` shows records. A composition record is one line: its image with the entities' boxes, then for every
 entity its crop and the crop on white, and the caption with the entities' words in its colour. Records of other kinds
 show the images that `RECORD_KINDS` names, such as before and after of an edit, and their words.
 
-`result_sheet` shows results: reference images, prompt and the images generated for it, one prompt a row. Rows are never
-selected, and every column holds the same prompts: the quickest honest look at a model.
+`result_sheet` shows results: reference images, prompt and the images generated for it, one prompt per row. Rows are not
+cherry-picked, and every column has the same prompts.
 """
 
 import textwrap
@@ -56,7 +56,7 @@ def contact_sheet(records: Iterable[Mapping[str, Any]], kind: str, columns: int 
     rows = -(-len(strips) // columns)
     sheet = Image.new("RGB", (columns * width + RECORD_GAP, rows * height + RECORD_GAP), "white")
     for index, strip in enumerate(strips):
-        # Down the columns, as one reads a list.
+        # Down the columns, like a list.
         column, row = divmod(index, rows)
         sheet.paste(strip, (RECORD_GAP + column * width, RECORD_GAP + row * height))
     return sheet
@@ -95,7 +95,7 @@ def result_sheet(
 
 
 def spread(total: int, count: int) -> list[int]:
-    """At most `count` indices, evenly over `total` records: the first ones alone would all be of one kind."""
+    """At most `count` indices, spread evenly over `total` records, because the first ones may all be alike."""
     count = min(total, count)
     return [index * total // count for index in range(count)]
 

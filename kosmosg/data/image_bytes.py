@@ -1,6 +1,6 @@
-"""Images and masks as bytes inside records. Decoding with limits is `kosmosg.prompt.read_image`; this is the way out.
+"""Encoding images and masks as bytes for records. To decode untrusted bytes use `kosmosg.prompt.read_image`.
 
-Masks travel as 1-bit PNG: 512 x 512 take about a kilobyte, and every tool can open them.
+Masks are stored as 1-bit PNG: 512 x 512 take about a kilobyte, and every tool can open them.
 """
 
 import io
@@ -14,7 +14,7 @@ FORMATS = ("png", "jpeg", "webp")
 
 
 def encode_image(image: Image.Image, form: str = "png", quality: int = 95) -> bytes:
-    """Encode as "png" (lossless), "jpeg" or "webp" at `quality` of 100. Nothing of the source's metadata is kept."""
+    """Encode as "png" (lossless), "jpeg" or "webp" at `quality` of 100. Metadata of the source is not kept."""
     out = io.BytesIO()
     options: dict[str, Any] = {} if form == "png" else {"quality": quality}
     if form == "jpeg":
@@ -24,7 +24,7 @@ def encode_image(image: Image.Image, form: str = "png", quality: int = 95) -> by
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """An image that this package encoded itself, RGB. For bytes of strangers use `kosmosg.prompt.read_image`."""
+    """Decode an image that this package encoded itself, as RGB. For untrusted bytes use `kosmosg.prompt.read_image`."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         return image.convert("RGB")
 

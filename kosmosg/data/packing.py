@@ -4,12 +4,11 @@ The layout of a row is that of the public Kosmos text reader: it opens with `<s>
 every line ends with `</line>`, the last one of a document with `</s>`. Documents follow each other without a reset of
 positions or attention.
 
-The rule of packing: one sample of text is one row. Sample k of a text source is the group of documents
-[k n, (k + 1) n), n = `templates.pretrain.documents_per_row`, in the order of the dataset, so every document comes once
-per epoch. A group that does not fit is read from a line that the sample's seed chooses, so later epochs read other
-stretches of it. A row is therefore a pure function of the sample's index and seed, whatever workers, micro-batches and
-data loaders are around it; a batch has as many rows as samples, however long its documents are; and resuming stays
-arithmetic on the sample order.
+The packing rule: one text sample is one row. Sample k of a text source is the group of documents [k n, (k + 1) n), with
+n = `templates.pretrain.documents_per_row`, in the order of the dataset, so every document occurs once per epoch. If a
+group does not fit, reading starts at a line chosen by the sample's seed, so later epochs read other parts of it. A row
+is therefore a pure function of the sample's index and seed, independent of workers, micro-batches and data loaders; a
+batch has as many rows as samples, however long its documents are; and resuming remains arithmetic on the sample order.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -52,8 +51,8 @@ class DocumentGroups:
 def document_lines(text: str, longest: int, line_end: int, eos: int) -> list[Line]:
     """The lines of one document, each with its closing token.
 
-    Empty lines vanish; a document without any line is `</s>` alone, as in the original. A line of more than `longest`
-    characters is broken at spaces, and its parts but the last have no closing token.
+    Empty lines are dropped; a document without any line is just `</s>`, as in the original. A line of more than
+    `longest` characters is broken at spaces; only its last part has a closing token.
     """
     lines: list[Line] = []
     for line in text.split("\n"):
@@ -78,14 +77,14 @@ def text_row(
     eos: int,
     draw: Callable[[], float],
 ) -> list[int]:
-    """The one row of a group of documents: at most `length` tokens, whole lines behind `<s>`.
+    """The row of a group of documents: at most `length` tokens, `<s>` followed by whole lines.
 
-    Documents that do not fit are read from a line that one number of `draw` chooses, at the latest from the one from
-    which the rest fits. A single line that could never fit is cut to `length - 1` tokens, losing its closing token, as
-    in the original. No more text than about three rows is turned into tokens, however much there is.
+    If the documents do not fit, one number of `draw` chooses the first line, at the latest the one from which the rest
+    fits. A single line that could never fit is truncated to `length - 1` tokens and loses its closing token, as in the
+    original. At most about three rows of text are tokenised, however much there is.
 
     Raises:
-        ConfigError: a length under two, which leaves no room for text.
+        ConfigError: `length` is less than two, which leaves no room for text.
     """
     if length < 2:
         raise ConfigError(f"rows of {length} tokens leave no room for text; set a length of at least 2")

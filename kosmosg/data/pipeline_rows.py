@@ -1,7 +1,7 @@
-"""Samples as Arrow tables, so that any engine can carry them from stage to stage and machine to machine.
+"""Samples as Arrow tables, so that any engine can pass them from step to step and machine to machine.
 
-One row is one source row: a sample on its way, a record that is ready, or a refusal. A refused row stays in the table,
-untouched by later stages, until it is written to quarantine: nothing gets lost between two stages.
+One row is one source row: a sample in progress, a finished record, or a rejection. A rejected row stays in the table,
+untouched by later steps, until it is written to quarantine, so that nothing is lost between steps.
 """
 
 import json
@@ -45,7 +45,7 @@ ROWS = pa.schema(
 
 @dataclass
 class PipelineRow:
-    """One row between stages: a sample or a refusal, never both; neither for a piece of work without any row."""
+    """One row between steps: a sample or a rejection, never both; neither for a piece of work without any row."""
 
     chunk: int
     chunk_rows: int
@@ -54,7 +54,7 @@ class PipelineRow:
     names: dict[str, str] = field(default_factory=dict)
 
     def refused(self, stage: str, reason: str, message: str) -> "PipelineRow":
-        """The same row, turned down by a stage."""
+        """The same row, rejected by a step."""
         if self.sample is None:
             raise ValueError("only a sample can be refused")
         told = QuarantineRow(id=self.sample.id, source=self.sample.source, stage=stage, reason=reason, message=message)
@@ -115,7 +115,7 @@ def packed_cut(cut: EntityMask) -> dict[str, Any]:
 
 
 def _pack(pixels: NDArray[np.uint8]) -> dict[str, Any]:
-    # Not PNG: these live for seconds, and opening an image file costs more than inflating its pixels.
+    # Not PNG: these masks live for seconds, and decoding an image file costs more than decompressing its pixels.
     return {"shape": pixels.shape, "data": zlib.compress(np.ascontiguousarray(pixels).tobytes(), 1)}
 
 

@@ -1,11 +1,11 @@
-"""What a dataset is made of: the kinds of records as versioned Arrow schemas, and the rows that were refused.
+"""The contents of a dataset: the kinds of records as versioned Arrow schemas, and rejected rows.
 
-A kind is a word (`composition`, `edit`, `caption`, `text`, `interleaved`); a record is a plain dict whose keys are the
-fields of that kind's schema. Images are encoded bytes (see `kosmosg.data.image_bytes`). Background removal happens at
-load time from crop and mask, so one crop is stored, not two.
+A kind has a name (`composition`, `edit`, `caption`, `text`, `interleaved`); a record is a plain dict whose keys are the
+fields of that kind's schema. Images are encoded bytes (see `kosmosg.data.image_bytes`). Backgrounds are removed at load
+time with crop and mask, so only one crop is stored.
 
-`RECORD_KINDS` is all that the rest of the code knows of a kind: the mixture, the planner, the collates and the contact
-sheet read it. A new kind is an entry here, or one that a plug-in adds (`kosmosg.plugins`).
+`RECORD_KINDS` is all that the rest of the code knows about a kind: the mixture, the planner, the collates and the
+contact sheet read it. To add a kind, add an entry here or in a plug-in (`kosmosg.plugins`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,7 +33,7 @@ class Entity(TypedDict):
 
 
 class CompositionRecord(TypedDict):
-    """An image, its caption and its entities: what stage 3 composes prompts from."""
+    """An image, its caption and its entities, from which stage 3 composes prompts."""
 
     id: str
     caption: str
@@ -41,7 +41,7 @@ class CompositionRecord(TypedDict):
     width: int
     height: int
     entities: list[Entity]
-    source: str  # where the image came from: a path or address
+    source: str  # where the image came from: a path or URL
     sha256: str  # of the source file
     captioner: str  # the annotators that made the record, with model id
     entity_finder: str
@@ -50,13 +50,13 @@ class CompositionRecord(TypedDict):
 
 
 class QuarantineRow(TypedDict):
-    """A row that did not become a record: kept beside the dataset so that nothing is lost without a word."""
+    """A row that did not become a record, kept with the dataset so that nothing is lost silently."""
 
     id: str
     source: str
     stage: str  # decode, caption, entities, masks, compose
-    reason: str  # a short fixed word to count by, such as "unreadable" or "no-entity"
-    message: str  # one sentence for a human
+    reason: str  # a short reason code, such as "unreadable" or "no-entity"
+    message: str  # one sentence for the user
 
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:
@@ -81,17 +81,17 @@ class SampleKind:
     """How one stage reads the records of a kind."""
 
     share: float
-    """Usual share of the stage's mixture, in samples."""
+    """Default share of the stage's mixture, in samples."""
     words: int
-    """Tokens of words that a typical sample has."""
+    """Text tokens of a typical sample."""
     images: int
     """Images in the prompt of a typical sample."""
     name: str = ""
-    """Its word in `data.weights`, where that is not the kind's own."""
+    """Its name in `data.weights`, if that is not the kind's."""
     needs_image: bool = False
-    """A dataset whose records have no image does not serve."""
+    """Whether the records must have an image."""
     template: str = ""
-    """What the stage makes of a record, where that is what it makes of another sample kind's."""
+    """Another sample kind whose template applies, if it has none of its own."""
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,15 @@ class RecordKind:
 
     schema: pa.Schema
     images: tuple[str, ...] = ()
-    """Fields that hold a whole image, first to last as a person would look at them; empty for text."""
+    """Fields with a whole image, in the order in which to show them; empty for text."""
     samples: Mapping[str, SampleKind] = field(default_factory=dict)
-    """By the stage that learns from it: `pretrain`, `align`, `instruct`."""
+    """How each stage that trains on it reads it: `pretrain`, `align`, `instruct`."""
     folder: str = ""
-    """Name of its dataset's folder and of the setting `data.<folder>`, where that is not the kind's own."""
+    """Name of its dataset's folder and of the setting `data.<folder>`, if that is not the kind's."""
     stored_as: str = ""
-    """Kind that its manifest names, where a dataset of that kind serves."""
+    """Kind that its manifest names, if that is another kind."""
     served_by: tuple[str, ...] = ()
-    """Other kinds whose records can be read the same way where this one has no dataset, best first."""
+    """Other kinds whose records can be used if this one has no dataset, best first."""
 
 
 # Tokens that a typical caption has.
@@ -164,7 +164,7 @@ RECORD_KINDS: dict[str, RecordKind] = {
             [
                 _required("id", pa.string()),
                 _required("text", pa.string()),
-                pa.field("image", pa.binary()),  # null in captions alone, which are enough for stage 2
+                pa.field("image", pa.binary()),  # null in text-only captions, which are enough for stage 2
                 pa.field("width", pa.int32()),
                 pa.field("height", pa.int32()),
                 _required("source", pa.string()),
@@ -198,7 +198,7 @@ RECORD_KINDS: dict[str, RecordKind] = {
 
 
 def stage_samples(stage: str) -> dict[str, tuple[str, SampleKind]]:
-    """What a stage can learn from: (record kind, how it is read) by the word of `data.weights`."""
+    """What a stage can train on: (record kind, how it is read) by the name in `data.weights`."""
     load_plugins()
     found = ((kind, record.samples[stage]) for kind, record in RECORD_KINDS.items() if stage in record.samples)
     return {sample.name or kind: (kind, sample) for kind, sample in found}
@@ -210,7 +210,7 @@ def dataset_folder(kind: str) -> str:
 
 
 def record_kind(kind: str) -> RecordKind:
-    """The entry of a kind, those of plug-ins included. Raises DataError for an unknown kind."""
+    """The entry of a kind, including those of plug-ins. Raises DataError for an unknown kind."""
     load_plugins()
     if kind not in RECORD_KINDS:
         raise DataError(f"unknown kind of record {kind!r}; there are {', '.join(RECORD_KINDS)}")
@@ -229,8 +229,8 @@ def schema(kind: str) -> pa.Schema:
 def table(kind: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Records of one kind as an Arrow table.
 
-    Raises DataError when a row has a field too many or too few, or a value of the wrong type: a writer's fault is
-    found where it happens, not by the first reader.
+    Raises DataError if a row has missing or additional fields, or a value of the wrong type, so that errors are found
+    when writing and not by the first reader.
     """
     form = schema(kind)
     rows = list(rows)
@@ -254,11 +254,11 @@ def table(kind: str, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 
 
 def check_caption_spans(caption: str, entities: Sequence[Mapping[str, Any]]) -> None:
-    """Every entity's text must stand at its offsets: prompts are cut at these characters. Raises DataError."""
+    """Check that every entity's text is at its offsets, where prompts are split. Raises DataError."""
     for entity in entities:
         found = caption[entity["start"] : entity["end"]]
         if found != entity["text"]:
             raise DataError(
-                f"entity {entity['text']!r} is said to stand at {entity['start']}:{entity['end']} of {caption!r}, "
+                f"entity {entity['text']!r} should be at {entity['start']}:{entity['end']} of {caption!r}, "
                 f"where the caption reads {found!r}"
             )

@@ -57,7 +57,7 @@ class Protocol:
     guidance: float
     """Classifier-free guidance."""
     noise: Literal["picture", "batch"]
-    """`image`: each image its own seed. `batch`: the seed is set anew before each batch."""
+    """`image`: each image has its own seed. `batch`: the seed is reset before each batch."""
     seed: int
     batch: int
     """Prompts generated together; affects numbers only if the noise is per batch."""

@@ -1,4 +1,4 @@
-"""Building blocks that the model and the conditioners share, so that neither imports the other for them.
+"""Building blocks shared by the model and the conditioners, so that neither has to import the other.
 
-`initialisation` of weights, `attention` with its kernels, and the `magneto` layers that are built of both.
+`initialisation` of weights, `attention` with its kernels, and the `magneto` layers that are built from both.
 """

@@ -67,8 +67,8 @@ class Attention(nn.Module):
             k, v = cache.update(k, v, self.layer_idx)
         name = self.config._attn_implementation
         if isinstance(mask, Tensor) and mask.ndim == 4 and name.startswith(("flash", "flex")):
-            # These take masks of their own form only, and flash would drop queries by the mask of the keys. Only the
-            # aligner's reading of padded prompts comes here.
+            # These kernels need their own mask formats, and flash attention would drop queries by the mask of the keys.
+            # Only the aligner's attention to padded prompts gets here.
             name = "sdpa"
         if attentions is not None:
             name = "eager"

@@ -1,6 +1,6 @@
-"""How parameters start: Magneto's gains on torch's defaults, Xavier where the original says so.
+"""Parameter initialisation: Magneto's gains on torch's defaults, Xavier where the original uses it.
 
-Every value is set through `transformers.initialization`, which skips what a checkpoint brought.
+Every value is set through `transformers.initialization`, which skips values loaded from a checkpoint.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from transformers import initialization as init
 
 
 class Initialised(nn.Module):
-    """A module that knows how its own parameters and buffers begin (not those of its children)."""
+    """A module that initialises its own parameters and buffers (not those of its children)."""
 
     def init_parameters(self) -> None:
         """Set every own parameter and buffer through `transformers.initialization`, which skips loaded ones."""
@@ -20,7 +20,7 @@ class Initialised(nn.Module):
 
 
 def linear(inputs: int, outputs: int, *, gain: float = 1.0, bias: bool = True) -> nn.Linear:
-    """A projection that starts as torch's default, U(+-gain / sqrt(inputs)) for weight and bias alike.
+    """A projection initialised like torch's default, U(+-gain / sqrt(inputs)) for weight and bias alike.
 
     The original calls no initialiser on its layers but multiplies some of torch's defaults by Magneto's gain.
     """
@@ -30,7 +30,7 @@ def linear(inputs: int, outputs: int, *, gain: float = 1.0, bias: bool = True) -
 
 
 def xavier_linear(inputs: int, outputs: int, *, gain: float, zero_bias: bool = False) -> nn.Linear:
-    """A projection that starts Xavier-uniform, as the resampler's attention does (fairseq's `MultiheadAttention`)."""
+    """A Xavier-uniform projection, as in the resampler's attention (fairseq's `MultiheadAttention`)."""
     layer = nn.Linear(inputs, outputs)
     layer.init_xavier = gain  # type: ignore[assignment]
     layer.init_zero_bias = zero_bias  # type: ignore[assignment]
@@ -38,7 +38,7 @@ def xavier_linear(inputs: int, outputs: int, *, gain: float, zero_bias: bool = F
 
 
 def init_linear(layer: nn.Linear) -> None:
-    """Start a projection that `linear` or `xavier_linear` made, or any other as torch does."""
+    """Initialise a projection made by `linear` or `xavier_linear`; any other one as torch does."""
     bound = getattr(layer, "init_gain", 1.0) / math.sqrt(layer.in_features)
     xavier = getattr(layer, "init_xavier", None)
     if xavier is None:

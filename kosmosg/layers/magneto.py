@@ -27,7 +27,7 @@ from kosmosg.layers.initialisation import Initialised, init_linear, linear
 
 
 class KosmosGPreTrainedModel(PreTrainedModel):
-    """What every saveable part has in common: configuration class, capabilities and initialisation."""
+    """Base of all saveable parts: configuration class, capabilities and initialisation."""
 
     config_class = KosmosGConfig
     config: KosmosGConfig
@@ -43,7 +43,7 @@ class KosmosGPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: KosmosGConfig) -> None:
         super().__init__(config)
-        # A part that nothing was said about uses the kernel of the whole.
+        # A part without a choice of its own uses the kernel of the whole model.
         for key in config.sub_configs:
             part = getattr(config, key)
             part._attn_implementation = part._attn_implementation or config._attn_implementation
@@ -79,9 +79,9 @@ class KosmosGPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise one module's own parameters; called by transformers for whatever a checkpoint did not bring.
+        """Initialise one module's own parameters; transformers calls this for everything not in the checkpoint.
 
-        Raises `ConfigError` when DeepSpeed has already taken the parameters apart, where nothing could be set.
+        Raises `ConfigError` if DeepSpeed has already partitioned the parameters, so that they cannot be set.
         """
         if any(hasattr(parameter, "ds_id") and not parameter.numel() for parameter in module.parameters(recurse=False)):
             raise ConfigError(
@@ -100,7 +100,7 @@ class KosmosGPreTrainedModel(PreTrainedModel):
 class FeedForward(nn.Module):
     """fc2(LN(gelu(fc1(x)))): the Magneto feed-forward block, normalised on its hidden state.
 
-    The original casts GELU to fp32 under fp16; torch's kernels already compute it so and round once, which is the same.
+    The original casts GELU to fp32 under fp16; torch's kernels already compute it that way, with the same result.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class MagnetoLayer(GradientCheckpointingLayer):
 class CrossLayer(GradientCheckpointingLayer):
     """A Magneto layer that also attends to a context: self attention, cross attention, feed-forward.
 
-    The cross attention has no inner normalisation and no gain; so it is in the original.
+    As in the original, the cross attention has no inner normalisation and no gain.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """The model, in the order in which a prompt passes through it.
 
-`vision` (CLIP tower, resampler) and `text` (Magneto language model) make up `mllm`; `kosmosg` puts a conditioner behind
-it. `generation` and `inference` are how they are called, `padding` is what they share. The names below load on first
-use, so that `import kosmosg.model` stays light.
+`vision` (CLIP tower, resampler) and `text` (Magneto language model) make up `mllm`; `kosmosg` adds a conditioner after
+it. `generation` implements `generate()`, `inference` evaluation mode and caching, `padding` the handling of pads. The
+names below load on first use, so that `import kosmosg.model` stays light.
 """
 
 from importlib import import_module

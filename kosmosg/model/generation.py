@@ -1,8 +1,8 @@
-"""Continuing prompts that hold images, by all of transformers' decoding methods.
+"""`generate()` for prompts with images, with all of transformers' decoding methods.
 
-The images are read once, before the first step. What they and the words around them become (`prompt_embeds`) then goes
-with the token ids, so any number of images may sit in a prompt, and every method (beams, several sequences a prompt,
-speculative decoding, no cache, prefilling in chunks) finds the right vector at each place.
+The images are encoded once, before the first step. The embeddings of images and text (`prompt_embeds`) are then passed
+along with the token ids, so a prompt may contain any number of images, and every method (beam search, several sequences
+per prompt, speculative decoding, no cache, chunked prefill) gets the right vector at each position.
 
 Letters: B prompts, T tokens, N images in the batch, C width.
 """
@@ -38,11 +38,11 @@ class InterleavedGenerationMixin(GenerationMixin):
     ) -> Any:
         """Continue the prompts: captions, answers. All of `GenerationMixin.generate`'s options apply.
 
-        Pads belong on the left here; a right-padded batch is moved, and the returned sequences then begin with its
+        Pads belong on the left here; a right-padded batch is shifted, and the returned sequences then begin with its
         pads. To continue a continuation, pass its ids with the prompts' `pixel_values` and mask: the mask may be as
-        short as the prompts were. Images that `past_key_values` holds already are not read again.
+        short as the prompts were. Images that are already in `past_key_values` are not encoded again.
 
-        Raises `PromptError` when images and slots disagree, or ids are given twice.
+        Raises `PromptError` if images and slots do not match, or ids are given twice.
         """
         if inputs is not None and input_ids is not None:
             raise PromptError("the prompts are given twice, as inputs and as input_ids; give them once")
@@ -83,7 +83,7 @@ class InterleavedGenerationMixin(GenerationMixin):
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """What `forward` gets for one step: embeddings where the step still covers some of the prompt, else ids."""
+        """The inputs of `forward` for one step: embeddings while the step covers part of the prompt, else ids."""
         prepared: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, **kwargs
         )
@@ -102,7 +102,7 @@ class InterleavedGenerationMixin(GenerationMixin):
     def _get_candidate_generator(
         self: Any, *args: Any, model_kwargs: dict[str, Any], assistant_model: Any = None, **kwargs: Any
     ) -> Any:
-        """An assistant reads the images with its own eyes; this model's embeddings would mean nothing to it."""
+        """An assistant encodes the images itself, because this model's embeddings mean nothing to it."""
         if assistant_model is not None:
             known = inspect.signature(assistant_model.forward).parameters
             private = {"prompt_embeds"} | ({"pixel_values", "image_embeds_position_mask"} - known.keys())
@@ -113,12 +113,12 @@ class InterleavedGenerationMixin(GenerationMixin):
 
 
 def _length(cache: Any) -> int:
-    """How many tokens a cache holds."""
+    """Number of tokens in a cache."""
     return 0 if cache is None else int(cache.get_seq_length())
 
 
 def _lengthened(slots: Tensor, length: int) -> Tensor:
-    """A prompt's image mask (B, T) for a sequence that goes on behind it: there are no images there."""
+    """A prompt's image mask (B, T), extended for a sequence that continues it, which contains no further images."""
     if slots.shape[1] > length:
         raise PromptError(
             f"image_embeds_position_mask is {slots.shape[1]} tokens long, the prompts are {length}; "

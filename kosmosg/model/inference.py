@@ -1,6 +1,6 @@
-"""What a model that only answers must know of itself: its mode, its device, and whether its weights are still the same.
+"""Helpers for inference: evaluation mode, execution device, and whether the weights have changed.
 
-Used by `KosmosG.encode` and by `PromptEncoder`, which keeps answers for as long as they would be the same.
+Used by `KosmosG.encode` and by `PromptEncoder`, which caches conditions for as long as they stay valid.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from torch import Tensor, nn
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SMALL = 16_384  # elements of a parameter that is summed together with others
 _BLOCKS = 64
-_WEIGHT = 0x9E3779B97F4A7C1 | 1  # odd: no bit of a product is lost
+_WEIGHT = 0x9E3779B97F4A7C1 | 1  # odd, so that no bit of a product is lost
 _modes = threading.Lock()
 _readers: dict[int, tuple[int, list[nn.Module]]] = {}
-"""For each model (by id) that is being read in evaluation mode: how many readers, and the modules to set back."""
+"""For each model (by id) currently used in evaluation mode: the number of users, and the modules to set back."""
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the block; afterwards every module is in the mode that it was in.
+    """Evaluation mode for the block; afterwards every module has its previous mode again.
 
-    Threads may overlap: the first one in switches, the last one out switches back, so that none of them meets dropout.
+    Threads may overlap: the first one switches and the last one switches back, so that none of them sees dropout.
     """
-    if torch.compiler.is_compiling():  # a graph cannot hold a lock; `torch.compile` is given a model in its final mode
+    if torch.compiler.is_compiling():  # a compiled graph cannot hold a lock; models are compiled in their final mode
         yield
         return
     key = id(model)
@@ -52,7 +52,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def execution_device(model: nn.Module) -> torch.device:
-    """Where the model computes. Not where its parameters are: offloaded ones have no memory until their layer runs."""
+    """Where the model computes, which may not be where its parameters are: offloaded ones are elsewhere until used."""
     for module in model.modules():
         hook: Any = getattr(module, "_hf_hook", None)
         for each in getattr(hook, "hooks", (hook,)):
@@ -67,9 +67,9 @@ def execution_device(model: nn.Module) -> torch.device:
 
 @contextmanager
 def summoned(model: nn.Module) -> Iterator[None]:
-    """Bring a model that is kept elsewhere between calls, for whoever uses its parts and not its `forward`.
+    """Load an offloaded model to its device, for callers that use its parts and not its `forward`.
 
-    accelerate lets it go when the pipeline has ended; what diffusers offloads in groups leaves with the block.
+    accelerate offloads it again after the pipeline call; diffusers' group offloading does so at the end of the block.
     """
     hook: Any = getattr(model, "_hf_hook", None)
     if hook is not None:
@@ -85,27 +85,27 @@ def summoned(model: nn.Module) -> Iterator[None]:
 
 
 def _group_offloading(module: nn.Module) -> Any:
-    """The hook by which diffusers offloads a group of layers that this module leads; None where there is none."""
+    """The hook with which diffusers offloads the group of layers led by this module; None if there is none."""
     registry: Any = getattr(module, "_diffusers_hook", None)
     return None if registry is None else registry.get_hook("group_offloading")
 
 
 def precision_context(device: torch.device) -> Hashable:
-    """The autocast that is in force: answers given under another one have other values."""
+    """The active autocast settings: results under different ones have different values."""
     enabled = torch.is_autocast_enabled(device.type)
     return torch.get_autocast_dtype(device.type) if enabled else None
 
 
 def weights_version(model: nn.Module) -> int:
-    """A number that differs once the model may answer differently, so that what it said before can be kept until then.
+    """A number that changes whenever the model's outputs may change, so that results can be cached until then.
 
-    Seen are parameters that were written (also through `parameter.data`, as averages of weights are copied in),
-    replaced, added or cast, and adapters of PEFT that were switched, scaled or merged. Moving to another device changes
-    nothing. Every value is read: on one CPU thread that takes about 30 ms for a hundred million parameters of 32 bits,
-    a fraction of reading one prompt. Not seen: parameters that accelerate has put away.
+    Detects parameters that were written (also through `parameter.data`, as when EMA weights are copied in), replaced,
+    added or cast, and PEFT adapters that were switched, scaled or merged. Moving to another device changes nothing.
+    Every value is read: on one CPU thread this takes about 30 ms for a hundred million 32-bit parameters, a fraction of
+    encoding one prompt. Not detected: changes of parameters that accelerate has offloaded.
     """
-    # A parameter that offloading has put away is another, empty one after each use; a tensor of inference mode has no
-    # version and is never written.
+    # An offloaded parameter is replaced by a new, empty one after each use; an inference-mode tensor has no version
+    # and is never written.
     parameters = tuple(
         (0 if p.is_meta else id(p), 0 if p.is_inference() else p._version, p.dtype) for p in model.parameters()
     )
@@ -124,7 +124,7 @@ def weights_version(model: nn.Module) -> int:
 
 @torch.no_grad()
 def _checksums(model: nn.Module) -> tuple[int, ...]:
-    """Sums of bit patterns: exact, so they are the same on every device, and any single value that changes shows."""
+    """Sums of bit patterns: exact, so they are the same on every device, and any changed value is detected."""
     large: dict[torch.device, list[Tensor]] = {}
     small: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for parameter in model.parameters():
@@ -138,14 +138,14 @@ def _checksums(model: nn.Module) -> tuple[int, ...]:
             small.setdefault((values.device, values.dtype), []).append(values)
     for (device, _), pieces in small.items():  # one sum for all of them: most parameters are vectors
         words = _words(torch.cat(pieces)).long()
-        # Each place has a weight of its own, so that changes in several places do not cancel out.
+        # Each position has its own weight, so that changes at several positions do not cancel out.
         weights = torch.arange(1, len(words) + 1, device=device) * _WEIGHT
         large.setdefault(device, []).append((words * weights).sum().view(1))
     return tuple(value for sums in large.values() for value in torch.cat(sums).tolist())
 
 
 def _checksum(values: Tensor) -> Tensor:
-    """One sum for each of `_BLOCKS` stretches of a long vector, and for the rest."""
+    """One sum per block of a long vector, and one for the rest."""
     words = _words(values)
     even = len(words) // _BLOCKS * _BLOCKS
     blocks = words[:even].view(_BLOCKS, -1).sum(dim=1, dtype=torch.int64)
@@ -153,7 +153,7 @@ def _checksum(values: Tensor) -> Tensor:
 
 
 def _words(values: Tensor) -> Tensor:
-    """A vector's bits as the widest integers that fit: those need no conversion, so they are summed at memory speed."""
+    """A vector's bits as the widest integers that fit, which need no conversion and are summed at memory speed."""
     size = values.element_size()
     whole = values.numel() * size % 8 == 0 and values.storage_offset() * size % 8 == 0 and values.data_ptr() % 8 == 0
     return values.view(torch.int64 if whole else _INTEGERS[min(size, 8)])

@@ -1,4 +1,4 @@
-"""Kosmos-G: a multimodal language model whose states an aligner turns into what Stable Diffusion listens to.
+"""Kosmos-G: a multimodal language model, and an aligner that maps its states to Stable Diffusion's condition.
 
     condition = aligner(mllm(text and images))          # (B, 77, 768)
 
@@ -27,7 +27,7 @@ from kosmosg.model.padding import move, move_back, readable, token_slots
 
 @dataclass(frozen=True)
 class Condition:
-    """What a U-Net of Stable Diffusion 1.5 takes as `prompt_embeds` and `negative_prompt_embeds`, each (B, Q, D)."""
+    """`prompt_embeds` and `negative_prompt_embeds` for a Stable Diffusion 1.5 U-Net, each (B, Q, D)."""
 
     positive: Tensor
     negative: Tensor
@@ -44,7 +44,7 @@ class Condition:
 class KosmosGOutput(ModelOutput):
     """`logits` (B, T, V); `last_hidden_state` (B, T, C) after the final LayerNorm; `condition` (B, Q, D).
 
-    `hidden_states` and `attentions` are those of the language model, when asked for.
+    `hidden_states` and `attentions` are those of the language model, if requested.
     """
 
     logits: Tensor | None = None
@@ -76,11 +76,11 @@ class KosmosG(KosmosGPreTrainedModel):
 
         `batch` is what the processor returns: `input_ids`, and optionally `attention_mask`,
         `image_embeds_position_mask` and `pixel_values` (or `image_tokens`, see `conditioning`). `negative` is another
-        such batch of B prompts, or of one for all. Without it the negative is the null condition, `<s>` alone, which
-        is what training drops prompts to. Nothing is kept between calls; `PromptEncoder` does that.
+        such batch, of B prompts or of one for all. By default the negative is the null condition, `<s>` alone, which
+        replaces dropped prompts in training. Nothing is cached between calls; `PromptEncoder` does that.
 
-        Raises `PromptError` when images and places, or positive and negative prompts, do not match, and
-        `CheckpointError` when the condition is not finite.
+        Raises `PromptError` if images and places, or positive and negative prompts, do not match, and
+        `CheckpointError` if the condition is not finite.
         """
         with evaluating(self), summoned(self):
             positive = self.conditioning(**self._inputs(batch))
@@ -92,7 +92,7 @@ class KosmosG(KosmosGPreTrainedModel):
         check_finite(positive)
         check_finite(other)
         if len(other) != len(positive):
-            other = other.repeat(len(positive), 1, 1)  # rows of their own: whoever writes into one changes no other
+            other = other.repeat(len(positive), 1, 1)  # separate rows, so that writing to one changes no other
         return Condition(positive, other)
 
     def conditioning(
@@ -103,9 +103,9 @@ class KosmosG(KosmosGPreTrainedModel):
         pixel_values: Tensor | None = None,
         image_tokens: Tensor | None = None,
     ) -> Tensor:
-        """(B, Q, D), with gradient: states of the language model, read by the aligner. Pads may be on either side.
+        """(B, Q, D), with gradient: the language model's states, mapped by the aligner. Pads may be on either side.
 
-        `image_tokens` (N, Q, C), what `mllm.image_tokens` gave for these images before, saves the vision tower.
+        `image_tokens` (N, Q, C), earlier results of `mllm.image_tokens` for these images, skip the vision tower.
         """
         _, condition, _ = self._run(input_ids, attention_mask, image_embeds_position_mask, pixel_values, image_tokens)
         return condition
@@ -113,7 +113,7 @@ class KosmosG(KosmosGPreTrainedModel):
     def null_condition(self) -> Tensor:
         """(1, Q, D): the condition of `<s>` alone, through language model and aligner.
 
-        Not the empty string's: the original trained guidance with `<s>`, so guidance must use it too.
+        Not that of the empty caption: the original trained guidance with `<s>`, so guidance must use it too.
         """
         ids = torch.full((1, 1), self.config.text_config.bos_token_id, device=execution_device(self))
         return self.conditioning(ids)
@@ -128,7 +128,7 @@ class KosmosG(KosmosGPreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> KosmosGOutput:
-        """Logits, states and condition of a batch; pads may be on either side and change nothing on real tokens.
+        """Logits, states and condition of a batch; pads may be on either side and do not affect real tokens.
 
         The options are those of `KosmosGForConditionalGeneration`. There is no loss: the stages have their own.
         """
@@ -174,7 +174,7 @@ class KosmosG(KosmosGPreTrainedModel):
         image_tokens: Tensor | None = None,
         records: Records | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """States of the right-padded batch, condition, and where each token went."""
+        """States of the right-padded batch, the condition, and where each token was moved."""
         pad = self.config.text_config.pad_token_id
         real = (input_ids != pad) if attention_mask is None else attention_mask.bool()
         slots = token_slots(real)
@@ -183,7 +183,7 @@ class KosmosG(KosmosGPreTrainedModel):
         if image_mask is not None and image_mask.shape == input_ids.shape:  # `mllm` says what is wrong with another
             image_mask = move(image_mask, slots)
         states = self.mllm.states(input_ids, image_mask, pixel_values, image_tokens, records)
-        # Reading one value back is cheaper than masked attention in the aligner.
+        # Reading one value back from the device is cheaper than masked attention in the aligner.
         padded = not (readable(real) and bool(real.all()))
         return states, self.aligner(states, ~real if padded else None), slots
 
@@ -199,7 +199,7 @@ class KosmosG(KosmosGPreTrainedModel):
 
 
 def check_finite(condition: Tensor) -> None:
-    """Raises `CheckpointError` where a condition holds NaN or infinity: no image would come of it."""
+    """Raises `CheckpointError` if a condition contains NaN or infinity, which could not produce an image."""
     if readable(condition) and not bool(torch.isfinite(condition).all()):
         raise CheckpointError(
             f"the model's condition is not finite in {condition.dtype}: its weights hold NaN or infinity, or the "

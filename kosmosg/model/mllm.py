@@ -41,7 +41,7 @@ from kosmosg.model.vision import Resampler, VisionTower
 
 @dataclass
 class MllmOutput(ModelOutput):
-    """What the language model says. `last_hidden_state` is after the final LayerNorm: what the aligner reads."""
+    """Output of the language model. `last_hidden_state` is after the final LayerNorm, as the aligner needs it."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -53,7 +53,7 @@ class MllmOutput(ModelOutput):
 
 @dataclass
 class Records:
-    """What a pass through the language model writes down beside its result; None is not asked for."""
+    """Optional records of a forward pass through the language model; None if not requested."""
 
     hidden: list[Tensor] | None = None
     """(B, T, C) each: the layers' inputs, then the states."""
@@ -62,13 +62,13 @@ class Records:
 
     @classmethod
     def asked(cls, config: KosmosGConfig, hidden: bool | None, attentions: bool | None) -> Records:
-        """Of a call, or where it says nothing, of the configuration."""
+        """As requested by a call or, if it does not say, by the configuration."""
         hidden = config.output_hidden_states if hidden is None else hidden
         attentions = config.output_attentions if attentions is None else attentions
         return cls([] if hidden else None, [] if attentions else None)
 
     def move_back(self, slots: Tensor) -> None:
-        """To where the tokens stood before `move`. Where nothing moved, the records stay on the way of the gradient."""
+        """Undo `move`. If nothing moved, the records stay part of the autograd graph."""
         if readable(slots) and bool((slots == torch.arange(slots.shape[1], device=slots.device)).all()):
             return
         if self.hidden is not None:
@@ -83,17 +83,17 @@ class Records:
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of logits (B, T, V) against the next labels (B, T); -100 is left out."""
+    """Mean cross entropy of logits (B, T, V) against the next labels (B, T), ignoring -100."""
     return nn.functional.cross_entropy(
         rearrange(logits[:, :-1].float(), "b t v -> (b t) v"), labels[:, 1:].flatten().to(logits.device)
     )
 
 
 class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, InterleavedGenerationMixin):
-    """Text and images in, states and next tokens out. `KosmosG.mllm`; also of use alone, for captions and questions."""
+    """Text and images in, states and next tokens out. `KosmosG.mllm`; also useful alone, for captions and questions."""
 
     _tied_weights_keys: ClassVar[dict[str, str]] = {"text_model.lm_head.weight": "text_model.model.embed_tokens.weight"}
-    # A whole Kosmos-G checkpoint may be opened as its language model.
+    # A whole Kosmos-G checkpoint can be loaded as its language model.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"^aligner\."]
 
     def __init__(self, config: KosmosGConfig) -> None:
@@ -111,11 +111,11 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, InterleavedGenerat
         image_tokens: Tensor | None = None,
         records: Records | None = None,
     ) -> Tensor:
-        """States after the final LayerNorm, (B, T, C), with gradient and without logits: what the stages train on.
+        """States after the final LayerNorm, (B, T, C), with gradient but without logits, for the training stages.
 
         `input_ids` (B, T), pads on the right; `image_embeds_position_mask` (B, T) True on image slots; `pixel_values`
-        (N, 3, S, S) of all images in reading order, or `image_tokens` (N, Q, C) when they are known already. Raises
-        `PromptError` when images and slots disagree or the batch is longer than the position table.
+        (N, 3, S, S) of all images in reading order, or `image_tokens` (N, Q, C) if they are already known. Raises
+        `PromptError` if images and slots do not match or the batch is longer than the position table.
         """
         embeddings = self.embed(input_ids, image_embeds_position_mask, pixel_values, image_tokens)
         rows = position_rows(input_ids != self._pad)
@@ -128,7 +128,7 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, InterleavedGenerat
         return out
 
     def image_tokens(self, pixel_values: Tensor) -> Tensor:
-        """(N, 3, S, S) to (N, Q, C): what each image puts into its slots, whatever the text; so it can be kept."""
+        """(N, 3, S, S) to (N, Q, C): the tokens for each image's slots. Independent of the text, so cacheable."""
         out: Tensor = self.image_to_text_projection(self.vision_model(pixel_values.to(self.dtype)))
         return out
 
@@ -141,7 +141,7 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, InterleavedGenerat
     ) -> Tensor:
         """Token embeddings with image tokens in their slots, (B, T, C), not yet scaled.
 
-        `image_tokens` (N, Q, C) takes the place of `pixel_values` when they are known already.
+        `image_tokens` (N, Q, C) replaces `pixel_values` if they are already known.
         """
         embeddings: Tensor = self.text_model.model.embed_tokens(input_ids)
         return self.insert_images(embeddings, image_embeds_position_mask, pixel_values, image_tokens)
@@ -153,9 +153,9 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, InterleavedGenerat
         pixel_values: Tensor | None = None,
         image_tokens: Tensor | None = None,
     ) -> Tensor:
-        """Embeddings (B, T, C) of words with the images in their slots.
+        """Embeddings (B, T, C) with the images in their slots.
 
-        Raises `PromptError` when images and slots, or the mask and the embeddings, disagree.
+        Raises `PromptError` if images and slots, or the mask and the embeddings, do not match.
         """
         slots = image_embeds_position_mask
         if image_tokens is None and pixel_values is not None and len(pixel_values):
@@ -190,13 +190,13 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, InterleavedGenerat
     ) -> MllmOutput:
         """Logits and states for transformers' users and `generate()`.
 
-        `inputs_embeds` (B, T, C) may take the place of `input_ids`; images are put into their slots of either. `labels`
-        (B, T), -100 where there is no loss, are shifted here. `position_ids` (B, T) count real tokens from 0.
-        `logits_to_keep` computes the logits of the last so many positions only. Right- and left-padded input gives the
-        same values on real tokens. `output_attentions` needs the eager kernel and uses it for this call.
+        `inputs_embeds` (B, T, C) may replace `input_ids`; images are inserted into the slots of either. `labels` (B,
+        T), -100 where there is no loss, are shifted here. `position_ids` (B, T) count real tokens from 0. With
+        `logits_to_keep` only the logits of that many last positions are computed. Right- and left-padded input gives
+        the same values on real tokens. `output_attentions` needs the eager kernel and uses it for this call.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise PromptError("give either input_ids or inputs_embeds, not both and not neither")
+            raise PromptError("give either input_ids or inputs_embeds, and not both")
         if inputs_embeds is None:
             assert input_ids is not None
             embeddings = self.embed(input_ids, image_embeds_position_mask, pixel_values)
@@ -251,7 +251,7 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, InterleavedGenerat
     def _padded_states(
         self, embeddings: Tensor, attention_mask: Tensor, position_ids: Tensor | None, records: Records
     ) -> Tensor:
-        """States of a batch padded anywhere: tokens are moved left, run without a mask, and moved back."""
+        """States of a batch with any padding: tokens are moved left, processed without a mask, and moved back."""
         slots = token_slots(attention_mask)
         real = move(attention_mask.bool(), slots)
         rows = position_rows(real)
@@ -275,7 +275,7 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, InterleavedGenerat
             cache.get_seq_length(),
             self.config.text_config.max_position_embeddings,
         )
-        # A static cache counts on the device, where looking would cost a wait; its size says how far it will be filled.
+        # A static cache counts on the device, where reading would synchronise; its size says how far it will be filled.
         size = getattr(cache, "get_max_length", None) or cache.get_max_cache_shape  # older name
         end = start + length if isinstance(start, int) else size()
         if end > limit:

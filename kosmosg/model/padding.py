@@ -1,4 +1,4 @@
-"""Where the tokens of a padded batch stand, and how they are moved so that pads are on the side that a layer needs.
+"""Positions of tokens in a padded batch, and moving pads to the side that a layer needs.
 
 Letters: B batch, T tokens, C width.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def readable(values: Tensor) -> bool:
-    """Whether values can be looked at: not while a graph is compiled, and not on the meta device, which has none."""
+    """Whether values can be read: not while a graph is compiled, and not on the meta device, which has none."""
     return not (torch.compiler.is_compiling() or values.is_meta)
 
 
@@ -20,9 +20,9 @@ def position_rows(real: Tensor) -> Tensor:
 
 
 def token_slots(attention_mask: Tensor, left_padded: bool = False) -> Tensor:
-    """Where each token goes so that tokens stand together and pads beside them: a permutation of each row, (B, T).
+    """Where each token goes so that all pads are on one side: a permutation of each row, (B, T).
 
-    Right-padded (the default) or left-padded; the order of tokens stays. No value is read back from the device.
+    Right-padded (the default) or left-padded; the order of tokens is kept. No value is read back from the device.
     """
     real = attention_mask.bool()
     rank = real.long().cumsum(dim=1) - 1

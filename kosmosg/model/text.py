@@ -1,4 +1,4 @@
-"""The language model behind the words: a Magneto causal transformer over embeddings, with sinusoidal positions.
+"""The language model: a Magneto causal transformer over embeddings, with sinusoidal positions.
 
 Letters: B batch, T tokens, C width. Parameter names are those of transformers' Kosmos-2.
 """
@@ -75,9 +75,9 @@ class TextModel(nn.Module):
         hidden: list[Tensor] | None = None,
         attentions: list[Tensor] | None = None,
     ) -> Tensor:
-        """`rows` (B, T) of the position table; `mask` None is plain causality.
+        """`rows` (B, T) of the position table; `mask` None means causal attention.
 
-        Fills `hidden` with the layers' inputs and the result, and `attentions` with the layers' weights, when given.
+        Fills `hidden` with the layers' inputs and the result, and `attentions` with the layers' weights, if given.
         """
         x = self.embed_scale * embeddings + self.embed_positions(rows).to(embeddings.dtype)
         x = nn.functional.dropout(x, p=self.dropout, training=self.training)
@@ -96,9 +96,9 @@ class TextModel(nn.Module):
     def causal_mask(
         self, embeddings: Tensor, attention_mask: Any, cache: Cache | None, weights: bool, built_in: bool = False
     ) -> Any:
-        """The mask that the kernel in use needs; None where its own causality (`built_in`: no pads) is enough.
+        """The mask that the kernel in use needs; None if its own causal mode is enough (`built_in`: no pads).
 
-        `weights`: attention weights are asked for, which only the eager kernel has.
+        `weights`: attention weights are requested, which only the eager kernel returns.
         """
         config = self.config
         if weights:

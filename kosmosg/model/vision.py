@@ -1,8 +1,8 @@
-"""What the model sees with: the CLIP vision tower and the resampler.
+"""The CLIP vision tower and the resampler.
 
-Letters: N images, P patches an image, W vision width, Q latent queries an image, C language model width.
+Letters: N images, P patches per image, W vision width, Q latent queries per image, C language model width.
 
-Two departures from CLIP as commonly used, both the original's: the final LayerNorm is applied to every token and the
+Two differences from the usual CLIP, both from the original: the final LayerNorm is applied to every token and the
 tokens are then normalised to unit length; nothing is pooled.
 """
 
@@ -87,7 +87,7 @@ class VisionEmbeddings(Initialised):
         return tokens + positions
 
     def init_parameters(self) -> None:
-        """OpenCLIP's start: N(0, 1 / W) for class and positions, torch's default for the patch projection."""
+        """OpenCLIP's initialisation: N(0, 1 / W) for class and positions, torch's default for the patch projection."""
         std = len(self.class_embedding) ** -0.5
         init.normal_(self.class_embedding, std=std)
         init.normal_(self.position_embedding.weight, std=std)
@@ -96,7 +96,7 @@ class VisionEmbeddings(Initialised):
 
 
 class VisionEncoder(nn.Module):
-    """The list of blocks; a module of its own only because CLIP's parameter names have it."""
+    """The list of blocks; a separate module only because of CLIP's parameter names."""
 
     def __init__(self, config: KosmosGConfig) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class Resampler(Initialised):
         width = config.text_config.embed_dim
         self.dense = linear(config.vision_config.hidden_size, width)
         self.latent_query = nn.Parameter(torch.empty(config.latent_query_num, width))
-        # 0.1 in training like the language model's: the original hands it its own dropout, here applied on the weights.
+        # 0.1 in training, like the language model's: the original passes on its dropout, applied here to the weights.
         self.x_attn = Attention(
             config.text_config, width, config.text_config.attention_heads, dropout=float(config.text_config.dropout)
         )
@@ -171,7 +171,7 @@ class Resampler(Initialised):
 
 
 def freeze_vision(tower: VisionTower) -> None:
-    """Freeze the tower but for its last block and its final LayerNorm: what stages 1 and 3 train of it.
+    """Freeze the tower except its last block and its final LayerNorm, which stages 1 and 3 train.
 
     12,598,272 trainable parameters remain in ViT-L/14.
     """

@@ -5,8 +5,8 @@
     engine.step()
     log(out.metrics)
 
-`pretrain`, `align` and `instruct` hold one stage each and share no parent. Their formulas stand in
-`docs/training.md`.
+`pretrain`, `align` and `instruct` contain one stage each and share no base class. `docs/training.md` explains their
+formulas.
 """
 
 from dataclasses import dataclass, field
@@ -27,10 +27,10 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class StageOutput:
-    """What one forward pass gives.
+    """The result of one forward pass.
 
-    `loss` is the scalar to send backward, a mean over `batch["weight"]` samples (stage 1: learnt tokens) of this
-    micro-batch. `metrics` are detached scalars for the log, of which the first is the loss.
+    `loss` is the scalar to backpropagate, a mean over `batch["weight"]` samples (stage 1: target tokens) of this
+    micro-batch. `metrics` are detached scalars for the log; the first one is the loss.
     """
 
     loss: Tensor
@@ -39,18 +39,18 @@ class StageOutput:
 
 @runtime_checkable
 class Stage(Protocol):
-    """An `nn.Module` that is model + objective. It holds everything that its forward pass needs, frozen parts too."""
+    """An `nn.Module` with model and objective, including everything that its forward pass needs, also frozen parts."""
 
     def __call__(self, batch: Batch) -> StageOutput:
-        """One forward pass over a micro-batch of the collate that belongs to the stage."""
+        """One forward pass over a micro-batch from the stage's collate."""
         ...
 
     def trainable(self) -> list[tuple[str, Parameter]]:
-        """Name (as in `named_parameters`) and parameter of everything that the optimizer owns."""
+        """Name (as in `named_parameters`) and parameter of everything that the optimizer updates."""
         ...
 
     def export(self) -> KosmosG:
-        """The trained model without what only training needs."""
+        """The trained model, without what only training needs."""
         ...
 
     def checkpoint_activations(self) -> None:
@@ -59,22 +59,22 @@ class Stage(Protocol):
 
 
 def trainable_parameters(stage: nn.Module) -> list[tuple[str, Parameter]]:
-    """What the constructor of a stage left unfrozen."""
+    """The parameters that the constructor of a stage left unfrozen."""
     return [(name, parameter) for name, parameter in stage.named_parameters() if parameter.requires_grad]
 
 
 def recompute(model: PreTrainedModel) -> None:
-    """Makes the layers of a model keep only their inputs and compute the rest again in the backward pass."""
+    """Enables activation checkpointing: layers store only their inputs and recompute the rest in the backward pass."""
     # The first name is the new one, which older releases of transformers 5 lack; the second warns where both exist.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
 def read(mllm: KosmosGForConditionalGeneration, batch: Batch) -> Tensor:
-    """The language model's states (B, T, C) of a batch, with gradient to everything that reads, vision tower included.
+    """The language model's states (B, T, C) of a batch, with gradient, including to the vision tower.
 
-    A batch without images shows the vision tower a blank one and adds nothing of it. Under ZeRO every rank must run
-    the same modules in the same order, and another rank's batch may well have images.
+    For a batch without images the vision tower runs on a blank one, which contributes nothing. Under ZeRO every rank
+    must run the same modules in the same order, and another rank's batch may have images.
     """
     pixels = batch.get("pixel_values")
     states = mllm.states(batch["input_ids"], batch.get("image_embeds_position_mask"), pixels)

@@ -1,13 +1,13 @@
-"""Stage 2, the aligner speaks CLIP: what the frozen language model says becomes what the U-Net listens to.
+"""Stage 2, alignment: the aligner maps the frozen language model's states to CLIP's text embeddings.
 
     matching       = mean (M(s) - CLIP(caption))^2                 over B x Q x D
     reconstruction = mean (N(M(s)) - s)^2 * Q / T                  over B x T x C, pads included
     loss           = matching + reconstruction
 
-s (B, T, C) are the language model's states of the caption. N puts the states back together from the condition, so that
-M keeps what CLIP does not ask for; no other stage uses it. Trained: M and N, on captions alone.
+s (B, T, C) are the language model's states of the caption. N reconstructs the states from the condition, so that M
+keeps information that matching CLIP does not require; no other stage uses N. Trained: M and N, on captions alone.
 
-Letters: B captions, T tokens padded, C language model width, Q queries, D condition width.
+Letters: B captions, T padded length, C language model width, Q queries, D condition width.
 """
 
 from dataclasses import dataclass
@@ -31,9 +31,9 @@ class AlignObjective:
     """What stage 2 minimises; the defaults are the original's."""
 
     reconstruction: float = 1.0
-    """Weight of the reconstruction loss beside the matching loss."""
+    """Weight of the reconstruction loss relative to the matching loss."""
     dropout: bool = True
-    """Leave the frozen language model in training mode: its dropout makes the states noisy, as in the original."""
+    """Keep the frozen language model in training mode: its dropout adds noise to the states, as in the original."""
 
     def __post_init__(self) -> None:
         if self.reconstruction < 0:
@@ -41,15 +41,15 @@ class AlignObjective:
 
 
 class AlignStage(nn.Module):
-    """The aligner M, its decoder N, and the two frozen models it stands between.
+    """The aligner M, its decoder N, and the two frozen models between which it maps.
 
     Batches: `kosmosg.data.collate.align.AlignCollate`.
 
     Args:
-        model: whose aligner is trained; everything else of it is frozen.
+        model: the model whose aligner is trained; everything else is frozen.
         text_encoder: the text encoder that the U-Net was trained with.
         objective: weights of the loss.
-        decoder: N to start from, of an earlier stage 2 that trained this very aligner; without it N starts anew.
+        decoder: N to start from, of an earlier stage 2 that trained this aligner; by default N is newly initialised.
 
     Raises:
         ConfigError: the aligner's width is not the text encoder's, or N belongs to a model of other sizes.
@@ -92,12 +92,12 @@ class AlignStage(nn.Module):
         matching, reconstruction = align_losses(condition, target, rebuilt, states)
         loss = matching + self.objective.reconstruction * reconstruction
         metrics = {"loss": loss, "matching": matching, "reconstruction": reconstruction}
-        if "shortened" in batch:  # the share of captions that were too long, which neither model read to the end
+        if "shortened" in batch:  # the share of captions that were too long and therefore shortened for both models
             metrics["captions_shortened"] = batch["shortened"].mean()
         return StageOutput(loss, {name: value.detach() for name, value in metrics.items()})
 
     def train(self, mode: bool = True) -> Self:
-        """The frozen text encoder never drops anything out; the language model does if the objective says so."""
+        """The frozen text encoder never uses dropout; the language model does if the objective says so."""
         super().train(mode)
         self.text_encoder.eval()
         if not self.objective.dropout:
@@ -113,19 +113,19 @@ class AlignStage(nn.Module):
         return self.model
 
     def checkpoint_activations(self) -> None:
-        """Keep only the inputs of the aligner's layers and compute the rest again in the backward pass."""
+        """Store only the inputs of the aligner's layers and recompute the rest in the backward pass."""
         recompute(self.model.aligner)
         recompute(self.decoder)
 
 
 def _check_sizes(model: KosmosG, decoder: AlignerDecoder) -> None:
-    """N takes the conditions of this model's aligner and gives this model's states, for as long prompts."""
+    """Check that N fits this model: same condition, same states, same maximum length."""
     for part, name in (("text_config", "embed_dim"), *(("aligner_config", name) for name in _ALIGNER_SIZES)):
         ours, theirs = (getattr(getattr(whole.config, part), name) for whole in (model, decoder))
         if ours != theirs:
             raise ConfigError(
                 f"the aligner's decoder was made for {part}.{name} {theirs}, the model has {ours}; take the decoder of "
-                "this model's own stage 2, or none to start it anew"
+                "this model's own stage 2, or none to initialise a new one"
             )
 
 
@@ -133,14 +133,14 @@ def align_losses(condition: Tensor, target: Tensor, rebuilt: Tensor, states: Ten
     """Matching and reconstruction loss, in fp32.
 
     Args:
-        condition: (B, Q, D), what M gives.
-        target: (B, Q, D), what CLIP's text encoder gives, after its final LayerNorm.
-        rebuilt: (B, T, C), what N gives.
-        states: (B, T, C), what the language model gave.
+        condition: (B, Q, D), output of M.
+        target: (B, Q, D), output of CLIP's text encoder, after its final LayerNorm.
+        rebuilt: (B, T, C), output of N.
+        states: (B, T, C), output of the language model.
 
     Raises:
-        ConfigError: condition and target differ in shape, for example because the captions were cut to another number
-            of CLIP tokens than the aligner has queries.
+        ConfigError: condition and target differ in shape, for example because the number of CLIP tokens per caption
+            differs from the aligner's number of queries.
     """
     if condition.shape != target.shape:
         raise ConfigError(
@@ -148,6 +148,6 @@ def align_losses(condition: Tensor, target: Tensor, rebuilt: Tensor, states: Ten
             "tokenise captions to as many CLIP tokens as the aligner has queries"
         )
     matching = nn.functional.mse_loss(condition.float(), target.float())
-    # Q / T is the original's: the sum over the states then weighs as much as the sum over the condition's Q tokens.
+    # Q / T as in the original: the sum over the states then weighs as much as the sum over the condition's Q tokens.
     scale = condition.shape[1] / states.shape[1]
     return matching, scale * nn.functional.mse_loss(rebuilt.float(), states.float())

@@ -1,11 +1,11 @@
-"""Stage 3, instruction tuning by composition: the frozen U-Net teaches the language model what to say.
+"""Stage 3, instruction tuning by composition: trains the language model and aligner through the frozen U-Net.
 
     loss = mean over samples of  w(t) * mean (U-Net(z_t, t, condition) - target)^2
 
-z_t is the image's latent with noise at timestep t; `target` is the noise, or the velocity if the decoder was trained
-so. The gradient runs through the frozen U-Net into the aligner, the language model and the resampler. With probability
-0.1 a sample's condition is replaced by the null condition, `<s>` through language model and aligner, which is computed
-anew each step and trained with the rest: guidance subtracts it later.
+z_t is the image's latent with noise at timestep t; `target` is the noise, or the velocity for v-prediction decoders.
+The gradient flows through the frozen U-Net into the aligner, the language model and the resampler. With probability 0.1
+a sample's condition is replaced by the null condition, `<s>` through language model and aligner, which is recomputed in
+each step and trained with the rest, because guidance uses it later.
 
 Every random number of a sample follows from its seed in the batch, so the same samples get the same noise whatever the
 number of workers.
@@ -33,19 +33,19 @@ class InstructObjective:
     """What stage 3 minimises; the defaults are the original's."""
 
     null_drop: float = 0.1
-    """Chance that the null condition takes the place of a sample's own."""
+    """Probability that a sample's condition is replaced by the null condition."""
     timesteps: Literal["uniform", "informative"] = "uniform"
-    """`uniform` is the original's. `informative` samples mostly timesteps at which the condition can still change what
-    the image shows; toy worlds learn from far fewer samples with it."""
+    """`uniform` as in the original. `informative` samples mostly timesteps at which the condition can still change what
+    the image shows; the toy world learns from far fewer samples with it."""
     uniform_share: float = 0.3
-    """Of informative timesteps, the share that is uniform all the same."""
+    """Share of informative timesteps that are sampled uniformly."""
     centre: float = 0.47
     """Mean of the other informative timesteps, as a fraction of the noise schedule."""
     spread: float = 0.17
     """Standard deviation of the other informative timesteps, as a fraction of the noise schedule."""
     weight_limit: float = 6.0
-    """Most that an informative sample of an epsilon decoder may weigh; its weight is 1 / alphas_cumprod(t), with which
-    an error in the image counts as much as in a v-prediction decoder's loss. That one needs no weights."""
+    """Maximum loss weight of an informative sample of an epsilon decoder. The weight is 1 / alphas_cumprod(t), so that
+    an error in the image counts as much as in the loss of a v-prediction decoder, which needs no weights."""
 
     def __post_init__(self) -> None:
         for name in ("null_drop", "uniform_share"):
@@ -62,7 +62,7 @@ class InstructObjective:
 
 @dataclass(frozen=True)
 class Noise:
-    """The random numbers of a batch: where the VAE's sample falls, the noise added, when, and which samples drop."""
+    """The random numbers of a batch: VAE sample, added noise, timesteps, and which samples drop their condition."""
 
     sample: Tensor  # (B, c, h, w)
     noise: Tensor  # (B, c, h, w)
@@ -78,10 +78,11 @@ class InstructStage(nn.Module):
     """The whole model in front of a frozen decoder. Batches: `kosmosg.data.collate.instruct.InstructCollate`.
 
     Args:
-        model: what is trained: all but the vision tower, of which only the last block and final LayerNorm are.
+        model: the model to train: all of it except the vision tower, of which only the last block and final LayerNorm
+            are trained.
         decoder: U-Net, VAE and noise schedule.
         null_ids: (1, T) the tokens of the null prompt, from `KosmosGProcessor.null`.
-        objective: see there.
+        objective: see `InstructObjective`.
     """
 
     null_ids: Tensor
@@ -108,8 +109,8 @@ class InstructStage(nn.Module):
         pixels = batch["target_pixels"]
         random = self.noise(batch["seed"]).to(pixels.device)
         condition = self.condition(batch)
-        # Computed in every step, whether a sample drops or not: gradients then flow through the same modules on every
-        # rank, which ZeRO needs.
+        # Computed in every step, whether a sample is dropped or not, so that gradients flow through the same modules on
+        # every rank, as ZeRO requires.
         null = self.model.conditioning(self.null_ids)
         condition = torch.where(random.dropped[:, None, None], null, condition)
         with torch.no_grad():
@@ -127,7 +128,7 @@ class InstructStage(nn.Module):
         return condition
 
     def noise(self, seeds: Tensor) -> Noise:
-        """The random numbers of each sample, from its seed alone. (B,) long to tensors on the CPU."""
+        """The random numbers of each sample, from its seed alone. (B,) long seeds to tensors on the CPU."""
         rows = [self._noise_of(int(seed)) for seed in seeds.tolist()]
         return Noise(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
@@ -143,11 +144,11 @@ class InstructStage(nn.Module):
         return trainable_parameters(self)
 
     def export(self) -> KosmosG:
-        """The finished model, without the decoder."""
+        """The trained model, without the decoder."""
         return self.model
 
     def checkpoint_activations(self) -> None:
-        """Keep only the inputs of layers and U-Net blocks, and compute the rest again in the backward pass."""
+        """Store only the inputs of layers and U-Net blocks, and recompute the rest in the backward pass."""
         recompute(self.model)
         self.decoder.unet.enable_gradient_checkpointing()
 
@@ -163,7 +164,7 @@ class InstructStage(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         shape = self.decoder.latent_shape
         sample, noise = torch.randn(2, *shape, generator=generator)
-        # As many numbers are taken in every case, so that changing one setting leaves the rest of a run's noise alone.
+        # The same number of values is drawn in every case, so that changing one setting leaves the other noise alone.
         drop, place, choice = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
         offset = torch.randn((), generator=generator, dtype=torch.float64).item()
         last = self.decoder.num_timesteps - 1

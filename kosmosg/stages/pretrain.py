@@ -1,9 +1,9 @@
-"""Stage 1, multimodal language modelling: predict the next word of text in which images stand.
+"""Stage 1, multimodal language modelling: predict the next token of text with images in it.
 
-    loss = mean over learnt tokens of -log p(token | everything before it)
+    loss = mean over target tokens of -log p(token | everything before it)
 
-Trained: the language model, the resampler, the last block of the vision tower and its final LayerNorm. Which tokens are
-learnt is decided by the data (`labels`), never here. The aligner has no part in it yet.
+Trained: the language model, the resampler, the last block of the vision tower and its final LayerNorm. The data
+(`labels`) decides which tokens are targets. The aligner is not used yet.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class PretrainObjective:
     """What stage 1 minimises."""
 
     logit_slices: int = 1
-    """Parts that the projection to the vocabulary is computed in. With n > 1 each part is computed twice and its logits
-    never stay in memory: at 64,007 words, 16,384 learnt tokens have 4.2 GB of fp32 logits."""
+    """Number of slices in which the projection to the vocabulary is computed. With more than 1, each slice is computed
+    twice and its logits are not stored: with 64,007 tokens, 16,384 targets have 4.2 GB of fp32 logits."""
 
     def __post_init__(self) -> None:
         if self.logit_slices < 1:
@@ -45,14 +45,14 @@ class PretrainStage(nn.Module):
         freeze_vision(model.mllm.vision_model)
 
     def forward(self, batch: Batch) -> StageOutput:
-        """Mean negative log likelihood in nats over the learnt tokens of the batch; 0 where there is none."""
+        """Mean negative log likelihood in nats over the target tokens of the batch; 0 if there are none."""
         states = read(self.model.mllm, batch)
         learnt = batch["labels"] != IGNORED
-        # Only learnt positions meet the vocabulary: in a caption batch two thirds of the positions are image slots.
+        # Logits are computed only for targets: in a caption batch, two thirds of the positions are image slots.
         kept, targets = states[learnt], batch["labels"][learnt]
         total = torch.zeros((), device=states.device)
-        # A fixed number of parts, however few tokens there are: under ZeRO-3 every rank must call the projection as
-        # often as the others.
+        # A fixed number of slices, however few tokens there are: under ZeRO-3 every rank must call the projection
+        # equally often.
         slices = self.objective.logit_slices
         for part, words in zip(kept.tensor_split(slices), targets.tensor_split(slices), strict=True):
             if slices == 1:
@@ -68,11 +68,11 @@ class PretrainStage(nn.Module):
         return trainable_parameters(self)
 
     def export(self) -> KosmosG:
-        """The model; its aligner is as new as it was."""
+        """The model; its aligner is still untrained."""
         return self.model
 
     def checkpoint_activations(self) -> None:
-        """Keep only the inputs of the layers and compute the rest again in the backward pass."""
+        """Store only the inputs of the layers and recompute the rest in the backward pass."""
         recompute(self.model.mllm)
 
     def _negative_log_likelihood(self, states: Tensor, targets: Tensor) -> Tensor:

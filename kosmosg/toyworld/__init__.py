@@ -1,7 +1,7 @@
-"""The toy world: a procedural universe in which every claim of the model can be measured on a laptop.
+"""The toy world: a procedural world in which every claim about the model can be measured on a laptop.
 
-A plug-in: one source, one set of annotators, one benchmark, one frozen decoder and the models trained for it. Nothing
-outside this package imports it; `plugin` enters it into the registries. In order of their use:
+A plug-in: one source, one set of annotators, one benchmark, one frozen decoder and the models trained for it. No other
+package imports it; `plugin` adds it to the registries. In order of their use:
 
 * the world: `render` (pixels), `scene` (scenes, captions, edits), `questions`
 * data: `source`, `annotators`

@@ -1,7 +1,7 @@
-"""Acceptance of the toy world decoder: what it generates when it is told everything in words.
+"""Acceptance test of the toy world's decoder: what it generates from complete descriptions.
 
-Stage 3 cannot be better than its frozen decoder, and the decoder's loss says nothing about whether it binds words to
-places. So the recogniser decides: images from perfect captions of *held-out* subjects, read and counted.
+Stage 3 cannot be better than its frozen decoder, and the decoder's loss does not say whether it binds words to
+positions. So the recogniser decides, on images generated from complete captions of *held-out* subjects.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from kosmosg.toyworld.unet import generate
 from kosmosg.toyworld.vae import decode, encode, reconstruction_psnr
 
 THRESHOLDS = {"shape": 0.9, "pattern": 0.9, "background": 0.95}
-"""Least shares of right answers with perfect words before stage 3 may start."""
+"""Minimum accuracies with complete descriptions, before stage 3 is worth starting."""
 _LAYOUTS = {"one": ("alone",), "two": ("beside", "above"), "three": ("pyramid",)}
 
 Scores = dict[str, dict[str, float]]
@@ -28,9 +28,9 @@ Scores = dict[str, dict[str, float]]
 def measure(folder: Path, n: int = 192, seed: int = 11, guidance: float = 3.0, steps: int = 20) -> Scores:
     """Scores of a decoder folder on n held-out scenes of one, two and three entities.
 
-    Rows `one`, `two`, `three` are generated from perfect words. `two exact` mixes colour words to the exact hue, which
-    no caption can say: how finely the decoder listens. `... ceiling` is the autoencoder's reconstruction of the true
-    image; `vae` holds its `psnr` in dB.
+    Rows `one`, `two`, `three` are generated from complete descriptions. `two exact` mixes colour words to the exact
+    hue, which no caption can express, and shows how precisely the decoder follows it. `... ceiling` is the
+    autoencoder's reconstruction of the true image; `vae` has its `psnr` in dB.
     """
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32)
     vae = AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32)
@@ -58,7 +58,7 @@ def measure(folder: Path, n: int = 192, seed: int = 11, guidance: float = 3.0, s
 
 
 def shortfalls(scores: Scores) -> list[str]:
-    """The thresholds that are missed, one sentence each; empty when stage 3 may start."""
+    """The missed thresholds, one sentence each; empty if stage 3 may start."""
     return [
         f"{name}: {key} {scores[name][key]:.3f} is below {threshold}"
         for name in _LAYOUTS

@@ -1,7 +1,7 @@
-"""Exact annotators of the toy world: the scene that was rendered says what is in the image.
+"""Exact annotators of the toy world: the rendered scene says what is in the image.
 
-A scene travels as JSON in the hint `scene`. All choices (which words a caption spends, in which other scene the
-reference is rendered) come from a generator seeded by the sample's id, so a record depends on nothing else.
+A scene is passed as JSON in the hint `scene`. All choices (which words a caption uses, in which other scene the
+reference is rendered) come from a generator seeded with the sample's id, so a record depends on nothing else.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
-"""Scores of the toy world: does an image show the subjects that were asked for, each at its place?
+"""Scores of the toy world: does an image show the requested subjects, each in the right position?
 
-The recogniser reads every image at the places of the scene that it should show. A subject counts as *whole* when its
+The recogniser reads every image at the positions of the scene that it should show. A subject counts as *whole* if its
 shape and pattern are right and its hue is within half a colour word (22.5 degrees). Guessing gives `CHANCE`.
 """
 
@@ -43,7 +43,7 @@ Style = Literal["class", "image", "text", "full"]
 
 
 class ToyworldPrompt(NamedTuple):
-    """A prompt and the scene that a perfect answer would show (up to a pixel of jitter)."""
+    """A prompt and the scene that a perfect image would show (up to a pixel of jitter)."""
 
     prompt: Prompt
     scene: Scene
@@ -51,7 +51,7 @@ class ToyworldPrompt(NamedTuple):
 
 @dataclass(frozen=True)
 class Correctness:
-    """What is right, entity by entity (M of them in B images) and image by image."""
+    """What is right, per entity (M of them in B images) and per image."""
 
     image: npt.NDArray[np.int64]  # (M,) which image the entity is in
     shape: npt.NDArray[np.bool_]  # (M,)
@@ -66,7 +66,7 @@ class Correctness:
         return found
 
     def scores(self) -> dict[str, float]:
-        """Shares of right answers; `hue` is the median error in degrees, `hue_mean` its mean."""
+        """Accuracies; `hue` is the median error in degrees, `hue_mean` its mean."""
         every = np.bincount(self.image, ~self.whole, minlength=len(self.background)) == 0
         return {
             "shape": float(self.shape.mean()),
@@ -114,11 +114,11 @@ def toyworld_prompts(
     seed: int = 0,
     style: Style = "class",
 ) -> list[ToyworldPrompt]:
-    """n prompts and the scenes that they ask for; the same seed asks for the same scenes in every style.
+    """n prompts and the scenes that they describe; the same seed gives the same scenes in every style.
 
-    Every reference image is cut out of *another* scene (other size, place and background), on white. Styles: "class"
-    says `a ball <i> and a cat <i> at sea`, "image" says `<i> and <i> at sea`, "text" says `a ball and a cat at sea` (a
-    lower bound), "full" says `a striped red ball and a spotted blue cat at sea` (what words can do).
+    Every reference image is cut out of *another* scene (other size, position and background), on white. Styles: "class"
+    is `a ball <i> and a cat <i> at sea`, "image" is `<i> and <i> at sea`, "text" is `a ball and a cat at sea` (a lower
+    bound), "full" is `a striped red ball and a spotted blue cat at sea` (the best that words can do).
     """
     rng = np.random.default_rng([seed, entities, int(held_out)])
     prompts = []

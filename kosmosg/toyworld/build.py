@@ -1,7 +1,7 @@
-"""From scratch to `kosmosg/assets/toyworld`: train the parts, accept them, put them into one diffusers folder.
+"""Builds `kosmosg/assets/toyworld` from scratch: train the parts, check them, assemble them in one diffusers folder.
 
-Parts `vae`, `clip` and `recogniser` know nothing of each other and may run side by side; `unet` needs the first two.
-Each part works in its own folder under `work`, can be stopped at any time and continues where it was.
+The parts `vae`, `clip` and `recogniser` are independent and may run in parallel; `unet` needs the first two. Each part
+works in its own folder under `work`, can be interrupted at any time and resumes.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ DECODER = FolderLayout(
 
 
 def scaled(name: str, effort: float = 1.0, seed: int = 0) -> FitConfig:
-    """The settings of a part for a share of the shipped weights' steps."""
+    """The settings of a part, with a fraction of the shipped weights' steps."""
     config = FITS[name]
     steps, decay = max(1, round(config.steps * effort)), max(1, round(config.decay * effort))
     return replace(config, steps=steps, decay=decay, seed=seed)
@@ -89,8 +89,8 @@ def train_part(name: str, work: Path, config: FitConfig | None = None, report: R
 def assemble(work: Path, destination: Path, n: int = 192, report: Report = print) -> Scores:
     """Write the trained parts to `destination` in half precision, measure them there and write the model card.
 
-    The U-Net may still be in training: its average so far is taken. An earlier decoder of the toy world is replaced,
-    the models in it (`DECODER.kept`) stay. Raises CheckpointError when the folder holds anything else.
+    The U-Net may still be in training: its current EMA weights are used. An earlier decoder of the toy world is
+    replaced, the models in it (`DECODER.kept`) stay. Raises CheckpointError when the folder holds anything else.
     """
     scores: Scores = {}
 
@@ -186,31 +186,30 @@ library_name: diffusers
 ---
 # The frozen decoder of the toy world
 
-Stable Diffusion in miniature, 32 x 32 pixels: a text-to-image model of the procedural toy world
-(`kosmosg.toyworld.scene`), trained from scratch on a CPU. `kosmosg` uses it as the frozen decoder of its three
-stages where nobody has a GPU. It
-knows six shapes, five patterns, eight colour words (and, in its text states, all hues between them), three sizes, four
-places, day and night, and nothing else. It has never seen the held-out subjects (one seventh of shape x colour word x
-pattern); only the recogniser has.
+A miniature Stable Diffusion at 32 x 32 pixels: a text-to-image model of the procedural toy world
+(`kosmosg.toyworld.scene`), trained from scratch on a CPU. `kosmosg` uses it as the frozen decoder of its three stages
+on machines without a GPU. It knows six shapes, five patterns, eight colour words (and, in its text states, all hues
+between them), three sizes, four places, day and night, and nothing else. The held-out subjects (one seventh of
+shape x colour word x pattern) were not in its training; only the recogniser was trained on them.
 
-## Made by
+## Training
 `kosmosg run toyworld toyworld` (its defaults are the settings below), without any downloaded weights or data.
 torch {torch}, {machine}, one thread per part; wall time on two cores shared with other work.
 
-Two things make it learn from few samples, and both matter when its figures are read: CLIP is trained with dense heads
-that must tell what stands where (from patches and from words), and half of the colour words in CLIP's and the U-Net's
-training are mixtures of two neighbours that say the exact hue. So the condition space is finer than the vocabulary.
+Two things make it learn from few samples, and both matter for interpreting its scores: CLIP is trained with dense heads
+that must tell what is where (from patches and from words), and half of the colour words in CLIP's and the U-Net's
+training are mixtures of two neighbours that specify the exact hue. So the condition space is finer than the vocabulary.
 
 | part | batch x steps | peak lr | seed | time |
 |---|---|---|---|---|
 {parts}
 
-## Measured
-Held-out subjects, {n} scenes a row, 20 DPM-Solver++ steps, guidance 3, read by the recogniser. `one`, `two` and
-`three` entities are generated from perfect words, `two exact` from colour words mixed to the exact hue; `ceiling` is
-the autoencoder's reconstruction of the true image. shape and pattern: share right, per entity; hue: median and mean
-error in degrees (eight words alone leave 11.25 on average); background: ground and time both right; whole: shape and
-pattern right and hue within 22.5 degrees; image: everything right.
+## Scores
+Held-out subjects, {n} scenes per row, 20 DPM-Solver++ steps, guidance 3, read by the recogniser. `one`, `two` and
+`three` entities are generated from complete descriptions, `two exact` from colour words mixed to the exact hue;
+`ceiling` is the autoencoder's reconstruction of the true image. shape and pattern: accuracy per entity; hue: median and
+mean error in degrees (with the eight colour words alone, at least 11.25 on average); background: ground and time both
+right; whole: shape and pattern right and hue within 22.5 degrees; image: everything right.
 
 | | {columns} |
 {line}

@@ -1,4 +1,4 @@
-"""The CLIP of the toy world: the U-Net listens to its text tower, the language model sees with its vision tower.
+"""The CLIP of the toy world: its text tower conditions the U-Net, its vision tower is that of the language model.
 
 A stock `transformers.CLIPModel`, trained with CLIP's contrastive loss and two additions that save samples:
 

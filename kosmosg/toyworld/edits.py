@@ -1,7 +1,7 @@
-"""Editing in the toy world: "<i> make it at sea". Was it changed, and is it still the same subject?
+"""Editing in the toy world: "<i> make it at sea". Was the change made, and is it still the same subject?
 
-The image that is given shows a held-out subject. What is asked may be another place or time, or another colour,
-pattern or shape of the subject. The recogniser then looks at the answer at the place where the subject was.
+The input image shows a held-out subject. The instruction asks for another place or time, or for another colour, pattern
+or shape of the subject. The recogniser then reads the result at the position where the subject was.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ ASKED = ("ground", "time", "color", "pattern", "kind")
 
 
 class EditPrompt(NamedTuple):
-    """A prompt, what it asks to change (one of `ASKED`), and the scenes before and after."""
+    """A prompt, the requested change (one of `ASKED`), and the scenes before and after."""
 
     prompt: Prompt
     asked: str
@@ -40,22 +40,22 @@ class EditPrompt(NamedTuple):
 
 @dataclass(frozen=True)
 class EditCorrectness:
-    """For each of B answers, 1 where it is so and 0 where not."""
+    """For each of B results, 1 if it is right and 0 if not."""
 
     changed: np.ndarray
-    """(B,) what was asked is now so."""
+    """(B,) the requested change was made."""
     shape: np.ndarray
-    """(B,) the shape is still the same, or the one asked for."""
+    """(B,) the shape is still the same, or the requested one."""
     identity: np.ndarray
-    """(B,) everything of the subject that was not to change (shape, pattern, hue) is as before."""
+    """(B,) everything about the subject that should not change (shape, pattern, hue) is as before."""
     background: np.ndarray
     """(B,) ground and time of day are as they should be."""
     done: np.ndarray
-    """(B,) all of this at once: what was asked, and nothing else."""
+    """(B,) all of the above: the requested change, and nothing else."""
 
 
 def edit_prompts(n: int, seed: int = 0) -> list[EditPrompt]:
-    """n prompts about images of one held-out subject; what is asked goes round `ASKED`."""
+    """n prompts about images of one held-out subject; the requested changes cycle through `ASKED`."""
     rng = np.random.default_rng([seed, 77])
     prompts = []
     for number in range(n):
@@ -67,7 +67,7 @@ def edit_prompts(n: int, seed: int = 0) -> list[EditPrompt]:
 
 
 def judge_edits(images: Sequence[Image.Image], prompts: Sequence[EditPrompt]) -> EditCorrectness:
-    """Compare the answers (32 x 32 pixels) with what was asked. Raises ValueError when their numbers differ."""
+    """Compare the results (32 x 32 pixels) with the requests. Raises ValueError if their numbers differ."""
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images for {len(prompts)} prompts; give one for each")
     scenes = [prompt.edit.after for prompt in prompts]

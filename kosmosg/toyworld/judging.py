@@ -1,4 +1,4 @@
-"""The toy world as a benchmark: the recogniser reads each image at the places where its prompt expects its entities."""
+"""The toy world as a benchmark: the recogniser reads each image where its prompt expects the entities."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ SETS = {"one": 1, "two": 2, "three": 3}
 
 
 SetPrompt = tuple[str, ToyworldPrompt]
-"""Name of the set, prompt and the scene it asks for."""
+"""Name of the set, the prompt, and the scene it describes."""
 
 
 def prompts_of_sets(count: int, seed: int, style: Style) -> list[SetPrompt]:
-    """`count` prompts of every set, in one list, with held-out subjects; all styles ask for the same scenes."""
+    """`count` prompts of every set, in one list, with held-out subjects; all styles describe the same scenes."""
     return [
         (name, prompt)
         for name, entities in SETS.items()
@@ -39,7 +39,7 @@ def in_turn(prompts: Sequence[SetPrompt]) -> list[int]:
 
 
 class ToyworldBenchmark:
-    """What is asked, read and told; see `kosmosg.eval.benchmarks.base.Benchmark`."""
+    """The benchmark; see `kosmosg.eval.benchmarks.base.Benchmark`."""
 
     networks: Mapping[str, Framing | None] = {}
     references: Mapping[str, ImagesToRead] = {}
@@ -55,7 +55,7 @@ class ToyworldBenchmark:
         self.cases = [BenchmarkCase(name, case.prompt.text, case.prompt.images) for name, case in self.asked]
 
     def in_words(self) -> "ToyworldBenchmark":
-        """The same scenes asked in plain words, without images: what a model generates when it does not look."""
+        """The same scenes as text-only prompts: what a model generates without the images."""
         worded = ToyworldBenchmark(self.protocol, self.settings)
         worded.asked = prompts_of_sets(self.settings.cases, self.settings.seed, "text")
         worded.cases = [BenchmarkCase(name, case.prompt.text, case.prompt.images) for name, case in worded.asked]
@@ -78,7 +78,7 @@ class ToyworldBenchmark:
         return in_turn(self.asked)[:rows]
 
     def page(self, rows: Sequence[Mapping[str, Any]]) -> ScorePage:
-        """Shares that are right, and the hue error."""
+        """Accuracies, and the hue error."""
         return ScorePage(
             headlines={
                 f"{row['variant']}, {row['set']}": (
@@ -88,9 +88,9 @@ class ToyworldBenchmark:
                 for row in rows
             },
             reading=(
-                "Shares of entities (of images, for the background) that the recogniser reads as asked for; the hue "
-                "error is a median in degrees, where chance is 90. A whole subject has shape, pattern and hue (within "
-                "22.5°) right. “text only” asks the last model in plain words, without the reference images."
+                "Shares of entities (of images, for the background) that the recogniser reads as requested; the hue "
+                "error is the median in degrees, where chance is 90. A whole subject has the right shape, pattern and "
+                "hue (within 22.5°). “text only” is the last model with the prompt in words, without reference images."
             ),
             scores=(
                 ["variant", "entities", "prompts", "shape", "pattern", "hue error", "background", "whole subject"],

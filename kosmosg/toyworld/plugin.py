@@ -1,6 +1,6 @@
-"""What the toy world adds to the registries. Imported by `kosmosg.plugins.load_plugins`, never by name elsewhere.
+"""The toy world's registry entries. Imported by `kosmosg.plugins.load_plugins`, never by name elsewhere.
 
-Kept light: entries name what they load, and load it when they are used.
+Kept light: entries name what they load, and load it on use.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
-"""Questions about the toy world, each with the one right answer in the toy world's own words.
+"""Questions about the toy world, each with a single right answer in the toy world's vocabulary.
 
-What stage 1 learns of images can then be counted: an answer is right or it is not (`kosmosg.toyworld.reading`).
+So what stage 1 learns about images can be measured by exact match (`kosmosg.toyworld.reading`).
 """
 
 from typing import NamedTuple
@@ -21,12 +21,12 @@ class Question(NamedTuple):
 
     @property
     def asked(self) -> str:
-        """What stands behind the image and before the answer."""
+        """The text between the image and the answer."""
         return f"Question: {self.text} Answer:"
 
 
 def questions(scene: Scene) -> list[Question]:
-    """Every question with a single right answer: subjects are asked for by their shape, where only one has it."""
+    """Every question with a single right answer: a subject is named by its shape if no other subject has it."""
     found = [
         Question("place", "where is it?", PLACES[scene.ground]),
         Question("night", "is it night?", "yes" if scene.night else "no"),
@@ -43,7 +43,7 @@ def questions(scene: Scene) -> list[Question]:
 
 
 def sample_question(rng: np.random.Generator, scene: Scene) -> Question:
-    """One of them: first what about, then which, so that every kind of question is asked as often as it can be."""
+    """One of them: first the kind, then the question, so that all kinds are as frequent as possible."""
     groups: dict[str, list[Question]] = {}
     for question in questions(scene):
         groups.setdefault(question.about, []).append(question)

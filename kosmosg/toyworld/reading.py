@@ -1,4 +1,4 @@
-"""What stage 1 has learnt, counted: captions and answers by `generate()`, exactly right or not.
+"""Measures what stage 1 has learned: exact match of captions and answers from `generate()`.
 
     cases = caption_cases(192) + question_cases(192)
     reading_scores(cases, answer(model.mllm, processor, cases))  # {"caption": 0.9, "question": 0.8, "color": ...}
@@ -26,7 +26,7 @@ _LONGEST = 12  # tokens of an answer; the longest, "in the snow" or "a spotted o
 
 
 class ReadingCase(NamedTuple):
-    """A prompt and the answer that is right; `about` is what it counts towards."""
+    """A prompt and its right answer; `about` is the category in which it counts."""
 
     about: str
     prompt: Prompt
@@ -60,7 +60,7 @@ def question_cases(count: int, seed: int = 0, held_out: bool = True) -> list[Rea
 def answer(
     model: KosmosGForConditionalGeneration, processor: KosmosGProcessor, cases: Sequence[ReadingCase], batch: int = 32
 ) -> list[str]:
-    """The model's own words after each prompt, by greedy decoding."""
+    """The model's continuation of each prompt, by greedy decoding."""
     words: list[str] = []
     for first in range(0, len(cases), batch):
         prompts = [case.prompt for case in cases[first : first + batch]]

@@ -1,9 +1,9 @@
-"""The judge of the toy world: reads an image at the places where a scene expects its entities.
+"""The recogniser of the toy world: reads an image at the positions where a scene expects its entities.
 
-A convolutional network looks at the crop around each place and names shape (or nothing), pattern and hue; another one
-names the background from the whole image. It is never trained together with anything that it judges, and unlike
-all other parts it has seen the held-out subjects, so that it can recognise them. Noise and blur in training keep it
-honest on the softer images of a diffusion model.
+A convolutional network classifies shape (or nothing), pattern and hue from the crop around each position; another one
+classifies the background from the whole image. It is never trained together with anything that it judges, and unlike
+all other parts it was trained on the held-out subjects, so that it can recognise them. Noise and blur in training make
+it robust to the softer images of a diffusion model.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The toy world: a procedural universe of images and captions in which every claim of the model can be measured.
+"""The toy world: a procedural world of images and captions in which every claim about the model can be measured.
 
 A scene holds one to three entities on one of eight backgrounds. An entity is a shape, a pattern and one *continuous*
 hue; captions only know eight colour words, so an image of a subject says more about it than any caption can. One
@@ -9,7 +9,7 @@ seventh of all (shape, colour word, pattern) combinations is held out: no traini
     pixels = render([scene])[0]                    # (32, 32, 3) uint8
     text, spans = caption(scene)                   # "a striped red ball and a spotted blue cat in the snow at night"
 
-Everything is a pure function of the generator handed in, so a seed names a data set.
+Everything is a pure function of the generator that is passed in, so a seed identifies a dataset.
 """
 
 import json
@@ -135,7 +135,7 @@ class Scene:
 
 
 class CaptionWords(NamedTuple):
-    """Which optional words a caption spends on an entity."""
+    """Which optional words a caption uses for an entity."""
 
     size: bool = True
     pattern: bool = True
@@ -165,7 +165,7 @@ def is_held_out(kind: str, color: str, pattern: str) -> bool:
 def sample_scene(
     rng: np.random.Generator, held_out: bool = False, entities: int | None = None, layout: str | None = None
 ) -> Scene:
-    """Draw a scene. Training scenes (`held_out=False`) hold no held-out subject, held-out scenes only such."""
+    """Sample a scene. Training scenes (`held_out=False`) have no held-out subjects, held-out scenes only such."""
     if layout is None:
         count = int(rng.choice(3, p=_COUNT_WEIGHTS)) + 1 if entities is None else entities
         if count not in _LAYOUTS_BY_COUNT:
@@ -180,7 +180,7 @@ def sample_scene(
 
 
 def sample_entity(rng: np.random.Generator, held_out: bool, x: int, y: int, radius: int) -> SceneEntity:
-    """Draw a subject, inside or outside the held-out set, at the given place."""
+    """Sample a subject, inside or outside the held-out set, at the given position."""
     while True:  # six of seven draws succeed in training, one of seven when asked for held-out subjects
         hue = round(float(rng.uniform(0.0, 360.0)), 2)
         entity = SceneEntity(_pick(rng, KINDS), hue, _pick(rng, PATTERNS), x, y, radius)
@@ -191,7 +191,7 @@ def sample_entity(rng: np.random.Generator, held_out: bool, x: int, y: int, radi
 def sample_words(
     rng: np.random.Generator, scene: Scene, color: float = 0.8, pattern: float = 0.75
 ) -> tuple[CaptionWords, ...]:
-    """Keep each entity's colour and pattern words independently with these probabilities; sizes are always told."""
+    """Keep each entity's colour and pattern words independently with these probabilities; sizes are always kept."""
     draws = rng.random((len(scene.entities), 2))
     return tuple(CaptionWords(True, bool(second < pattern), bool(first < color)) for first, second in draws)
 
@@ -199,9 +199,9 @@ def sample_words(
 def caption(
     scene: Scene, words: Sequence[CaptionWords] | CaptionWords | None = None, place: bool = True
 ) -> SceneCaption:
-    """Tell a scene in words: all of them by default; give `CaptionWords(color=False)` for all, or one for each entity.
+    """Describe a scene, by default completely; pass one `CaptionWords`, or one per entity, to omit words.
 
-    `place=False` leaves the background untold. Entities are told from top to bottom and from left to right.
+    `place=False` omits the background. Entities are described from top to bottom and from left to right.
     """
     chosen = (
         [words or CaptionWords()] * len(scene.entities)

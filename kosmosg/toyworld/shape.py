@@ -6,8 +6,8 @@ from kosmosg.config import KosmosGConfig
 def toyworld_config(vocab_size: int) -> KosmosGConfig:
     """A model for `vocab_size` tokens.
 
-    The vision tower is shaped like the toy world's CLIP (`contrastive.py`), the aligner's output like what its U-Net
-    listens to: 24 vectors of 128 numbers.
+    The vision tower matches the toy world's CLIP (`contrastive.py`), the aligner's output what its U-Net expects:
+    24 vectors of width 128.
     """
     return KosmosGConfig(
         text_config={

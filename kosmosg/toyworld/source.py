@@ -1,4 +1,4 @@
-"""The toy world as a source: scenes, pairs of scenes for edits, questions about scenes. Nothing on disk.
+"""The toy world as a source: scenes, pairs of scenes for edits, questions about scenes. Needs no files.
 
 Scene number i of a seed is always the same, so a larger dataset contains a smaller one of the same seed. Held-out
 subjects never appear: what is sampled here is for training.

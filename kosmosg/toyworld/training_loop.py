@@ -1,8 +1,8 @@
 """The training loop of the small parts: AdamW, warm-up and decay, an average of the weights, and a resumable state.
 
-The toy world trains before the platform exists for it (no DeepSpeed, no Ray: one process, one core or one GPU), so the
-loop is as plain as can be. A part is a module and a function `loss(step) -> (loss, metrics)`; its data depend on the
-step alone, so that a run stopped at any moment continues as if it had not been.
+The toy world's parts are trained without the platform (no DeepSpeed, no Ray: one process, one core or one GPU), so the
+loop is simple. A part is a module and a function `loss(step) -> (loss, metrics)`; its data depend only on the step, so
+that an interrupted run resumes exactly.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ class FitConfig:
 
 @dataclass
 class Fitted:
-    """What a run leaves behind: the averaged weights and the bill."""
+    """The result of a run: the averaged weights and its cost."""
 
     model: nn.Module
     steps: int
@@ -121,12 +121,12 @@ def load_average(model: nn.Module, folder: Path) -> int:
 
 
 def generator(seed: int, step: int, stream: int = 0) -> np.random.Generator:
-    """Randomness of one step: a function of the seed and the step, so that a resumed run draws what it would have."""
+    """Randomness of one step: a function of the seed and the step, so that a resumed run gets the same numbers."""
     return np.random.default_rng([seed, stream, step])
 
 
 def compiled(function: _Called) -> _Called:
-    """`torch.compile` where a C++ compiler is at hand (1.5 times as fast on a CPU), else the function itself."""
+    """`torch.compile` if a C++ compiler is available (1.5 times as fast on a CPU), else the function itself."""
     if shutil.which("g++") is None and shutil.which("clang++") is None and not torch.cuda.is_available():
         return function
     return cast(_Called, torch.compile(function))

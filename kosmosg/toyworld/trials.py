@@ -1,4 +1,4 @@
-"""Several trainings of one recipe, judged on the same prompts: the toy world's figures with intervals over prompts."""
+"""Scores of several training runs of one recipe on the same prompts, with intervals over prompts."""
 
 from collections.abc import Sequence
 

@@ -1,11 +1,11 @@
-"""The U-Net of the toy world: it learns to generate what CLIP's text states say.
+"""The U-Net of the toy world, which generates images from CLIP's text states.
 
 A stock `diffusers.UNet2DConditionModel` on 8 x 8 x 8 latents, trained on v-prediction. What makes a CPU hour enough:
 
-* Time steps are drawn where shapes and bindings are decided. On so few latents the coarse image is settled at high
-  noise, which the plain epsilon loss hardly weighs (it multiplies the image's error by the signal-to-noise ratio).
-* Latents and text states live in a pool of recent scenes. Each scene is rendered, encoded and told once and then seen
-  several times under fresh noise, so that a step costs little beyond the U-Net.
+* Timesteps are sampled where shapes and bindings are decided. With so few latents, the coarse image is determined at
+  high noise, to which the plain epsilon loss gives little weight (it multiplies the image's error by the SNR).
+* Latents and text states are kept in a pool of recent scenes. Each scene is rendered, captioned and encoded once and
+  then used several times with fresh noise, so that a step costs little more than the U-Net.
 """
 
 import contextlib
@@ -74,9 +74,9 @@ def sample_times(rng: np.random.Generator, count: int) -> Tensor:
 
 
 class Teacher:
-    """Frozen autoencoder and text tower, and a ring of what they said of the scenes of the last `kept` steps.
+    """Frozen autoencoder and text tower, and a ring buffer of their outputs for the scenes of the last `kept` steps.
 
-    What the pool holds at a step depends on that step alone, so a resumed run finds it as it was.
+    The contents of the pool at a step depend only on that step, so a resumed run has the same pool.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """The autoencoder of the toy world: 32 x 32 x 3 pixels to 8 x 8 x 8 latents and back.
 
-A stock `diffusers.AutoencoderKL`. Two departures from the usual recipe: no adversarial loss (the world's hard edges are
-learnt by L1 alone), and the latents' mean and spread are folded into the two 1 x 1 convolutions around the bottleneck,
+A stock `diffusers.AutoencoderKL`. Two differences from the usual recipe: no adversarial loss (L1 alone learns the
+world's hard edges), and the latents' mean and spread are folded into the two 1 x 1 convolutions around the bottleneck,
 so that each channel has zero mean and unit variance and `scaling_factor` is 1.
 """
 

@@ -61,6 +61,11 @@ def styled(text: str, style: str, stream: TextIO) -> str:
     return text if plain or not style else f"\033[{COLOURS[style]}m{text}\033[0m"
 
 
+def plural(count: int, noun: str) -> str:
+    """`1 prompt`, `2 prompts`, `1,500 prompts`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, oldest first; an incomplete last line is ignored."""
     if not path.is_file():

@@ -59,7 +59,7 @@ def claim_files(folder: Path, job: str, names: Sequence[str]) -> Path:
 
 
 def refuse_overlap(source: Path, dest: Path) -> None:
-    """Raises ConfigError when one folder is, or lies in, the other, whatever links and relative paths lead there."""
+    """Raises ConfigError if one folder is the other or is inside it, after resolving links and relative paths."""
     real_source, real_dest = source.resolve(), dest.resolve()
     if real_source == real_dest:
         raise ConfigError(f"dest: {dest} is the source itself; give another folder")

@@ -1,6 +1,6 @@
-"""How far a long task is and how long it will still take: the one progress display of all commands and jobs.
+"""Progress of long tasks with the time left: the progress display of all commands and jobs.
 
-A bar on a terminal; elsewhere, in a log, a line every fifteen seconds that can be read alone.
+A bar on a terminal; elsewhere, such as in a log, a self-contained line every fifteen seconds.
 """
 
 import json
@@ -26,7 +26,7 @@ _MARKS = 60  # so the speed is that of the last two minutes, or of the last sixt
 class TimeLeft:
     """Estimates the remaining seconds of a task from its recent speed.
 
-    Work that was done before the first `mark`, by an earlier run, says nothing about the speed of this one.
+    Work done before the first `mark`, by an earlier run, does not count towards the speed of this one.
     """
 
     def __init__(self, total: float) -> None:
@@ -34,7 +34,7 @@ class TimeLeft:
         self._marks: deque[tuple[float, float]] = deque(maxlen=_MARKS)
 
     def mark(self, done: float, now: float) -> None:
-        """Note that `done` of `total` were done at the time `now`, in seconds."""
+        """Record that `done` of `total` were done at the time `now`, in seconds."""
         if self._marks and done < self._marks[-1][1]:
             self._marks.clear()  # a resumed run takes some steps again
         if self._marks and done == self._marks[-1][1]:
@@ -53,13 +53,13 @@ class TimeLeft:
 
 
 class Progress:
-    """The display of one task, for the time of a `with` block.
+    """The display of one task, for the duration of a `with` block.
 
     Args:
         title: what the task is called, as in `align`.
         total: how much there is to do.
         unit: of what, as in `steps`.
-        running: the work starts with the block, so the first piece already tells the speed; else with the second.
+        running: whether the work starts with the block, so that the first piece already gives the speed.
     """
 
     def __init__(self, title: str, total: int, unit: str, running: bool = True) -> None:
@@ -95,10 +95,10 @@ class Progress:
             echo(self._line(f"took {duration(self.seconds)}"))
 
     def update(self, done: int | None = None, state: str | None = None, total: int | None = None) -> None:
-        """Tell how much is done (all in all), and what else is worth knowing, such as the loss.
+        """Report how much is done in total, and details such as the loss.
 
-        Call it as often as you like; without `done` only the display is brought up to date. `total` replaces a total
-        that was not known before the work began.
+        Call it as often as you like; without `done` only the display is refreshed. `total` replaces a total that was
+        not known before the work began.
         """
         now = time.monotonic()
         if total is not None:
@@ -112,6 +112,8 @@ class Progress:
         remaining = f"{duration(left)} left" if left is not None and self.done < self.total else ""
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, total=self.total, state=self._details(remaining))
+        elif self.done == self.total and self.total:
+            return  # the closing line says so
         elif now - self._said > _LINE_SECONDS and self._shown != (self.done, self.state):
             self._said, self._shown = now, (self.done, self.state)
             echo(self._line(remaining))
@@ -130,7 +132,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`: the two largest units, which is as exact as an estimate is."""
+    """`45 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`: the two largest units, which is precise enough for an estimate."""
     whole = round(seconds)
     for (large, size), (small, part) in pairwise((("d", 86400), ("h", 3600), ("min", 60), ("s", 1))):
         if whole >= size:
@@ -141,7 +143,7 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def follow_metrics(title: str, steps: int, metrics: Path) -> Iterator[None]:
-    """Show how far a training run is, from the metrics file that its first worker appends to."""
+    """Show the progress of a training run, from the metrics file that its first worker appends to."""
     ended = threading.Event()
 
     def watch() -> None:
@@ -167,7 +169,7 @@ def follow_metrics(title: str, steps: int, metrics: Path) -> Iterator[None]:
 
 
 class MetricsTail:
-    """The last line of a growing metrics file, read without starting over."""
+    """The last line of a growing metrics file, read incrementally."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,3 +1,3 @@
-"""The HTTP side, which knows nothing of Ray: `schema` of requests and answers and how they `resolve`; the routes
-`native`, `models` and `health` over a `backend`, streamed by `sse`, refused by `errors`; `http_app` puts them together.
+"""The HTTP layer, independent of Ray: `schema` of requests and responses, `resolve` for defaults and limits; the routes
+`native`, `models` and `health` over a `backend`; `sse` for streaming, `errors`; `http_app` puts them together.
 """

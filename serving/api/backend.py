@@ -1,4 +1,4 @@
-"""What the routes ask of whoever computes; `serving/app.py` puts Ray Serve's deployments there."""
+"""What the routes need from a backend; in `serving/app.py` that is Ray Serve's deployments."""
 
 from collections.abc import AsyncGenerator
 from typing import Protocol
@@ -8,16 +8,16 @@ from serving.engine.messages import DecoderInfo, EncodedPrompt, Event, ImageRequ
 
 
 class Backend(Protocol):
-    """What the routes need. Every method raises ApiError or a KosmosGError for what the client should read."""
+    """What the routes need. Every method raises ApiError or a KosmosGError with a message for the client."""
 
     async def about(self) -> DecoderInfo:
-        """What is loaded; 503 as long as it is not."""
+        """Describes the loaded model; 503 until it is loaded."""
 
     async def missing(self) -> list[str]:
-        """Which parts are not ready; empty when all are."""
+        """Which deployments are not ready; empty if all are."""
 
     async def encode(self, prompt: Prompt, negative: str | None) -> EncodedPrompt:
-        """A prompt as a condition; 429 when too many wait."""
+        """Encode a prompt as a condition; 429 if too many requests are waiting."""
 
     def generate(self, request: ImageRequest) -> AsyncGenerator[Event]:
-        """Events of a request, the last of which is `Finished`; closing it early frees its place; 429 when full."""
+        """Events of a request, the last of which is `Finished`; closing it early frees its slot; 429 if full."""

@@ -1,4 +1,4 @@
-"""Errors in the shape that OpenAI's clients understand: {"error": {"type", "code", "message", "param"}}."""
+"""Errors in the format that OpenAI's clients understand: {"error": {"type", "code", "message", "param"}}."""
 
 import logging
 import re
@@ -17,7 +17,7 @@ TYPES = {404: "not_found_error", 413: "request_too_large", 429: "rate_limit_erro
 
 
 class ApiError(Exception):
-    """An answer other than 200. `retry_after` is in seconds."""
+    """An error response. `retry_after` is in seconds."""
 
     def __init__(
         self, status: int, code: str, message: str, param: str | None = None, retry_after: int | None = None
@@ -31,7 +31,7 @@ class ApiError(Exception):
 
     @classmethod
     def of(cls, error: BaseException) -> "ApiError":
-        """Any exception as an answer: mistakes of the user keep their message, faults of ours go to the log."""
+        """Any exception as an error response: user errors keep their message, internal errors go to the log."""
         if isinstance(error, ApiError):
             return error
         if isinstance(error, KosmosGError):
@@ -39,7 +39,7 @@ class ApiError(Exception):
             code = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
             return cls(422, code, _sentence(error))
         logger.error("a request failed", exc_info=error)
-        return cls(500, "internal_error", "the server failed at this request; it is logged there")
+        return cls(500, "internal_error", "the request failed on the server; the error is in its log")
 
     @property
     def body(self) -> dict[str, Any]:
@@ -48,20 +48,20 @@ class ApiError(Exception):
         return {"error": {"type": kind, "code": self.code, "message": self.message, "param": self.param}}
 
     def response(self) -> JSONResponse:
-        """The HTTP answer."""
+        """The HTTP response."""
         headers = {"Retry-After": str(self.retry_after)} if self.retry_after else None
         return JSONResponse(self.body, self.status, headers)
 
 
 def install(app: FastAPI) -> None:
-    """Give every error of the app that shape."""
+    """Return every error of the app in that format."""
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             return ApiError(400, "invalid_json", f"the body is not JSON: {first['ctx']['error']}").response()
-        # The first word is where it was ("body"); the tags of unions are inside the path as well, and help.
+        # The first element says where it was ("body"); the path also contains the tags of unions, which helps.
         param = ".".join(str(part) for part in first["loc"][1:])
         reason = "there is no such field" if first["type"] == "extra_forbidden" else first["msg"]
         message = f"{param or 'body'}: {reason[0].lower()}{reason[1:]}"
@@ -84,6 +84,6 @@ def install(app: FastAPI) -> None:
 
 
 def _sentence(error: BaseException) -> str:
-    """The message alone: an error that crossed processes carries the remote traceback in its text."""
+    """Only the message: the text of an error that crossed processes includes the remote traceback."""
     cause = getattr(error, "cause", None)
     return str(cause if isinstance(cause, BaseException) else error)

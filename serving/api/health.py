@@ -1,4 +1,4 @@
-"""`/healthz` and `/readyz`: what a load balancer asks."""
+"""`/healthz` and `/readyz`, for load balancers."""
 
 from fastapi import APIRouter
 
@@ -13,12 +13,12 @@ def routes(backend: Backend, config: ServingConfig) -> APIRouter:
 
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
-        """The process answers. Says nothing about models: see /readyz."""
+        """Liveness: the process responds. For models, see /readyz."""
         return {"status": "ok"}
 
     @router.get("/readyz")
     async def readyz() -> dict[str, str]:
-        """200 when every part is up and has its weights, 503 before."""
+        """Readiness: 200 if every deployment is up and has loaded its weights, else 503."""
         missing = await backend.missing()
         if missing:
             raise ApiError(503, "starting", f"not ready: {', '.join(missing)}", retry_after=config.retry_after)

@@ -1,4 +1,4 @@
-"""The HTTP application: all routes over one backend, their errors and middleware. It knows nothing of Ray."""
+"""The HTTP application: all routes over one backend, with errors and middleware. Independent of Ray."""
 
 from fastapi import FastAPI
 
@@ -15,7 +15,7 @@ def http_app(backend: Backend, config: ServingConfig) -> FastAPI:
     app = FastAPI(
         title="Kosmos-G",
         version=kosmosg.__version__,
-        description="Images from prompts in which images stand between the words.",
+        description="Image generation from prompts that mix text and images.",
     )
     limit = config.limits.body_bytes
     too_large = ApiError(413, "body_too_large", f"the request is larger than the limit of {limit} bytes")

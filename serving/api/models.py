@@ -1,4 +1,4 @@
-"""`/v1/models`: what is served, its defaults and its limits."""
+"""`/v1/models`: the served model, its defaults and its limits."""
 
 import time
 
@@ -16,7 +16,7 @@ def routes(backend: Backend, config: ServingConfig) -> APIRouter:
 
     @router.get("/v1/models")
     async def models() -> ModelList:
-        """The model, what it does by default, and what a request may ask for."""
+        """The served model, its defaults, and the limits for requests."""
         about = await backend.about()
         card = ModelCard(
             id=config.name,

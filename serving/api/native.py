@@ -1,4 +1,4 @@
-"""The routes of this project's own interface: `/v1/generate` and `/v1/condition`."""
+"""The routes of this project's own API: `/v1/generate` and `/v1/condition`."""
 
 import asyncio
 import base64
@@ -51,12 +51,12 @@ def routes(backend: Backend, config: ServingConfig) -> APIRouter:
         """Generate images from ordered text and images; with `stream` as server-sent events."""
         began = time.perf_counter()
         resolved = resolve_request(request, config, await backend.about())
-        # Decoding large images takes long enough to hold up everybody else's events.
+        # Decoding large images would block the events of other requests.
         prompt = await asyncio.to_thread(read_prompt, request, config)
         encoded = await backend.encode(prompt, request.negative)
         answer = _Answer(request, config.name, prompt, encoded, resolved, began)
         events = backend.generate(answer.image_request)
-        # The first event means a place in the batch: until then a refusal is still a plain HTTP answer.
+        # The first event means that the request was accepted; until then, a rejection is still a plain HTTP response.
         first = await anext(events)
         if request.stream:
             stream = _stream(answer, first, events)
@@ -87,7 +87,7 @@ def routes(backend: Backend, config: ServingConfig) -> APIRouter:
 
 
 class _Answer:
-    """The answer to one request while it is being made."""
+    """The response to one request, while it is being produced."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class _Answer:
 
     @property
     def image_request(self) -> ImageRequest:
-        """What the decoder is asked for."""
+        """The request for the decoder."""
         return ImageRequest(
             positive=self.encoded.positive,
             negative=self.encoded.negative,
@@ -135,7 +135,7 @@ class _Answer:
         return server_sent_event("completed", (await self.completed(event)).model_dump())
 
     async def completed(self, event: Finished) -> GenerateResponse:
-        """The whole answer."""
+        """The complete response."""
         encoded = await self.encoded_images(event.images)
         total = time.perf_counter() - self.began
         return GenerateResponse(
@@ -158,14 +158,14 @@ class _Answer:
         )
 
     async def encoded_images(self, images: ImageArray) -> list[str]:
-        """Base64 of each image in the format asked for."""
+        """Each image in the requested format, as Base64."""
         return await asyncio.to_thread(lambda: [_base64(image, self.request.format) for image in images])
 
 
 async def _stream(answer: _Answer, first: Event, events: AsyncGenerator[Event]) -> AsyncIterator[str]:
-    """Server-sent events; whatever goes wrong now is an event too, because the status is already sent."""
+    """Server-sent events; errors become events too, because the status has already been sent."""
     try:
-        async with aclosing(events):  # a client that goes away frees its place
+        async with aclosing(events):  # a client that disconnects frees its slot
             yield await answer.event(first)
             async for event in events:
                 yield await answer.event(event)

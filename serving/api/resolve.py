@@ -1,4 +1,4 @@
-"""A request held against the operator's limits, and its defaults filled in, before anything is computed."""
+"""Checks a request against the operator's limits and fills in defaults, before anything is computed."""
 
 import re
 import secrets
@@ -25,7 +25,7 @@ class ResolvedRequest(BaseModel):
 
 
 def read_prompt(request: PromptRequest, config: ServingConfig) -> Prompt:
-    """The prompt of a request; the images are decoded here. Raises PromptError, ImageError, ApiError."""
+    """The prompt of a request; images are decoded here. Raises PromptError, ImageError, ApiError."""
     limits = config.limits
     if request.model not in (None, config.name):
         raise ApiError(
@@ -44,7 +44,7 @@ def read_prompt(request: PromptRequest, config: ServingConfig) -> Prompt:
 
 
 def resolve_request(request: GenerateRequest, config: ServingConfig, about: DecoderInfo) -> ResolvedRequest:
-    """Defaults filled in, limits held. Raises ApiError with the field, the value and the limit."""
+    """Fill in defaults and check limits. Raises ApiError with the field, the value and the limit."""
     limits, defaults = config.limits, config.defaults
     for name, given in (("lora", [lora.name for lora in request.lora]), ("control", _names(request.control))):
         if given:
@@ -92,7 +92,7 @@ def _size(size: str | None, about: DecoderInfo) -> tuple[int, int]:
 def _within(param: str, value: float, limit: float, unit: str) -> None:
     if value > limit:
         asked = " ".join(filter(None, (str(value), unit)))
-        raise ApiError(422, "above_limit", f"{param}: {asked} asked for, the limit is {limit}", param)
+        raise ApiError(422, "above_limit", f"{param}: {asked} requested, the limit is {limit}", param)
 
 
 def _names(control: Control | None) -> list[str]:

@@ -1,6 +1,6 @@
-"""What goes in and out of the endpoint, as it stands in /openapi.json.
+"""Requests and responses of the endpoint, as published in /openapi.json.
 
-The shapes are fixed here; the limits are the operator's, and `serving.api.resolve` checks them.
+This module defines the fields; the operator sets the limits, which `serving.api.resolve` checks.
 """
 
 from typing import Annotated, Any, Literal
@@ -11,30 +11,30 @@ MAX_SEED = 2**63 - 1
 
 
 class Body(BaseModel):
-    """Base of what is received: unknown fields are refused, so that a misspelt name never passes as a default."""
+    """Base of request bodies: unknown fields are rejected, so that a misspelt name does not silently mean a default."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
 
 class TextPart(Body):
-    """Words of the prompt."""
+    """Text in the prompt."""
 
     type: Literal["text"]
     text: str
-    """Words. A literal `<i>` is refused: here images are parts of their own."""
+    """The text. A literal `<i>` is rejected: in this API, images are separate parts."""
 
 
 class ImageUrl(Body):
-    """An image inside the request."""
+    """An image embedded in the request."""
 
     url: str
-    """`data:image/png;base64,...`; also JPEG, WebP, GIF (one frame), BMP, TIFF, AVIF. Addresses are not fetched."""
+    """`data:image/png;base64,...`; also JPEG, WebP, GIF (one frame), BMP, TIFF, AVIF. URLs are not fetched."""
     detail: str | None = None
     """Ignored; chat clients send it."""
 
 
 class ImagePart(Body):
-    """An image at its place between the words."""
+    """An image in the prompt."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -66,32 +66,32 @@ class PromptRequest(Body):
     negative: str | None = None
     """What the images should not show; null is the null prompt that training used."""
     model: str | None = None
-    """A name from /v1/models; null is the one that is served."""
+    """A name from /v1/models; null means the served model."""
 
 
 class GenerateRequest(PromptRequest):
     """`POST /v1/generate`."""
 
     n: int = Field(default=1, ge=1)
-    """Images; image i has seed + i."""
+    """Number of images; image i uses seed + i."""
     size: str | None = Field(default=None, examples=["512x512"])
-    """WIDTHxHEIGHT in pixels; null is the decoder's own."""
+    """WIDTHxHEIGHT in pixels; null means the decoder's native size."""
     steps: int | None = Field(default=None, ge=1)
     """Denoising steps."""
     guidance: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    """Classifier-free guidance; at 1 or below it is off."""
+    """Classifier-free guidance scale; 1 or less disables guidance."""
     seed: int | None = Field(default=None, ge=0, le=MAX_SEED - 1024)
-    """The same seed gives the same image, whatever else the server does; null takes a random one."""
+    """The same seed gives the same image, whatever else the server is doing; null picks a random one."""
     scheduler: str | None = Field(default=None, examples=["dpms"])
-    """Scheduler, by the names in /v1/models; null is the decoder's own."""
+    """Scheduler, by a name from /v1/models; null means the decoder's own."""
     lora: list[Lora] = Field(default_factory=list)
-    """Adapters, by the names in /v1/models."""
+    """Adapters, by names from /v1/models."""
     control: Control | None = None
-    """A ControlNet, by the names in /v1/models."""
+    """A ControlNet, by a name from /v1/models."""
     format: Literal["png", "jpeg", "webp"] = "png"
-    """How images are encoded."""
+    """Image format of the response."""
     stream: bool = False
-    """Answer with server-sent events: progress, partial_image, completed, error."""
+    """Respond with server-sent events: progress, partial_image, completed, error."""
     partial_images: int = Field(default=2, ge=0)
     """Partial images in a stream."""
 
@@ -111,16 +111,16 @@ class ImageData(BaseModel):
 
 
 class Usage(BaseModel):
-    """What was spent."""
+    """What the request used."""
 
     prompt_tokens: int
-    """Tokens of the prompt, image slots included."""
+    """Tokens of the prompt, including image slots."""
     input_images: int
     output_images: int
     unet_rows: int
-    """U-Net evaluations; guidance doubles them."""
+    """U-Net evaluations; guidance doubles the number."""
     cached: bool
-    """The prompt was known, and was not encoded again."""
+    """Whether the prompt was cached and not encoded again."""
 
 
 class Timings(BaseModel):
@@ -128,7 +128,7 @@ class Timings(BaseModel):
 
     encode: float
     draw: float
-    """Waiting for a place included."""
+    """Includes waiting for a slot."""
     total: float
 
 
@@ -163,14 +163,14 @@ class ConditionResponse(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A model that is served."""
+    """The served model."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "kosmosg"
     size: str
-    """WIDTHxHEIGHT that it was trained at."""
+    """The WIDTHxHEIGHT that it was trained on."""
     size_step: int
     """Widths and heights are multiples of this."""
     condition: list[int]
@@ -196,11 +196,11 @@ class ErrorDetail(BaseModel):
     code: str
     message: str
     param: str | None
-    """The field that is meant, as a dotted path."""
+    """The field concerned, as a dotted path."""
 
 
 class ErrorResponse(BaseModel):
-    """Every answer that is not a success."""
+    """Every response that is not a success."""
 
     error: ErrorDetail
 
@@ -211,7 +211,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorResponse, "description": "The body is not JSON."},
     404: {"model": ErrorResponse, "description": "No such model, LoRA or ControlNet."},
     413: {"model": ErrorResponse, "description": "The request is larger than `limits.body_bytes`."},
-    422: {"model": ErrorResponse, "description": "A field or an image that cannot be, or is beyond a limit."},
-    429: {"model": ErrorResponse, "description": "Too many requests wait; see Retry-After."},
+    422: {"model": ErrorResponse, "description": "A field or an image is invalid or exceeds a limit."},
+    429: {"model": ErrorResponse, "description": "Too many requests are waiting; see Retry-After."},
     503: {"model": ErrorResponse, "description": "Starting, or a replica was lost; see Retry-After."},
 }

@@ -1,4 +1,4 @@
-"""What travels between the parts of the endpoint. Plain values and numpy: whoever only passes them on needs no torch.
+"""Messages between the parts of the endpoint. Plain values and numpy, so that passing them on needs no torch.
 
 Letters: n images, Q queries, D width of the condition, H W pixels.
 """
@@ -21,8 +21,8 @@ class EncodedPrompt:
 
     positive: Embeddings
     negative: Embeddings
-    tokens: int  # of the prompt, image slots included
-    cached: bool  # nothing had to be encoded
+    tokens: int  # of the prompt, including image slots
+    cached: bool  # whether nothing had to be encoded
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ImageRequest:
     steps: int = 20
     guidance: float = 3.0  # classifier-free guidance scale; at 1 or below the negative is not computed at all
     scheduler: str | None = None  # a name of kosmosg.diffusion.schedulers.SCHEDULERS; None is the decoder's own
-    previews: int = 0  # partial results on the way, evenly spread
+    previews: int = 0  # partial results along the way, evenly spaced
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class DenoisingProgress:
 
 @dataclass(frozen=True)
 class Preview:
-    """Partial images: what the images would be if the network's present estimate were right."""
+    """Partial images, decoded from the network's current estimate of the clean latents."""
 
     step: int
     steps: int
@@ -70,7 +70,7 @@ Event = DenoisingProgress | Preview | Finished
 
 @dataclass(frozen=True)
 class DecoderInfo:
-    """What the loaded encoder and decoder say about themselves."""
+    """Properties of the loaded encoder and decoder."""
 
     native_size: int  # pixels per side that the decoder was trained at
     size_step: int  # widths and heights are multiples of this many pixels

@@ -1,9 +1,9 @@
 """The step engine: images at different denoising steps share one U-Net batch.
 
-One `tick` is one U-Net call for images of one size. A request that is admitted joins at the next call for its size, one
-that leaves frees its rows before the next call. Every request keeps its own scheduler, so an image does not depend on
-the others in its batch (beyond rounding). Sizes take turns: between two calls for one size, each other size under way
-gets at most one. The engine knows conditions and images; it knows nothing of prompts, HTTP or Ray.
+One `tick` is one U-Net call for images of one size. An admitted request joins at the next call for its size; one that
+leaves frees its rows before the next call. Every request keeps its own scheduler, so an image does not depend on the
+others in its batch (beyond rounding). Sizes take turns: between two calls for one size, each other size in progress
+gets at most one. The engine handles conditions and images; it knows nothing about prompts, HTTP or Ray.
 
 Letters: R rows of one U-Net call, n images of one request, Q D of the condition, c h w of the latents.
 """
@@ -20,13 +20,13 @@ from serving.engine.messages import DenoisingProgress, Embeddings, Event, Finish
 
 
 class ActiveRequest:
-    """One request under way: its own scheduler state, random numbers and latents."""
+    """One request in progress: its own scheduler state, random numbers and latents."""
 
     def __init__(self, request: ImageRequest, scheduler: Any, shape: tuple[int, ...], device: torch.device) -> None:
         scheduler.set_timesteps(request.steps)
         self.request = request
         self.scheduler = scheduler
-        # On the CPU, so that a seed means the same image on every device.
+        # On the CPU, so that a seed gives the same image on every device.
         self.generators = [torch.Generator().manual_seed(seed) for seed in request.seeds]
         noise = torch.cat([torch.randn((1, *shape), generator=generator) for generator in self.generators])
         # (n, c, h, w), float32 whatever the U-Net computes in
@@ -40,18 +40,18 @@ class ActiveRequest:
         self.condition = torch.cat(rows).to(device)  # (R, Q, D)
         every = self.steps / (request.previews + 1)
         self.preview_at = {round(every * (i + 1)) for i in range(request.previews)} - {0, self.steps}
-        # Ancestral schedulers add noise at each step; the others have no such argument.
+        # Ancestral schedulers add noise at each step; others have no such argument.
         ancestral = "generator" in inspect.signature(scheduler.step).parameters
         self._extra: dict[str, Any] = {"generator": self.generators} if ancestral else {}
 
     @property
     def rows(self) -> int:
-        """Rows of a U-Net call that this request fills."""
+        """Rows of a U-Net call that this request takes."""
         return len(self.condition)
 
     @property
     def steps(self) -> int:
-        """U-Net calls in all; some schedulers make more than were asked for."""
+        """Total number of U-Net calls; some schedulers make more than the requested number of steps."""
         return len(self.timesteps)
 
     def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,7 +62,7 @@ class ActiveRequest:
         return torch.cat([scaled] * repeats), timestep.expand(self.rows), self.condition
 
     def advance(self, prediction: Tensor, wants_clean: bool) -> Tensor | None:
-        """One denoising step from the U-Net's rows; also the present estimate of the clean latents, if wanted."""
+        """One denoising step from the U-Net's output; also the current estimate of the clean latents, if wanted."""
         if self.guided:
             negative, positive = prediction.chunk(2)
             prediction = negative + self.request.guidance * (positive - negative)
@@ -91,12 +91,12 @@ class ActiveRequest:
 class StepEngine:
     """Runs requests through one U-Net and VAE.
 
-    `admit` and `leave` may be called from any thread, also during a `tick`; `tick` itself is called by one thread.
+    `admit` and `leave` may be called from any thread, also during a `tick`; only one thread may call `tick`.
 
     Args:
-        unet: `UNet2DConditionModel`; it fixes device and precision of the denoising.
+        unet: `UNet2DConditionModel`; it determines device and precision of the denoising.
         vae: `AutoencoderKL`.
-        scheduler: the decoder's own, and with its betas and prediction type the pattern of all others; never stepped.
+        scheduler: the decoder's own; its betas and prediction type are used for all others. It is never stepped itself.
         max_batch_rows: rows of one U-Net call, at the U-Net's native size; larger images count by their area. A guided
             image takes two.
     """
@@ -108,27 +108,27 @@ class StepEngine:
         self.max_batch_rows = max_batch_rows
         self.factor = int(2 ** (len(self.vae.config.block_out_channels) - 1))  # pixels per latent, each way
         self._lock = threading.Lock()  # of the field below
-        # Requests by latent shape (c, h, w), in order of admission. The size whose turn is next stands first.
+        # Requests by latent shape (c, h, w), in order of admission. The size whose turn is next comes first.
         self._queues: dict[tuple[int, ...], list[ActiveRequest]] = {}
 
     @property
     def native_size(self) -> int:
-        """Pixels per side that the U-Net was trained at."""
+        """Pixels per side that the U-Net was trained on."""
         return int(self.unet.config.sample_size) * self.factor
 
     @property
     def size_step(self) -> int:
-        """Width and height are multiples of this many pixels, or the U-Net's halvings would not meet again."""
+        """Width and height must be multiples of this, so that the U-Net's up- and downsampled maps match."""
         return int(self.factor * 2 ** (len(self.unet.config.block_out_channels) - 1))
 
     @property
     def active(self) -> int:
-        """Requests under way."""
+        """Number of requests in progress."""
         with self._lock:
             return sum(not active.left for queue in self._queues.values() for active in queue)
 
     def admit(self, request: ImageRequest) -> ActiveRequest:
-        """Take a request in; it joins at the next call for its size. Raises ConfigError for an unknown scheduler."""
+        """Admit a request; it joins at the next call for its size. Raises ConfigError for an unknown scheduler."""
         own = self.scheduler
         config = own.config
         scheduler = make_scheduler(request.scheduler, config) if request.scheduler else type(own).from_config(config)
@@ -139,14 +139,14 @@ class StepEngine:
         return admitted
 
     def leave(self, active: ActiveRequest) -> None:
-        """Forget a request; its rows are free at the next tick."""
+        """Drop a request; its rows are free at the next tick."""
         active.left = True
 
     @torch.inference_mode()
     def tick(self) -> list[tuple[ActiveRequest, Event | Exception]]:
-        """One U-Net call for as many requests of the next size as fit, and its events.
+        """Make one U-Net call for as many requests of the next size as fit; returns its events.
 
-        A call that fails ends its own requests only: the exception is their last event.
+        A call that fails ends only its own requests: the exception is their last event.
         """
         batch = self._next_batch()
         if not batch:
@@ -167,12 +167,12 @@ class StepEngine:
                 return []
             shape = next(iter(self._queues))
             queue = self._queues.pop(shape)
-            self._queues[shape] = queue  # its next turn comes after all other sizes
+            self._queues[shape] = queue  # its next turn is after all other sizes
             batch: list[ActiveRequest] = []
             room = float(self.max_batch_rows)
             for active in queue:
                 cost = active.rows * shape[1] * shape[2] / int(self.unet.config.sample_size) ** 2
-                # The oldest always goes, even when it is larger than the batch: otherwise it would wait for ever.
+                # The oldest always goes, even if it is larger than the batch: otherwise it would wait forever.
                 if not batch or cost <= room:
                     batch.append(active)
                     room -= cost
@@ -188,7 +188,7 @@ class StepEngine:
         rows = [active.rows for active in batch]
         for active, part in zip(batch, prediction.float().split(rows), strict=True):
             if active.left:
-                continue  # during the call; nobody waits for it
+                continue  # it left during the call; nobody is waiting for it
             clean = active.advance(part, wants_clean=active.step + 1 in active.preview_at)
             events.append((active, DenoisingProgress(active.step, active.steps)))
             if clean is not None:

@@ -1,10 +1,11 @@
-"""How large a request may be."""
+"""Limits the size of request bodies."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class BodyLimit:
-    """ASGI middleware: a body of more than `limit` bytes gets the answer `refusal` and is never wholly in memory."""
+    """ASGI middleware: a body of more than `limit` bytes gets the response `refusal` and is never read completely
+    into memory."""
 
     def __init__(self, app: ASGIApp, limit: int, refusal: ASGIApp) -> None:
         self.app = app

@@ -1,4 +1,4 @@
-"""The decoder deployment: a step engine, and for each request the events that concern it."""
+"""The decoder deployment: a step engine, and a stream of events for each request."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -14,7 +14,7 @@ from serving.replicas.prompt_encoder import DTYPES, device
 
 
 class ImageDecoder:
-    """Runs a step engine as long as it has requests."""
+    """Runs a step engine while there are requests."""
 
     def __init__(self, engine: StepEngine) -> None:
         self._engine = engine
@@ -37,15 +37,15 @@ class ImageDecoder:
         return cls(StepEngine(unet, vae, parts["scheduler"], max_batch_rows))
 
     def about(self) -> tuple[int, int, tuple[str, ...]]:
-        """Native pixels per side, what sizes are multiples of, and the schedulers by name."""
+        """Native pixels per side, the step of sizes, and the names of the schedulers."""
         return self._engine.native_size, self._engine.size_step, tuple(SCHEDULERS)
 
     def active(self) -> int:
-        """Requests under way."""
+        """Number of requests in progress."""
         return self._engine.active
 
     async def generate(self, request: ImageRequest) -> AsyncGenerator[Event]:
-        """The events of a request. Closing the generator takes the request out before the next step."""
+        """The events of a request. Closing the generator removes the request before the next step."""
         admitted = self._engine.admit(request)
         inbox = self._inboxes[admitted] = asyncio.Queue()
         if self._running is None or self._running.done():
@@ -64,7 +64,7 @@ class ImageDecoder:
 
     async def _run(self) -> None:
         while self._engine.active:
-            # In a thread: here requests come, go and are cancelled while the U-Net computes.
+            # In a thread, so that requests can arrive, finish and be cancelled while the U-Net computes.
             for admitted, event in await asyncio.to_thread(self._engine.tick):
                 inbox = self._inboxes.get(admitted)
                 if inbox is not None:  # it may have left during the step

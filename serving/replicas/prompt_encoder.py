@@ -1,4 +1,4 @@
-"""The encoder deployment: prompts become conditions, several at a time, and none twice."""
+"""The encoder deployment: encodes prompts as conditions, in batches and with a cache."""
 
 import asyncio
 from pathlib import Path
@@ -17,18 +17,18 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def device() -> torch.device:
-    """The GPU that Ray gave this replica, else the CPU."""
+    """The GPU that Ray assigned to this replica, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class BatchedPromptEncoder:
-    """Holds the model and a cache of its conditions.
+    """Holds the model and a cache of conditions.
 
     Args:
         folder: export folder.
         precision: a key of DTYPES.
-        max_batch_size, wait_ms: prompts that are encoded together, at most, and how long one waits for others.
-        cache: conditions kept.
+        max_batch_size, wait_ms: maximum number of prompts encoded together, and how long one waits for others.
+        cache: number of conditions to cache.
         threads: CPU threads of one batch.
     """
 
@@ -38,7 +38,7 @@ class BatchedPromptEncoder:
         torch.set_num_threads(threads)
         model, processor = load_export(folder)
         model.to(device(), DTYPES[precision])
-        # Room for a whole batch whatever the setting: conditions pass through the cache on their way out.
+        # Room for at least one batch whatever the setting, because conditions pass through the cache.
         capacity = max(cache, 2 * max_batch_size)
         self._encoder = PromptEncoder(model, processor, capacity=capacity, batch_size=max_batch_size)
         self._limit = min(processor.max_length, model.config.aligner_config.max_position_embeddings)
@@ -52,9 +52,9 @@ class BatchedPromptEncoder:
         return int(queries), int(width)
 
     async def encode(self, prompt: Prompt, negative: str | None) -> EncodedPrompt:
-        """One prompt's condition. Raises PromptError for what the model cannot hold."""
+        """Encode one prompt. Raises PromptError if it is too long for the model."""
         against = Prompt(negative or "")
-        # Checked before it joins a batch, where its mistake would fail the others as well.
+        # Checked before it joins a batch, where its error would fail the others as well.
         tokens = self._tokens(prompt, "the prompt")
         self._tokens(against, "the negative prompt")
         cached = prompt in self._encoder and against in self._encoder
@@ -64,7 +64,7 @@ class BatchedPromptEncoder:
     @serve.batch  # type: ignore[untyped-decorator]
     async def _encode(self, pairs: list[tuple[Prompt, Prompt]]) -> list[Condition]:
         prompts, negatives = zip(*pairs, strict=True)
-        # In a thread, so that the replica collects the next batch meanwhile.
+        # In a thread, so that the replica can collect the next batch in the meantime.
         both = await asyncio.to_thread(self._encoder, prompts, negatives)
         both = both.to("cpu", torch.float32)
         return [Condition(both.positive[i : i + 1], both.negative[i : i + 1]) for i in range(len(pairs))]

@@ -72,7 +72,7 @@ def test_pictures_results_and_a_second_run(
     assert "there is no file" in rows["lost"]["error"]
     assert "tokens" in rows["long"]["error"]
     assert Image.open(dest / "sheet.png").width > 100
-    assert "4 images of 2 prompts, 4 generated now" in capsys.readouterr().out
+    assert "4 images for 2 prompts, 4 generated now" in capsys.readouterr().out
 
     pipeline = KosmosGPipeline.from_pretrained(export, decoder=str(tiny_sd_parts))
     pipeline.set_progress_bar_config(disable=True)
@@ -86,11 +86,11 @@ def test_pictures_results_and_a_second_run(
     Image.new("RGB", (40, 40), "blue").save(tmp_path / "nowhere.png")
     stamp = (dest / "images" / "sea-1.png").stat().st_mtime_ns
     run(prompts, export, tiny_sd_parts)
-    assert "6 images of 3 prompts, 4 generated now" in capsys.readouterr().out
+    assert "6 images for 3 prompts, 4 generated now" in capsys.readouterr().out
     assert (dest / "images" / "sea-1.png").stat().st_mtime_ns == stamp, "what is there is not drawn again"
     Image.new("RGB", (40, 40), "green").save(tmp_path / "red.png")
     run(prompts, export, tiny_sd_parts, "limit=1")
-    assert "2 images of 1 prompts, 2 generated now" in capsys.readouterr().out, "a changed image is another prompt"
+    assert "2 images for 1 prompt, 2 generated now" in capsys.readouterr().out, "a changed image is another prompt"
 
 
 @pytest.mark.slow

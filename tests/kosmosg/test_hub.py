@@ -89,8 +89,8 @@ def test_the_name_of_earlier_releases_is_understood_and_said(caplog: pytest.LogC
         assert decoder_folder("world") == decoder_folder("toyworld")
     said = [record.getMessage() for record in caplog.records]
     assert said == [
-        "'world:align' is now called 'toyworld:align'; please write that",
-        "'world' is now called 'toyworld'; please write that",
+        "'world:align' is now called 'toyworld:align'; please use the new name",
+        "'world' is now called 'toyworld'; please use the new name",
     ]
 
 
@@ -188,7 +188,7 @@ def test_a_slip_of_the_pen_is_told_with_the_nearest_name(
 
 
 def test_a_url_of_a_kind_that_nobody_reads_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"ftp://host/model is no URL of a model folder .*s3://, gs://"):
+    with pytest.raises(ConfigError, match=r"ftp://host/model is not the URL of a model folder .*s3://, gs://"):
         resolve_model("ftp://host/model")
 
 

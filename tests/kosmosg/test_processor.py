@@ -188,7 +188,7 @@ def test_wrong_calls(processor: KosmosGProcessor, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no sentencepiece model"):
         KosmosGProcessor.from_sentencepiece(tmp_path / "absent.model")
     (tmp_path / "bad.model").write_bytes(b"not a model")
-    with pytest.raises(CheckpointError, match="is no sentencepiece model"):
+    with pytest.raises(CheckpointError, match="is not a sentencepiece model"):
         KosmosGProcessor.from_sentencepiece(tmp_path / "bad.model")
 
 

@@ -235,7 +235,7 @@ def test_models_tell_what_may_be_asked(client: Client) -> None:
     ("body", "status", "param", "message"),
     [
         ({"sed": 1}, 422, "sed", "sed: there is no such field"),
-        ({"n": 9}, 422, "n", "n: 9 images asked for, the limit is 4"),
+        ({"n": 9}, 422, "n", "n: 9 images requested, the limit is 4"),
         ({"steps": 101}, 422, "steps", "the limit is 100"),
         ({"steps": 0}, 422, "steps", "greater than or equal to 1"),
         ({"size": "33x32"}, 422, "size", "33 of 33x32 is not a multiple of 4"),

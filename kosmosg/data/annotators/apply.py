@@ -1,7 +1,7 @@
-"""Run one annotator over samples in batches, so that one bad sample costs one sample.
+"""Run one annotator over samples in batches, so that a bad sample affects only itself.
 
-A batch that fails is tried again sample by sample: what fails alone is refused and told, the rest goes on. A refusal
-with a reason that begins with "unexpected" is a fault of ours or of the machine, and worth a second try another day.
+A batch that fails is retried sample by sample: samples that fail alone are rejected with a reason, the others continue.
+A reason that begins with "unexpected" indicates a bug or a problem of the machine, so the sample is retried next time.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ def _answers(annotator: Annotator, batch: Sequence[Sample]) -> list[Any]:
 
 
 def refusal(error: Exception) -> Rejection:
-    """An exception as a reason and a sentence."""
+    """An exception as a `Rejection`: a reason and a sentence."""
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ImageError):
         return Rejection("unreadable", message)

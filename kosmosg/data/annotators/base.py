@@ -1,14 +1,14 @@
-"""Annotators: who says what an image shows, which of the words are things, and where those things are.
+"""The annotator protocol: captions of images, entities in the captions, and masks of the entities.
 
-An annotator is a plain callable on a batch of samples; Ray Data maps it, a test or a notebook calls it. It gives one
-answer a sample, and where it has none a `Rejection` with the reason, never a guess:
+An annotator is a plain callable on a batch of samples, for Ray Data, a test or a notebook. It returns one answer per
+sample, or a `Rejection` with the reason, never a guess:
 
-    captioner(samples)      -> [str | Rejection]          the caption
-    entity_finder(samples)  -> [EntitySpans | Rejection]        the words of the caption that are things in the image
-    segmenter(samples)      -> [list[EntityMask] | Rejection]    for every span, in order, where that thing is
+    captioner(samples)      -> [str | Rejection]                 the caption
+    entity_finder(samples)  -> [EntitySpans | Rejection]         the words of the caption that are objects in the image
+    segmenter(samples)      -> [list[EntityMask] | Rejection]    for every span, in order, where that object is
 
-Every annotator carries a `name` that goes into the records: with the model's id, a dataset says who made it. Which of
-them run, and in which order, is a list of the configuration (`build.steps`).
+Every annotator has a `name` that goes into the records and includes the model's id, so a dataset says how it was made.
+The setting `build.steps` lists which of them run, and in which order.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ Probability = NDArray[np.uint8]  # (H, W) of the sample's image, 0 = surely not,
 
 
 class Rejection(NamedTuple):
-    """Why a sample does not become a record: a short word to count by, and a sentence for a human."""
+    """Why a sample does not become a record: a short reason code, and a sentence for the user."""
 
     reason: str
     message: str
@@ -41,7 +41,7 @@ class Span(NamedTuple):
 
 
 class EntitySpans(NamedTuple):
-    """What an entity finder says of one caption: the spans in reading order, and why other words were left out."""
+    """An entity finder's answer for one caption: the spans in reading order, and why other words were dropped."""
 
     spans: list[Span]
     dropped: list[Rejection]
@@ -57,7 +57,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class EntityMask:
-    """Where one entity is in the sample's image, and where there is one, the same entity in another image."""
+    """Where one entity is in the sample's image, and optionally the same entity in another image."""
 
     probability: Probability
     reference: Reference | None = None
@@ -65,17 +65,17 @@ class EntityMask:
 
 @dataclass
 class Sample:
-    """An image on its way to becoming a record. Each stage fills in one more field."""
+    """An image that is becoming a record. Each step fills in one more field."""
 
     id: str
     source: str
     encoded: bytes  # what `read_image` decodes
     sha256: str = ""  # of the source file
-    hints: Mapping[str, str] = field(default_factory=dict)  # what the reader knows: folder, sidecar text, scene
+    hints: Mapping[str, str] = field(default_factory=dict)  # from the reader: folder, sidecar text, scene
     caption: str = ""
     spans: list[Span] = field(default_factory=list)
     cuts: list[EntityMask] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)  # reasons of entities that were dropped on the way
+    dropped: list[str] = field(default_factory=list)  # reasons of entities that were dropped
 
     @cached_property
     def image(self) -> Image.Image:
@@ -83,7 +83,7 @@ class Sample:
         return read_image(self.encoded, name=self.id)
 
     def fill(self, name: str, answer: Any) -> None:
-        """Take an annotator's answer for the field `name`, one of `FIELDS`."""
+        """Store an annotator's answer in the field `name`, one of `FIELDS`."""
         if name == "caption":
             self.caption = answer
         elif name == "entities":
@@ -101,22 +101,22 @@ class Sample:
 
 @dataclass(frozen=True)
 class NoSettings:
-    """Of an annotator that leaves nothing to choose."""
+    """Settings of an annotator that has none."""
 
 
 class Annotator(Protocol):
-    """One annotator; an answer is str, EntitySpans or list[EntityMask], by what it fills.
+    """One annotator; an answer is a str, EntitySpans or list[EntityMask], depending on the field that it fills.
 
-    A class is made with the fields of its `settings` as keyword arguments, in the process where it runs. Settings with
-    a field `model` (hub id or folder) say that it loads weights: it then runs in processes of its own.
+    The class is instantiated with the fields of its `settings` as keyword arguments, in the process where it runs. If
+    the settings have a field `model` (Hub id or folder), it loads weights and runs in processes of its own.
     """
 
     fills: ClassVar[str]
-    """The field of the sample that it answers for, one of `FIELDS`."""
+    """The field of the sample that it fills, one of `FIELDS`."""
     settings: ClassVar[type]
-    """A frozen dataclass: what a step of the configuration may say beside `use`."""
+    """A frozen dataclass with the settings that a step in `build.steps` accepts besides `use`."""
     hint: ClassVar[str]
-    """A hint of the sample that it cannot do without; "" for none."""
+    """A hint of the sample that it requires; "" for none."""
     name: str
     """Goes into the records."""
 
@@ -148,4 +148,4 @@ ANNOTATORS: dict[str, str | type] = {
     "grabcut": "kosmosg.data.annotators.grabcut:GrabCutSegmenter",
     "clipseg": "kosmosg.data.annotators.clipseg:ClipSegSegmenter",
 }
-"""Word of `use` in a step of `build.steps` -> class or `module:class`. A plug-in adds its own (`kosmosg.plugins`)."""
+"""Value of `use` in a step of `build.steps` -> class or `module:class`. Plug-ins can add more (`kosmosg.plugins`)."""

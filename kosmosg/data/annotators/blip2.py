@@ -1,4 +1,4 @@
-"""Captions by BLIP-2 (the original used `Salesforce/blip2-opt-2.7b`, greedy, at most 20 new tokens, no prompt)."""
+"""Captions from BLIP-2 (the original used `Salesforce/blip2-opt-2.7b`, greedy, at most 20 new tokens, no prompt)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from kosmosg.data.annotators.pretrained import Loading, PretrainedSettings, load
 
 @dataclass(frozen=True)
 class Blip2Settings(PretrainedSettings):
-    """What `blip2` takes."""
+    """Settings of `blip2`."""
 
     model: str = "Salesforce/blip2-opt-2.7b"
     """Hub id or local folder of any BLIP-2 with a language model."""
@@ -21,7 +21,7 @@ class Blip2Settings(PretrainedSettings):
 
 
 class Blip2Captioner:
-    """One greedy caption for every image, so a dataset can be built twice with the same words.
+    """One greedy caption per image, so that building a dataset twice gives the same captions.
 
     Args:
         model: hub id or local folder of any BLIP-2 with a language model.

@@ -1,4 +1,4 @@
-"""Masks by CLIPSeg, which finds what a few words say (the original used `CIDAS/clipseg-rd64-refined` in fp16)."""
+"""Masks from CLIPSeg, which segments by text (the original used `CIDAS/clipseg-rd64-refined` in fp16)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ DECODED_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class ClipSegSettings(PretrainedSettings):
-    """What `clipseg` takes."""
+    """Settings of `clipseg`."""
 
     model: str = "CIDAS/clipseg-rd64-refined"
     """Hub id or local folder of a CLIPSeg."""
 
 
 class ClipSegSegmenter:
-    """A probability for every pixel and every entity; its logits (352 x 352) are brought to the image's size first.
+    """A probability for every pixel and every entity; the logits (352 x 352) are first resized to the image's size.
 
     Args:
         model: hub id or local folder of a CLIPSeg.

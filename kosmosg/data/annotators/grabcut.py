@@ -1,10 +1,10 @@
-"""The subject of a photo without any weights: GrabCut, started from where subjects usually are.
+"""Segments the subject of a photo without any weights: GrabCut, started from where subjects usually are.
 
-GrabCut (Rother et al. 2004) separates two colour mixtures along edges, and is as good as its first guess. Ours is an
-ellipse: half the photographer's habit (the subject stands in the middle, a little low) and half where the image
+GrabCut (Rother et al. 2004) separates two colour mixtures along edges, and is only as good as its initial guess. Ours
+is an ellipse, determined half by where subjects usually are (in the middle, a little low) and half by where the image
 differs from its own border (minimum barrier distance, Zhang et al. 2015). The border itself is background, except at
-the bottom, where animals and people are cut off. On the 30 photos of DreamBench about 25 masks are good; it fails
-where subject and background share their colours (a white dog on a white wall).
+the bottom, where animals and people are often cut off. On the 30 photos of DreamBench about 25 masks are good; it fails
+if subject and background have the same colours (a white dog on a white wall).
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from kosmosg.data.annotators.base import EntityMask, NoSettings, Sample
 
-WORK = 320  # pixels of the longer side while cutting; finer finds no better borders and costs the square
+WORK = 320  # pixels of the longer side while segmenting; more gives no better borders and quadratic cost
 ITERATIONS = 5
 BORDER = 0.03  # of the width: surely background
 CORE = 0.08  # squared radius, as part of the ellipse's: surely the subject
-FAINT = 12.0  # Lab units, summed over channels: what stands out by less does not stand out
+FAINT = 12.0  # Lab units, summed over channels: smaller differences do not count as contrast
 PAIR = 0.3  # part of the main piece's weight that makes another piece belong to the subject
 HABIT = (0.5, 0.52, 0.36, 0.40)  # centre x, y and half axes x, y, as parts of width and height
 
@@ -66,7 +66,7 @@ def subject(pixels: Array) -> Array:
 
 
 def cut(pixels: Array) -> Bools:
-    """GrabCut of a BGR image from the ellipse of `first_guess`; nothing where nothing stands out."""
+    """GrabCut of a BGR image, started from the ellipse of `first_guess`; empty if nothing stands out."""
     weight = contrast(pixels)
     if weight.max() < 0.1:
         return np.zeros(pixels.shape[:2], dtype=bool)
@@ -75,13 +75,13 @@ def cut(pixels: Array) -> Bools:
     try:
         cv2.grabCut(pixels, state, None, np.zeros((1, 65)), np.zeros((1, 65)), ITERATIONS, cv2.GC_INIT_WITH_MASK)
     except cv2.error:
-        # An image of one colour leaves a mixture without a single pixel: there is no subject to be found.
+        # An image of one colour leaves one mixture without any pixel: there is no subject.
         return np.zeros(pixels.shape[:2], dtype=bool)
     return np.isin(state, (cv2.GC_FGD, cv2.GC_PR_FGD))
 
 
 def first_guess(weight: Floats) -> Array:
-    """GrabCut's start (H, W): sure background at the border, a likely subject in an ellipse, a sure one in its core.
+    """GrabCut's initial mask (H, W): sure background at the border, probable subject in an ellipse, sure in its core.
 
     `weight` is how much every pixel stands out (`contrast`).
     """
@@ -104,7 +104,7 @@ def first_guess(weight: Floats) -> Array:
 
 
 def contrast(pixels: Array) -> Floats:
-    """How much every pixel differs from the border along its smoothest way there, weighted to the middle.
+    """How much every pixel differs from the border along its smoothest path there, weighted towards the middle.
 
     (H, W), 0 to 1.
     """
@@ -121,9 +121,9 @@ def contrast(pixels: Array) -> Floats:
 
 
 def barrier(colours: Array, sweeps: int = 3) -> Floats:
-    """Minimum barrier distance to the border, (H, W): over all ways out, the least range of colours met on the way.
+    """Minimum barrier distance to the border, (H, W): over all paths to it, the smallest colour range on the path.
 
-    Sweeps over rows and columns, forth and back, each a whole line at a time, which comes close in three sweeps.
+    Sweeps over rows and columns, back and forth, a whole line at a time; three sweeps give a good approximation.
     """
     values = colours.astype(np.float32)
     distance = np.full(values.shape[:2], np.inf, dtype=np.float32)
@@ -137,7 +137,7 @@ def barrier(colours: Array, sweeps: int = 3) -> Floats:
 
 
 def _sweep(backwards: bool, values: Floats, distance: Floats, highest: Floats, lowest: Floats) -> None:
-    """Let every line take the way through the line before it where that is better. Writes into its arguments."""
+    """Route every line's paths through the line before it where that is better. Writes into its arguments."""
     count = len(values)
     order = range(count - 2, -1, -1) if backwards else range(1, count)
     for line in order:
@@ -166,8 +166,8 @@ def _bar(rows: NDArray[np.int16], tolerance: int) -> int:
 
 
 def tidy(mask: Bools) -> Bools:
-    """The subject without specks and holes: of the pieces, the one with most of its pixels near the middle, and those
-    that come close to it (the second lens of a pair of glasses, whose bridge is too thin to be seen)."""
+    """The subject without specks and holes: the connected piece with the most pixels near the middle, and those that
+    come close to it (the second lens of a pair of glasses whose bridge is too thin to be seen)."""
     opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     count, pieces = cv2.connectedComponents(opened)
     if count <= 1:
@@ -181,7 +181,7 @@ def tidy(mask: Bools) -> Bools:
     for hole in range(1, count):
         left, top, across, down, area = boxes[hole]
         inside = left > 0 and top > 0 and left + across < width and top + down < height
-        # A large hole is the view through a handle or between legs; a small one is a shine on the subject.
+        # A large hole is the view through a handle or between legs; a small one is a highlight on the subject.
         if inside and area < 0.02 * height * width:
             kept[holes == hole] = 1
     return np.asarray(kept > 0)

@@ -1,6 +1,6 @@
-"""Entities by a causal language model (the original asked `mosaicml/mpt-7b-instruct`, sampling at temperature 1).
+"""Entities from a causal language model (the original used `mosaicml/mpt-7b-instruct`, sampling at temperature 1).
 
-The model reads the caption only. It answers with a list of words, of which those count that stand in the caption.
+The model reads only the caption. It answers with a list of words, of which those that occur in the caption are used.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ TASK = (
     "Name the things that can be seen in a picture with this description. Take single nouns from the description, "
     "without adjectives, leave out places and backgrounds, and separate them by commas."
 )
-# Two worked answers: small models follow the form far better than the words.
+# Two worked examples: small models follow examples far better than instructions.
 EXAMPLES = (
     ("a brown dog runs along the beach with a frisbee", "dog, frisbee"),
     ("two kids in red jackets sitting on a wooden bench in the park", "kids, jackets, bench"),
@@ -27,7 +27,7 @@ EXAMPLES = (
 
 @dataclass(frozen=True)
 class LanguageModelSettings(PretrainedSettings):
-    """What `language_model` takes."""
+    """Settings of `language_model`."""
 
     model: str = "Qwen/Qwen2.5-1.5B-Instruct"
     """Hub id or local folder of a causal language model; its chat template is used where it has one."""
@@ -36,7 +36,7 @@ class LanguageModelSettings(PretrainedSettings):
 
 
 class LanguageEntityFinder:
-    """Asks a causal language model for the things in a caption; greedy, so that two builds agree.
+    """Asks a causal language model for the objects in a caption; greedy, so that two builds agree.
 
     Args:
         model: hub id or local folder of a causal language model; its chat template is used where it has one.
@@ -101,7 +101,7 @@ class LanguageEntityFinder:
 
     @staticmethod
     def read(caption: str, answer: str) -> EntitySpans | Rejection:
-        """The spans that an answer names. A '#' is where instruct models begin to ramble; the original dropped it."""
+        """The spans that an answer names. Instruct models tend to ramble after a '#', so the answer is cut there."""
         line = next((line for line in answer.splitlines() if line.strip()), "")
         if "#" in answer:
             return Rejection(

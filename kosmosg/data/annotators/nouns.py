@@ -1,7 +1,8 @@
-"""From words to spans: where in a caption a thing is named, and which words name no thing.
+"""From words to spans: where a caption names an object, and which words are not objects.
 
-The rules are those of the original's reader of Open Images (colour words, whole words only, no tag inside another
-one), applied once when the dataset is built and each with a name, instead of at every reading without a word.
+The rules are those of the original's Open Images reader (colour words, whole words only, no tag inside another one).
+The original applies them silently on every read; here they are applied once when the dataset is built, each with a
+reason.
 """
 
 import re
@@ -11,7 +12,7 @@ from kosmosg.data.annotators.base import EntitySpans, NoSettings, Rejection, Sam
 
 
 def word_set(text: str) -> frozenset[str]:
-    """The words of a text as a set, so that word lists can be read as words."""
+    """The words of a text as a set, so that word lists can be written as text."""
     return frozenset(text.split())
 
 
@@ -35,10 +36,10 @@ BREAKS = word_set(
 
 
 def find_spans(caption: str, tags: Sequence[str]) -> EntitySpans:
-    """The first place of every tag in the caption as a span, in reading order, and why the others are left out.
+    """The first occurrence of every tag in the caption as a span, in reading order, and why the others are dropped.
 
-    Reasons: `colour-word` (a property, not a thing), `not-in-caption` (the annotator made it up), `ambiguous` (the tag
-    also stands in another tag: "dog" beside "hot dog"), `duplicate`, `overlap`.
+    Reasons: `colour-word` (a property, not an object), `not-in-caption` (the annotator made it up), `ambiguous` (the
+    tag is part of another tag: "dog" and "hot dog"), `duplicate`, `overlap`.
     """
     spans: list[Span] = []
     dropped: list[Rejection] = []
@@ -63,7 +64,7 @@ def find_spans(caption: str, tags: Sequence[str]) -> EntitySpans:
 
 
 class NounFinder:
-    """The one thing that a simple caption is about: its first noun phrase without article and adjectives.
+    """The one object that a simple caption is about: its first noun phrase without article and adjectives.
 
     Made for captions such as "a photo of a grey sloth plushie" ("sloth plushie"). No grammar and no model: on captions
     in free prose it takes the first phrase, which is often but not always the subject.
@@ -78,7 +79,7 @@ class NounFinder:
         return [self.find(sample.caption) for sample in samples]
 
     def find(self, caption: str) -> EntitySpans | Rejection:
-        """The span of the noun, or why there is none."""
+        """The span of the noun, or the reason why there is none."""
         opener = OPENERS.match(caption)
         start = opener.end() if opener else 0
         words = [(m.group(), m.start(), m.end()) for m in re.finditer(r"[^\W_][\w'-]*|[.,;:!?()]", caption[start:])]

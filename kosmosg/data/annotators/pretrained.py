@@ -41,7 +41,7 @@ class PretrainedSettings:
     model: str
     """Hub id or local folder."""
     device: str = "auto"
-    """Torch device; auto is the GPU of the process where it has one, else the CPU."""
+    """Torch device; auto is the GPU of the process if it has one, else the CPU."""
     dtype: str = "auto"
     """float32, float16 or bfloat16; auto is float16 on a GPU, float32 on a CPU."""
 
@@ -74,7 +74,7 @@ def load_pretrained(
 
 
 def require_model(model: str) -> None:
-    """Ask for a model's configuration only, so that a wrong name is told before workers start. Raises DataError."""
+    """Load only a model's configuration, so that a wrong name is reported before workers start. Raises DataError."""
     from transformers import AutoConfig
 
     try:

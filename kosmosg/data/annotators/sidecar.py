@@ -8,13 +8,13 @@ from kosmosg.data.annotators.base import Rejection, Sample
 from kosmosg.data.annotators.nouns import word_set
 from kosmosg.errors import ConfigError
 
-# What cameras and phones call their files: no word about what the photo shows.
+# What cameras and phones call their files: such names say nothing about the photo.
 CAMERA_WORDS = word_set("img dsc dscn dscf pxl image photo picture pic screenshot file untitled copy unnamed mvimg")
 
 
 @dataclass(frozen=True)
 class SidecarSettings:
-    """What `sidecar` takes."""
+    """Settings of `sidecar`."""
 
     template: str = "a photo of {name}"
     """The sentence around the name of a folder or file; `{name}` stands for the name with its article."""
@@ -48,7 +48,7 @@ class SidecarCaptioner:
         written = " ".join(sample.hints.get("sidecar", "").split())
         if written:
             return written
-        # A sub-folder names its photos; the source folder itself ("photos") only when the file has no name of its own.
+        # A subfolder names its photos; the source folder itself ("photos") does so only if the file name says nothing.
         candidates = [sample.hints.get(key, "") for key in ("folder", "stem", "root")]
         for name in map(readable, candidates):
             if name:

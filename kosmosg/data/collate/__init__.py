@@ -1,4 +1,4 @@
-"""Collate functions, run in every data loader: records in, one training batch out.
+"""Collate functions, which turn records into a training batch in every data loader.
 
-`base` is what they share; `pretrain`, `align` and `instruct` are those of the three stages.
+`base` has the shared parts; `pretrain`, `align` and `instruct` are those of the three stages.
 """

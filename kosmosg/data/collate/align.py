@@ -14,20 +14,20 @@ from kosmosg.processor import KosmosGProcessor
 
 
 class AlignCollate:
-    """Gives `input_ids` (B, T), `image_embeds_position_mask` (B, T) all False, `clip_input_ids` (B, Q), `seed` (B,),
+    """Returns `input_ids` (B, T), `image_embeds_position_mask` (B, T) all False, `clip_input_ids` (B, Q), `seed` (B,),
     `shortened` (B,) 1 where a caption was too long, and `weight` () the number of rows.
 
-    A caption that is too long for either model loses its last words for both: what M is to learn from CLIP is then said
-    by the states that it reads.
+    A caption that is too long for either model is shortened for both, so that CLIP's target and the states that M sees
+    describe the same text.
 
     Args:
         processor: the MLLM's tokens.
         clip_tokenizer: the tokenizer of the decoder's text encoder (transformers).
-        clip_length: Q, tokens that the text encoder reads and the aligner gives; 77 for Stable Diffusion.
-        length: longest row in tokens. The original leaves out captions over 85; here they are shortened.
-        empty: chance that the caption is replaced by the empty one, so that the null condition is aligned too.
-        pad_to_length: pad every batch to `length` and not to its longest caption. The reconstruction loss counts pads,
-            as the original's does, so only then does it not depend on how samples are spread over workers.
+        clip_length: Q, length of the text encoder's input and the aligner's output; 77 for Stable Diffusion.
+        length: maximum row length in tokens. The original skips captions over 85; here they are shortened.
+        empty: probability that the caption is replaced by the empty one, so that the null condition is aligned too.
+        pad_to_length: pad every batch to `length` instead of to its longest caption. The reconstruction loss counts
+            pads, as in the original, so without this it depends on how samples are split over workers.
     """
 
     def __init__(

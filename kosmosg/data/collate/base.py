@@ -1,9 +1,9 @@
-"""Records in, one training batch out: what the collates of all stages share.
+"""Shared by the collates of all stages, which turn records into one training batch.
 
-A collate takes a list of (key, record). The key says which source the record came from, and carries the one seed from
-which every random choice of this sample follows; so a sample is the same whichever worker builds it, in whatever batch.
+A collate takes a list of (key, record). The key says which source the record came from, and has the seed from which
+every random choice for this sample follows; so a sample does not depend on the worker that builds it, or on its batch.
 A source has the name of its sample kind (`kosmosg.data.records.stage_samples`). A batch has as many rows as samples.
-Rows are padded on the right and no attention mask is made: the model is causal and its losses skip or expect the pads.
+Rows are padded on the right and there is no attention mask: the model is causal and its losses skip or expect the pads.
 
 Shape legend: B rows, T tokens of the longest row, N images of the batch in reading order, S pixels per side of an input
 image, Q tokens of a CLIP caption.
@@ -26,7 +26,7 @@ from kosmosg.processor import KosmosGProcessor
 
 
 class SampleKey(Protocol):
-    """One place in the order of samples: which source, and the seed of everything random about the sample."""
+    """One position in the sample order: the source, and the seed of everything random about the sample."""
 
     @property
     def source(self) -> str: ...
@@ -50,7 +50,7 @@ class BatchRow:
 
 
 def template_of(stage: str, key: SampleKey) -> str:
-    """What the stage makes of a source's records: the sample kind of that name, or the one that it is read like.
+    """The template that the stage applies to a source's records: that of the sample kind, or the one it refers to.
 
     Raises ConfigError for a source that the stage cannot read.
     """
@@ -61,7 +61,7 @@ def template_of(stage: str, key: SampleKey) -> str:
 
 
 def numbers(seed: int) -> Uniform:
-    """The uniform numbers of one sample, in order."""
+    """The uniform random numbers of one sample, in order."""
     return random.Random(seed).random
 
 
@@ -73,7 +73,7 @@ def pad_rows(rows: Sequence[BatchRow], processor: KosmosGProcessor, least: int =
     batch = {
         "input_ids": torch.full(shape, processor.pad_id, dtype=torch.long),
         "image_embeds_position_mask": torch.zeros(shape, dtype=torch.bool),
-        # Seeds may use all 64 bits; a torch long has a sign.
+        # Seeds may use all 64 bits; a torch long is signed.
         "seed": torch.tensor([row.seed & (2**63 - 1) for row in rows], dtype=torch.long),
     }
     if rows[0].labels is not None:
@@ -93,7 +93,7 @@ def pad_rows(rows: Sequence[BatchRow], processor: KosmosGProcessor, least: int =
 def fit(
     ids: list[int], slots: list[bool], images: list[Image.Image], length: int, processor: KosmosGProcessor
 ) -> tuple[list[int], list[bool], list[Image.Image]]:
-    """Cuts a row to `length` tokens; an image that would be cut apart goes whole."""
+    """Truncates a row to `length` tokens; an image that does not fit completely is dropped."""
     if len(ids) <= length:
         return ids, slots, images
     end = length

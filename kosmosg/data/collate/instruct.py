@@ -1,4 +1,4 @@
-"""Batches of stage 3: interleaved prompts and the image that each asks for."""
+"""Batches of stage 3: interleaved prompts and their target images."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ from kosmosg.processor import KosmosGProcessor
 
 
 class InstructCollate:
-    """Gives `input_ids` (B, T), `image_embeds_position_mask` (B, T), `target_pixels` (B, 3, H, W) in [-1, 1], `seed`
+    """Returns `input_ids` (B, T), `image_embeds_position_mask` (B, T), `target_pixels` (B, 3, H, W) in [-1, 1], `seed`
     (B,), `weight` () the number of rows, and `pixel_values` (N, 3, S, S) if there are images.
 
     Sequences have no `</s>`.
@@ -32,7 +32,7 @@ class InstructCollate:
     Args:
         processor: tokens and pixels.
         image_size: H and W of the target, pixels.
-        length: longest row in tokens; what is beyond it is cut, images only whole.
+        length: maximum row length in tokens; longer rows are truncated, without splitting images.
         templates: the random choices.
     """
 

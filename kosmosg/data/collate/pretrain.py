@@ -21,14 +21,14 @@ from kosmosg.processor import KosmosGProcessor
 
 
 class PretrainCollate:
-    """Every sample is one row, text too: `kosmosg.data.packing` says how documents fill it.
+    """Every sample is one row, also for text: `kosmosg.data.packing` says how documents fill it.
 
-    Gives `input_ids` (B, T), `image_embeds_position_mask` (B, T), `labels` (B, T) with -100 where nothing is learnt,
-    `seed` (B,), `weight` () the number of learnt tokens, and `pixel_values` (N, 3, S, S) if there are images.
+    Returns `input_ids` (B, T), `image_embeds_position_mask` (B, T), `labels` (B, T) with -100 where there is no target,
+    `seed` (B,), `weight` () the number of target tokens, and `pixel_values` (N, 3, S, S) if there are images.
 
     Args:
         processor: tokens and pixels.
-        length: longest row in tokens, the predicted last one included; what is beyond it is cut.
+        length: maximum row length in tokens, including the last, predicted one; longer rows are truncated.
         templates: the random choices.
     """
 

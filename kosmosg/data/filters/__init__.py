@@ -1,4 +1,4 @@
-"""Filters: which samples are kept. They say nothing about an image, they only turn it down, with the reason.
+"""Filters: they reject samples, with a reason.
 
 `base` has the protocols and the registry. Without weights: `image_size` (small or narrow images), `blur` (images
 without sharp edges), `caption_length` (too few or too many words), `caption_markup` (what is no caption),

@@ -1,4 +1,4 @@
-"""What a filter is, and the registry of them.
+"""The filter protocol and registry.
 
 A filter may stand anywhere in `build.steps`: before a costly annotator it saves its work, and behind a captioner it can
 read the caption. There are two kinds. A `Filter` judges one sample, without weights. A `BatchFilter` has a model, which

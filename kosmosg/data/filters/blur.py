@@ -1,4 +1,4 @@
-"""Turns down blurred images: the variance of the Laplacian (Pech-Pacheco et al. 2000) is small without sharp edges."""
+"""Rejects blurred images: the variance of the Laplacian (Pech-Pacheco et al. 2000) is small without sharp edges."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,13 +15,13 @@ SIDE = 512
 
 @dataclass(frozen=True)
 class BlurFilter:
-    """By the variance of the Laplacian of the grey values (0 to 255), at a longer side of 512 pixels at most, so that
-    large photos are not judged by noise that nobody sees."""
+    """Uses the variance of the Laplacian of the grey values (0 to 255), at a longer side of at most 512 pixels, so that
+    large photos are not judged by invisible noise."""
 
     needs: ClassVar[tuple[str, ...]] = ()
 
     min_variance: float = 50.0
-    """Variance below which an image counts as blurred. A flat image has 0, a sharp photo some hundreds."""
+    """Variance below which an image counts as blurred. A flat image has 0, a sharp photo several hundred."""
 
     def __post_init__(self) -> None:
         if self.min_variance < 0:

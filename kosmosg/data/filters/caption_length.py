@@ -1,4 +1,4 @@
-"""Turns down captions of too few or too many words."""
+"""Rejects captions with too few or too many words."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,14 +9,14 @@ from kosmosg.errors import ConfigError
 
 @dataclass(frozen=True)
 class CaptionLengthFilter:
-    """By words, as white space parts them."""
+    """Counts whitespace-separated words."""
 
     needs: ClassVar[tuple[str, ...]] = ("caption",)
 
     min_words: int = 3
-    """Words, at least."""
+    """Minimum number of words."""
     max_words: int = 60
-    """Words, at most."""
+    """Maximum number of words."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_words <= self.max_words:

@@ -1,4 +1,4 @@
-"""Turns down images that are too small to learn from, or too narrow."""
+"""Rejects images that are too small or too narrow."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,14 +9,14 @@ from kosmosg.errors import ConfigError
 
 @dataclass(frozen=True)
 class ImageSizeFilter:
-    """By the size at which an image is annotated (after `square` and `working_size` of its source)."""
+    """Uses the size at which an image is annotated (after `square` and `working_size` of its source)."""
 
     needs: ClassVar[tuple[str, ...]] = ()
 
     min_side: int = 256
-    """Pixels of the shorter side, at least."""
+    """Minimum length of the shorter side in pixels."""
     max_aspect: float = 3.0
-    """Longer side divided by the shorter, at most."""
+    """Maximum ratio of the longer to the shorter side."""
 
     def __post_init__(self) -> None:
         if self.min_side < 1 or self.max_aspect < 1:

@@ -1,6 +1,6 @@
 """Sources: each reader knows one real layout of source data, lists what there is to read, and reads a part of it.
 
-`SOURCES` names them all; a plug-in adds its own (`kosmosg.plugins`).
+`SOURCES` lists all sources; plug-ins can add more (`kosmosg.plugins`).
 
 A listing is a stream of items: plain values, one for each image, range of lines or row group, so that nine million of
 them never have to be in memory at once. How items are grouped into shards is the build's business and depends on the
@@ -41,7 +41,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class ReadyRow:
-    """A record that needs no annotating: a caption, an edit."""
+    """A record that needs no annotation: a caption, an edit."""
 
     record: Mapping[str, Any]
 
@@ -86,17 +86,17 @@ class Reader(Protocol):
 
 
 class Source(Protocol):
-    """A source as it is chosen: a frozen dataclass, whose fields are what `build.source` may say beside `use`."""
+    """A source with its settings: a frozen dataclass whose fields are the settings that `build.source` accepts."""
 
     steps: ClassVar[tuple[str, ...]]
-    """Annotators that fill its samples where the build names none; empty where its records are ready."""
+    """Default annotators, used if the build lists no steps; empty if its records are ready."""
     hints: ClassVar[tuple[str, ...]]
-    """What its samples carry for annotators (`Sample.hints`)."""
+    """Hints that its samples have for annotators (`Sample.hints`)."""
 
     def open(self, path: str | None) -> dict[str, Reader]:
         """The readers, by the name of their dataset's folder. `path` is the setting `source`, a path or URL, or None.
 
-        Raises DataError where a path is needed (`required`), ConfigError where none can be read.
+        Raises DataError if a path is needed (`required`), ConfigError if the source cannot read one.
         """
         ...
 
@@ -105,7 +105,7 @@ SOURCES: dict[str, str | type] = {
     "image_folder": "kosmosg.data.sources.image_folder:ImageFolder",
     "text_lines": "kosmosg.data.sources.text_lines:TextLines",
 }
-"""Word of `build.source.use` -> class or `module:class`. A plug-in adds its own (`kosmosg.plugins`)."""
+"""Value of `build.source.use` -> class or `module:class`. Plug-ins can add more (`kosmosg.plugins`)."""
 
 
 def required(path: str | None) -> str:

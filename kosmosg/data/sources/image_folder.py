@@ -1,4 +1,4 @@
-"""A folder of photos: `source/dog/03.jpg`, with or without `source/dog/03.txt` that tells what it shows."""
+"""A folder of photos: `source/dog/03.jpg`, with or without a caption in `source/dog/03.txt`."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ SIDECAR_CHARACTERS = 10_000
 
 
 class ImageFolderReader:
-    """All photos under a folder, in every depth.
+    """All photos under a folder, at any depth.
 
     Args:
         source: the folder, or its URL in an object store.
@@ -139,9 +139,9 @@ class ImageFolder:
     hints: ClassVar[tuple[str, ...]] = ("sidecar", "folder", "stem", "root")
 
     square: bool = True
-    """Cut the middle square of every photo first, as the original did."""
+    """Crop the middle square of every photo first, as the original did."""
     working_size: int = 1024
-    """Longest side in pixels at which photos are annotated, 64 at least."""
+    """Longest side in pixels at which photos are annotated, at least 64."""
 
     def __post_init__(self) -> None:
         if self.working_size < 64:

@@ -1,4 +1,4 @@
-"""Text files with one caption or document a line: .txt, .tsv, .jsonl, each also as .gz."""
+"""Text files with one caption or document per line: .txt, .tsv, .jsonl, each also as .gz."""
 
 import gzip
 import json
@@ -15,7 +15,7 @@ from kosmosg.errors import ConfigError, DataError
 SUFFIXES = (".txt", ".tsv", ".jsonl")
 TEXT_SUFFIXES = (*SUFFIXES, *(f"{suffix}.gz" for suffix in SUFFIXES))
 COLUMNS = ("caption", "text", "prompt", "title")  # names under which captions usually stand
-MAX_CHARACTERS = {"caption": 5_000, "text": 1_000_000}  # longer is no caption, no document, but a broken file
+MAX_CHARACTERS = {"caption": 5_000, "text": 1_000_000}  # longer ones are not captions or documents, but broken files
 
 
 class TextLinesReader:
@@ -24,10 +24,10 @@ class TextLinesReader:
     Args:
         source: folder or file.
         kind: "caption" or "text", the records to make.
-        column: of a .tsv the column's name in its header, or its number from 0; of a .jsonl the key. By default the
-            first of `caption`, `text`, `prompt`, `title` that is there; a .tsv without any of them has no header, and
-            its first column is taken.
-        shard_rows: lines in a shard.
+        column: for a .tsv the column's name in its header, or its number from 0; for a .jsonl the key. By default the
+            first of `caption`, `text`, `prompt`, `title` that exists; a .tsv without any of them has no header, and
+            its first column is used.
+        shard_rows: lines per shard.
     """
 
     annotated = False
@@ -127,7 +127,7 @@ class TextLinesReader:
         return text
 
     def _column(self, first: bytes) -> int:
-        """Where the caption stands in a .tsv with this first line."""
+        """The column of the caption in a .tsv with this first line."""
         cells = [cell.strip().lower() for cell in first.decode("utf-8-sig", errors="replace").split("\t")]
         if self.column is not None:
             if self.column.isdigit():
@@ -159,7 +159,7 @@ class TextLinesReader:
                 for _ in file:
                     lines += 1
         except (OSError, EOFError, zlib.error):
-            pass  # `read` meets the same damage in the same place, and reports it as a row
+            pass  # `read` will find the same damage and report it as a row
         return lines
 
     def _open(self, name: str) -> IO[bytes]:
@@ -177,7 +177,7 @@ def _bad(at: str, reason: str, message: str) -> RejectedRow:
 
 @dataclass(frozen=True)
 class TextLines:
-    """The entry of `SOURCES`: text files with a caption or a document a line."""
+    """The entry of `SOURCES`: text files with one caption or document per line."""
 
     steps: ClassVar[tuple[str, ...]] = ()
     hints: ClassVar[tuple[str, ...]] = ()
@@ -185,9 +185,9 @@ class TextLines:
     kind: Literal["caption", "text"] = "caption"
     """The records to make: captions (stage 2) or plain documents (stage 1)."""
     column: str | None = None
-    """Column of a .tsv (name, or number from 0) or key of a .jsonl that holds the text; null guesses."""
+    """Column of a .tsv (name, or number from 0) or key of a .jsonl with the text; null detects it."""
     shard_rows: int = 16_384
-    """Lines in a shard."""
+    """Lines per shard."""
 
     def __post_init__(self) -> None:
         if self.shard_rows < 1:

@@ -1,1 +1,1 @@
-"""Templates: how one record becomes the text and images that a training stage reads, in `pretrain` and `instruct`."""
+"""Templates: how a record becomes the text and images of a training sample, in `pretrain` and `instruct`."""

@@ -1,7 +1,7 @@
-"""How one record becomes one instruction example: the ordered text and images of the prompt, and the target image.
+"""How a record becomes an instruction example: the ordered text and images of the prompt, and the target image.
 
 Composition-based instruction tuning (paper, section 3.3) replaces the entities of a caption by images of them, at the
-character spans that composition records carry.
+character spans stored in composition records.
 
 Every random decision takes the next number of a `uniform` function, in a fixed order, so that a sample is a pure
 function of its seed.
@@ -18,10 +18,10 @@ from kosmosg.errors import ConfigError, DataError
 
 Record = Mapping[str, Any]
 Uniform = Callable[[], float]  # the next random number in [0, 1)
-Piece = str | int  # a stretch of text, or the index of the entity whose image stands here
+Piece = str | int  # a piece of text, or the index of the entity whose image goes here
 PromptPart = str | Image.Image  # what `KosmosGProcessor.sequence` takes
 
-# An entity's words run on to the next of these: a plural s or a possessive belongs to the entity, not to the rest.
+# An entity's words extend to the next of these: a plural s or a possessive belongs to the entity.
 WORD_ENDS = frozenset(" ,.!?;:)]}")
 
 
@@ -38,13 +38,13 @@ class InstructTemplates:
     """The random choices of stage 3 and their probabilities; the defaults are the original's."""
 
     drop_entity_text: float = 0.5
-    """Chance that the words of the entities go and only their images stay."""
+    """Probability that the words of the entities are dropped and only their images remain."""
     drop_scope: Literal["sample", "entity"] = "sample"
     """`sample` drops the words of all entities or of none (the original's code), `entity` decides for each (paper)."""
     mask_background: float = 0.5
-    """Chance, for each entity, that its image is cut out and set on white."""
+    """Probability, per entity, that its background is replaced by white."""
     drop_edit_caption: float = 0.5
-    """Chance that an editing example shows the image without its caption."""
+    """Probability that an editing example has the image without its caption."""
 
     def __post_init__(self) -> None:
         for name in ("drop_entity_text", "mask_background", "drop_edit_caption"):
@@ -87,16 +87,16 @@ class InstructTemplates:
 def split_at_spans(
     caption: str, spans: Sequence[tuple[int, int]], drop: Sequence[bool], image_first: bool = False
 ) -> list[Piece]:
-    """Puts a image behind (or, where `drop` says so, in place of) the words of every entity.
+    """Puts an image after (or, if `drop` says so, in place of) the words of every entity.
 
     Args:
         caption: the whole caption.
         spans: character range [start, end) of each entity's words.
-        drop: for each entity, whether its words go.
+        drop: for each entity, whether its words are dropped.
         image_first: put the images before the words instead.
 
     Returns:
-        Text and entity indices in reading order. A span that begins before the previous one ended is left as text.
+        Text and entity indices in reading order. A span that overlaps the previous one is left as text.
 
     Raises:
         DataError: a span that lies outside the caption.
@@ -117,14 +117,14 @@ def split_at_spans(
         if image_first:
             pieces += [*_text(caption[cursor:start]), index, *_text(words)]
         else:
-            # One stretch of text, as it stood: the words are not to be encoded apart from what leads up to them.
+            # One piece of text, unchanged: the words must not be tokenised separately from what precedes them.
             pieces += [*_text(caption[cursor:start] + words), index]
         cursor = end
     return pieces + _text(caption[cursor:])
 
 
 def entity_image(entity: Record, masked: bool) -> Image.Image:
-    """The crop of an entity (RGB), on white where `masked` says so. One crop is stored; the cut happens here."""
+    """The crop of an entity (RGB), on white if `masked`. Only one crop is stored; the background is removed here."""
     crop = record_image(entity["crop"], "crop")
     if not masked:
         return crop
@@ -143,7 +143,7 @@ def record_image(data: bytes | None, field: str) -> Image.Image:
     """The image of a record's field, decoded to RGB.
 
     Raises:
-        DataError: the field is empty, or what it holds is no image.
+        DataError: the field is empty, or is not an image.
     """
     if not data:
         raise DataError(f"a record has no {field}, which this template needs; build the dataset with images")
@@ -154,7 +154,7 @@ def record_image(data: bytes | None, field: str) -> Image.Image:
 
 
 def caption_of(record: Record) -> str:
-    """The words of a record, whichever kind it is: composition and edit records say caption, the others text."""
+    """The text of a record of any kind: the field `caption` of composition and edit records, `text` of others."""
     words = record.get("caption")
     if words is None:
         words = record.get("text")
@@ -166,7 +166,7 @@ def caption_of(record: Record) -> str:
 
 
 def _text(text: str) -> list[Piece]:
-    # White space has no tokens, so a blank stretch between two images is nothing at all.
+    # Whitespace has no tokens, so a blank text between two images is dropped.
     return [text] if text.strip() else []
 
 

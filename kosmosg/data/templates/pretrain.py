@@ -1,8 +1,8 @@
-"""Text and images in one stream for stage 1, and which of its tokens are learnt.
+"""Text and images in one sequence for stage 1, and which of its tokens are targets.
 
-The model reads token i and predicts token i + 1. The original decides by the token that is being *read*: nothing is
-predicted from `<image>` or from a slot, everything is from text and from `</image>`. So a caption is learnt from its
-first word on, the word before a image predicts that a image comes, and no image token is ever a target.
+The model reads token i and predicts token i + 1. As in the original, the *input* token decides whether the prediction
+counts: those from `<image>` and from slots do not, those from text and from `</image>` do. So a caption is learned from
+its first word on, the word before an image predicts that an image follows, and no image slot is ever a target.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from kosmosg.data.templates.instruct import (
 )
 from kosmosg.errors import ConfigError, DataError
 
-IGNORED = -100  # what torch's cross entropy skips
+IGNORED = -100  # ignored by torch's cross entropy
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,16 @@ class PretrainTemplates:
     """The random choices of stage 1, and its limits."""
 
     crop_first: float = 0.5
-    """Chance, for each composition record, that every crop stands before its words ("<crop> red ball", from which the
-    model learns to see) and not behind them (the form that the prompts of stage 3 have)."""
+    """Probability, per composition record, that every crop comes before its words ("<crop> red ball", from which the
+    model learns to recognise images) instead of after them (as in the prompts of stage 3)."""
     whole_image: float = 0.25
-    """Chance that a composition record becomes its whole image and its caption, without crops."""
+    """Probability that a composition record becomes its whole image and its caption, without crops."""
     mask_background: float = 0.5
-    """Chance, for each crop, that it is cut out and set on white."""
+    """Probability, per crop, that its background is replaced by white."""
     max_images: int = 5
-    """Images kept of one document, the first ones; Kosmos-1 kept 5."""
+    """Maximum number of images per document (the first ones are kept); Kosmos-1 used 5."""
     documents_per_row: int = 1
-    """Text documents, neighbours in their dataset, that share a row: as many as usually fill `data.max_seq_len`."""
+    """Consecutive text documents that share a row; choose about as many as fill `data.max_seq_len`."""
 
     def __post_init__(self) -> None:
         for name in ("crop_first", "whole_image", "mask_background"):
@@ -49,11 +49,11 @@ class PretrainTemplates:
             raise ConfigError(f"templates.max_images is {self.max_images}; a document shows at least one image")
 
     def caption(self, record: Record) -> list[PromptPart]:
-        """A image and its caption: `<image> a striped ball in the snow`."""
+        """An image and its caption: `<image> a striped ball in the snow`."""
         return [record_image(record["image"], "image"), caption_of(record)]
 
     def interleaved(self, record: Record, uniform: Uniform) -> list[PromptPart]:
-        """A document with images between its text, from an interleaved or a composition record."""
+        """A document with text and images, from an interleaved or a composition record."""
         if "parts" in record:
             return self._document(record)
         if "entities" not in record:
@@ -96,8 +96,8 @@ def shifted(ids: Sequence[int], read: Sequence[bool]) -> tuple[list[int], list[i
     """Inputs and labels of one row.
 
     Args:
-        ids: the whole row, its last token included, which is predicted but never read.
-        read: for each token of `ids`, whether the next one is predicted from it.
+        ids: the whole row, including its last token, which is only predicted.
+        read: for each token of `ids`, whether the prediction from it counts.
 
     Returns:
         The inputs `ids[:-1]`, and for each of them the next token, or `IGNORED`.
@@ -107,11 +107,11 @@ def shifted(ids: Sequence[int], read: Sequence[bool]) -> tuple[list[int], list[i
 
 
 def read_in_caption(ids: Sequence[int], image_end: int) -> list[bool]:
-    """From `</image>` on: a caption is learnt, what leads up to it is not. Without a image, all is."""
+    """Predictions count from `</image>` on, so only the caption is learned; without an image, all of them count."""
     start = ids.index(image_end) if image_end in ids else 0
     return [position >= start for position in range(len(ids))]
 
 
 def read_in_document(ids: Sequence[int], image: int) -> list[bool]:
-    """All but `<image>` and the slots, which carry the same id."""
+    """Predictions count everywhere except from `<image>` and the slots, which have the same id."""
     return [token != image for token in ids]

@@ -1,7 +1,7 @@
-"""What the shell offers on Tab, and what `--help` lists: jobs, presets and settings of the checkout around.
+"""Shell completion, and the lists in `--help`: jobs, presets and settings of the surrounding checkout.
 
-Read from files (docstrings, the first lines of presets, jobs/settings.json), so that nothing heavy is imported while
-somebody waits at a prompt. Outside of a checkout there is nothing to offer, and that is no error.
+They are read from files (docstrings, the first lines of presets, jobs/settings.json), so that no slow import delays the
+prompt. Outside a checkout there is nothing to offer, which is not an error.
 """
 
 from collections.abc import Callable
@@ -15,16 +15,16 @@ from kosmosg.errors import ConfigError
 from kosmosg_platform.cluster import workspace
 
 Offer = tuple[str, str]
-"""What may be typed, and what it means."""
+"""A completion and its description."""
 
 
 def offer_jobs(incomplete: str) -> list[Offer]:
-    """Jobs, with the first sentence of each."""
+    """Jobs, with the first sentence of their docstrings."""
     return _matching(_of_checkout(workspace.summaries), incomplete)
 
 
 def offer_words(context: typer.Context, incomplete: str) -> list[Offer]:
-    """Of `run JOB`, `submit JOB` and `plan`: presets until one is there, then settings that the job reads."""
+    """For `run JOB`, `submit JOB` and `plan`: presets until one is given, then settings that the job reads."""
     job = str(context.params.get("job") or context.info_name)
     presets = _of_checkout(workspace.presets)
     given = set(context.params.get("words") or ())
@@ -51,7 +51,7 @@ def _of_checkout(read: Callable[[Path], list[Offer]]) -> list[Offer]:
 
 
 class JobCommand(typer.core.TyperCommand):
-    """A command that starts jobs: its help ends with the list of them, and of their presets."""
+    """A command that starts jobs: its help ends with a list of the jobs and presets."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Called when help is shown, so that nothing is read before."""
@@ -63,7 +63,7 @@ class JobCommand(typer.core.TyperCommand):
 
 
 def keep_the_cursor_behind_equals_signs() -> None:
-    """bash puts a space behind what it completes, but behind `train.steps=` the value follows at once."""
+    """bash adds a space after a completion, but after `train.steps=` the value follows directly."""
     from typer import _completion_shared
 
     scripts = _completion_shared._completion_scripts

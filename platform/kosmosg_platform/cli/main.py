@@ -66,6 +66,7 @@ def _top(
 ) -> None:
     """Kosmos-G: train, follow and serve in-context image generation.
 
+    \b
     Example: kosmosg run demo toyworld
     """
     if version:
@@ -78,6 +79,7 @@ def _top(
 def run(job: Job, words: Words = None) -> None:
     """Run a job on this machine (the same as `python -m jobs.JOB`).
 
+    \b
     Example: kosmosg run align toyworld train.steps=200 scale.workers=2
     """
     root = workspace.find()
@@ -99,6 +101,7 @@ def submit(
 
     Returns the job's exit code; 130 when the job was stopped.
 
+    \b
     Example: kosmosg submit instruct gpu output=/shared/runs --address http://head:8265 --id instruct-1
     """
     from kosmosg_platform.cluster.submit import Cluster
@@ -118,11 +121,12 @@ Identifier = Annotated[str, typer.Argument(metavar="ID", help="The submission's 
 
 @app.command()
 def status(
-    identifier: Annotated[str | None, typer.Argument(metavar="[ID]", help="One submission; all by default.")] = None,
+    identifier: Annotated[str | None, typer.Argument(metavar="ID", help="One submission; all by default.")] = None,
     address: Address = "http://127.0.0.1:8265",
 ) -> None:
     """Show the state of submitted jobs.
 
+    \b
     Example: kosmosg status instruct-1 --address http://head:8265
     """
     from kosmosg_platform.cluster.submit import Cluster
@@ -141,6 +145,7 @@ def logs(
 
     With --follow it returns the job's exit code.
 
+    \b
     Example: kosmosg logs instruct-1 --follow --address http://head:8265
     """
     from kosmosg_platform.cluster.submit import Cluster
@@ -156,6 +161,7 @@ def logs(
 def stop(identifier: Identifier, address: Address = "http://127.0.0.1:8265") -> None:
     """Stop a submitted job and wait until it has ended.
 
+    \b
     Example: kosmosg stop instruct-1 --address http://head:8265
     """
     from kosmosg_platform.cluster.submit import Cluster
@@ -168,6 +174,7 @@ def stop(identifier: Identifier, address: Address = "http://127.0.0.1:8265") -> 
 def plan(words: Words = None) -> None:
     """Estimate memory, FLOPs, days and storage of a training.
 
+    \b
     Example: kosmosg plan paper scale.workers=64
     """
     workspace.execute(workspace.find(), "jobs.plan", words or [])
@@ -193,6 +200,7 @@ def serve(
 ) -> None:
     """Deploy the endpoint and keep it running until Ctrl-C.
 
+    \b
     Example: kosmosg serve toyworld model=runs/demo/instruct/export --port 8000
     """
     options = ["--host", host, "--port", str(port), *(["--address", address] if address else [])]
@@ -230,6 +238,7 @@ def generate(
 
     In this process, or through an endpoint with --url.
 
+    \b
     Example: kosmosg generate "<i> and <i> at sea" --image cat.png --image ball.png -o out.png
     """
     from kosmosg_platform.cli.generate import GenerateOptions, check_output, generate_local, generate_remote, write
@@ -258,6 +267,7 @@ def import_(
 ) -> None:
     """Convert published weights to this library's folder format.
 
+    \b
     Example: kosmosg import reference checkpoint_final.pt kosmosg-released --tokenizer sentencepiece.bpe.model
     """
     quiet_libraries()
@@ -284,6 +294,7 @@ def doctor() -> int:
 
     Returns exit code 1 when something will not work.
 
+    \b
     Example: kosmosg doctor
     """
     from kosmosg_platform.cli.doctor import examine, show

@@ -1,17 +1,17 @@
-"""Whether a cluster has room for the workers of a job, checked before the first of them starts.
+"""Checks that a cluster has room for the workers of a job before the first of them starts.
 
-Ray queues what does not fit: a preset for GPUs would wait for ever on a laptop. Ray 2.60 has no call that answers
-"could this ever run here?", so the answer is put together from what a cluster does report:
+Ray queues what does not fit: a preset for GPUs would wait forever on a laptop. Ray 2.60 has no call that answers "could
+this ever run here?", so the answer is derived from what a cluster reports:
 
-- Its nodes (`ray.nodes()`). Room for all workers, idle or busy at the moment, is enough: the job starts.
-- Whether an autoscaler may still add nodes. Then the job starts as well, and waits for them. One is at work when
-  - the cluster's configuration lies in its store, as on managed clusters; or
-  - version 2 of the autoscaler is on, which happens only where somebody switched it on; or
+- Its nodes (`ray.nodes()`). If they have room for all workers, whether idle or busy at the moment, the job starts.
+- Whether an autoscaler may add nodes. If so, the job also starts, and waits for them. There is an autoscaler if
+  - the cluster's configuration is in its store, as on managed clusters; or
+  - version 2 of the autoscaler is enabled, which must be done explicitly; or
   - the report of version 1 names a node type. Every cluster has that report, but one that cannot grow calls each node
     `node_` and its id.
-- A cluster that stays as it is refuses what it has no room for.
+- A cluster that cannot grow rejects what it has no room for.
 
-How far an autoscaler may go is not reported, so a demand beyond its limits waits, and Ray's log says why.
+The limits of an autoscaler are not reported, so a demand beyond them waits, and Ray's log says why.
 """
 
 import json
@@ -25,14 +25,14 @@ from kosmosg.errors import ConfigError
 from kosmosg_platform.console import echo
 
 ANONYMOUS_NODE = re.compile(r"node_[0-9a-f]{56}")
-"""What Ray calls the type of a node that no autoscaler started."""
+"""Ray's prefix for the type of a node that was not started by an autoscaler."""
 
 Node = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class WorkerDemand:
-    """Workers that run at the same time, what each of them takes, and the settings that say so."""
+    """Workers that run at the same time, the resources of each, and the settings that determine them."""
 
     workers: int
     cpus: float = 1.0
@@ -40,14 +40,14 @@ class WorkerDemand:
     workers_key: str = "scale.workers"
     cpus_key: str = "scale.cpus_per_worker"
     without_gpus: str = "scale.use_gpu=false, as in the presets tiny, minutes and toyworld"
-    """How to do without GPUs, for the sentence that refuses."""
+    """How to run without GPUs, for the error message."""
 
 
 def require_resources(*demands: WorkerDemand, address: str | None = None) -> None:
-    """Raise ConfigError when there is no room for these workers, and there never will be.
+    """Raise ConfigError if there is no room for these workers, and there never will be.
 
-    Once Ray is up its nodes are counted. Before, this machine's GPUs are, if the job will run here; with an `address`
-    (or RAY_ADDRESS) the question waits until that cluster is joined.
+    If Ray is up, its nodes are counted. Otherwise this machine's GPUs are, if the job will run here; with an `address`
+    (or RAY_ADDRESS) the check waits until that cluster is joined.
     """
     import ray
 
@@ -59,7 +59,7 @@ def require_resources(*demands: WorkerDemand, address: str | None = None) -> Non
     else:
         import torch
 
-        # A cluster that is started here offers as many CPUs as its workers want: more than cores only makes them slow.
+        # A cluster started here offers as many CPUs as its workers request: more than there are cores is only slower.
         nodes = [{"CPU": float("inf"), "GPU": float(torch.cuda.device_count())}]
         place = "this machine"
     refused = _refusal(demands, nodes, place)
@@ -72,7 +72,7 @@ def require_resources(*demands: WorkerDemand, address: str | None = None) -> Non
 
 
 def _refusal(demands: Sequence[WorkerDemand], nodes: Sequence[Node], place: str) -> str | None:
-    """What is wrong with the first demand that does not fit, with the remedy; None when there is room for all."""
+    """The problem with the first demand that does not fit, with a remedy; None if there is room for all."""
     for demand in demands:
         room = sum(_fitting(demand, node) for node in nodes)
         if room < demand.workers:
@@ -89,7 +89,7 @@ def _refusal(demands: Sequence[WorkerDemand], nodes: Sequence[Node], place: str)
 
 
 def _fitting(demand: WorkerDemand, node: Node) -> int:
-    """How many such workers a node has room for; never more than are wanted."""
+    """How many such workers a node has room for, at most as many as requested."""
     room = [node.get(name, 0.0) / _each(demand, name) + 1e-6 for name in ("CPU", "GPU") if _each(demand, name)]
     return int(min([*room, demand.workers]))
 
@@ -138,7 +138,7 @@ def _may_grow() -> bool:
 
 
 def _has_autoscaler() -> bool:
-    """Asked inside of the cluster; see the top of this file."""
+    """Runs inside the cluster; see the top of this file."""
     from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
     from ray._private.state import state
     from ray.autoscaler.v2.utils import is_autoscaler_v2

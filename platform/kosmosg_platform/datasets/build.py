@@ -1,4 +1,4 @@
-"""Build a dataset folder from a source: what is missing is built, what is there and still true is kept.
+"""Build a dataset folder from a source: missing shards are built, up-to-date ones are kept.
 
 A shard is done when its receipt carries the key of what would be built now: listed items, reader, steps, options,
 schema. So a build that was killed resumes with the chunk where it stopped, a changed setting rebuilds what depends on
@@ -41,7 +41,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What a build did and what the dataset now holds."""
+    """What a build did, and what the dataset now contains."""
 
     folder: Path
     kind: str
@@ -51,12 +51,12 @@ class BuildResult:
     reasons: Mapping[str, int]  # "stage: reason" -> count
     built_shards: int  # in this run
     kept_shards: int  # from earlier runs
-    built_rows: int  # source rows that this run went through
+    built_rows: int  # source rows that this run processed
     seconds: float
 
     @property
     def rate(self) -> float:
-        """Source rows a second in this run; 0 when there was nothing to do."""
+        """Source rows per second in this run; 0 if there was nothing to do."""
         return self.built_rows / self.seconds if self.built_rows else 0.0
 
 
@@ -85,7 +85,7 @@ def build(
     start_ray: Callable[[], object] = lambda: None,
     say: Say = lambda text: None,
 ) -> BuildResult:
-    """Build or finish the dataset `folder`, which must be new, empty, or one that an earlier build of this source left.
+    """Build or finish the dataset `folder`, which must be new, empty, or written by an earlier build of this source.
 
     `start_ray` is called only when something has to be built. Raises DataError for a bad source or model, or when too
     much was refused, and ConfigError for a folder that is not ours and when the cluster lacks the GPUs that were asked
@@ -102,7 +102,7 @@ def build(
     if missing:
         for step in settings.steps:
             if step.model is not None:
-                from kosmosg.data.annotators.pretrained import require_model  # brings torch and transformers
+                from kosmosg.data.annotators.pretrained import require_model  # imports torch and transformers
 
                 require_model(step.model)
         start_ray()
@@ -186,7 +186,7 @@ def _matches(reason: str, retry: str) -> bool:
 
 
 def claim(folder: Path, reader: Reader) -> Path:
-    """The folder as one that a build of this source may write and clean. Raises ConfigError when it is not."""
+    """Claim the folder for builds of this source, which may then write and clean it. Raises ConfigError if not ours."""
     told = reader.describe()
     content = f"a dataset of {told['layout']}" + (f" {told['source']!r}" if "source" in told else "")
     if not (folder / MARKER).is_file() and _left_by_an_older_version(folder):
@@ -203,7 +203,7 @@ def _left_by_an_older_version(folder: Path) -> bool:
 
 
 def gpu_demands(steps: Sequence[PipelineStep]) -> list[WorkerDemand]:
-    """The GPUs that the steps hold at the same time. With fewer CPUs than actors Ray Data runs fewer of them."""
+    """The GPUs that the steps use at the same time. With fewer CPUs than actors, Ray Data runs fewer actors."""
     return [
         WorkerDemand(
             step.actors[0],
@@ -228,14 +228,14 @@ def _receipt(folder: Path, shard: str) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None  # not written yet, or damaged: either way the shard is built again
+        return None  # missing or damaged: either way the shard is built again
     return found
 
 
 def _is_done(folder: Path, shard: str, key: str, retry: str) -> bool:
     receipt = _receipt(folder, shard)
     if receipt is None or receipt.get("key") != key or receipt.get("unexpected"):
-        # Unexpected refusals are faults of ours or of the machine (a full GPU): they get another chance.
+        # Unexpected rejections are bugs or problems of the machine (a full GPU), so these rows are retried.
         return False
     if any(_matches(reason, retry) for reason in receipt["reasons"]):
         return False
@@ -253,7 +253,7 @@ def _refuse_to_publish(folder: Path, receipts: Sequence[Mapping[str, Any]], max_
         raise DataError(f"the source of {folder} has no rows; nothing is published")
     reason, count = max(reasons.items(), key=lambda item: item[1])
     example = next(receipt["example"][reason] for receipt in receipts if reason in receipt["example"])
-    fault = "; this looks like a fault of ours or of the machine" if UNEXPECTED in reason else ""
+    fault = "; this looks like a bug or a problem of the machine" if UNEXPECTED in reason else ""
     raise DataError(
         f"{refused:,} of {rows:,} rows were refused, more than build.max_refused={max_refused:g} allows; most often "
         f"({count:,} times) for {reason!r}, such as: {example}{fault}. All are listed in {folder / 'quarantine'}"

@@ -2,10 +2,10 @@
 
     DEST/manifest.json             kind, schema version, rows, shards with size and sha256, config, annotators, source
     DEST/data/part-00000.parquet   records (`kosmosg.data.records`)
-    DEST/quarantine/...            rows that were refused: id, source, stage, reason, message
+    DEST/quarantine/...            rejected rows: id, source, stage, reason, message
 
-Publishing is atomic: without a manifest the folder is not a dataset, and every file takes its name by a rename. The
-bytes of a shard depend on its records alone, never on the clock or on the number of workers.
+Publishing is atomic: without a manifest the folder is not a dataset, and every file is written under a temporary name
+and renamed. The bytes of a shard depend only on its records, never on the time or the number of workers.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from kosmosg_platform.storage import write_json
 MANIFEST = "manifest.json"
 
 ROW_GROUP_BYTES = 2 * 2**20  # a random read decodes one row group: large images get groups of one or two rows
-ROW_GROUP_ROWS = 256  # small records: the footer must not outgrow the data
+ROW_GROUP_ROWS = 256  # small records: the footer must not be larger than the data
 
 CACHE_BYTES = 256 * 2**20  # decoded row groups that a RecordDataset keeps: the whole demo set, a slice of a large one
 
@@ -90,9 +90,9 @@ def write_manifest(
     source: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Publish the folder as a dataset: the last file written, in one rename. Returns the manifest.
+    """Publish the folder as a dataset by writing its manifest, atomically and last. Returns the manifest.
 
-    `sha256` in it stands for all records: equal for two builds exactly when every shard is equal.
+    Its `sha256` represents all records: it is equal for two builds exactly if every shard is equal.
     """
     manifest = {
         "schema_version": SCHEMA_VERSION,
@@ -111,12 +111,12 @@ def write_manifest(
 
 
 def _temporary(path: Path) -> Path:
-    # Process and thread in the name: a task that Ray runs twice must not write into its twin's file.
+    # Process and thread in the name, so that a task that Ray runs twice never writes to the same file twice.
     return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a dataset folder. Raises DataError when it is missing, unreadable or of another version."""
+    """The manifest of a dataset folder. Raises DataError if it is missing, unreadable or of another version."""
     path = folder / MANIFEST
     if not folder.is_dir():
         raise DataError(f"there is no dataset folder {folder}; build one with `kosmosg run build_dataset`")
@@ -140,9 +140,9 @@ class RecordDataset:
     """Random access to the records of a dataset folder: `dataset[i]` is a dict, `len(dataset)` the number of records.
 
     The unit of reading is a row group (about 2 MB); the `cache_bytes` most recently used stay decoded, so a small
-    dataset is read once. Index order is shard order. Cheap to pickle: a worker opens the files anew.
+    dataset is read once. Index order is shard order. Cheap to pickle: a worker opens the files again.
 
-    Raises DataError when the folder is missing, unfinished or does not agree with its manifest.
+    Raises DataError if the folder is missing, incomplete or does not match its manifest.
     """
 
     def __init__(self, folder: str | Path, kind: str | None = None, cache_bytes: int = CACHE_BYTES) -> None:
@@ -200,12 +200,12 @@ class RecordDataset:
                 file = pq.ParquetFile(path, memory_map=True)
             except (OSError, pa.ArrowInvalid) as error:
                 raise DataError(
-                    f"shard {path} cannot be read ({error}); run the same build again to mend it"
+                    f"shard {path} cannot be read ({error}); run the same build again to repair it"
                 ) from error
             if file.metadata.num_rows != entry["rows"]:
                 raise DataError(
                     f"shard {path} has {file.metadata.num_rows} rows, its manifest says {entry['rows']}; "
-                    "run the same build again to mend it"
+                    "run the same build again to repair it"
                 )
             groups = range(file.metadata.num_row_groups)
             self._files[shard] = (file, list(accumulate(file.metadata.row_group(g).num_rows for g in groups)))

@@ -6,7 +6,7 @@ how many workers there are or in which order they finish. Light steps run where 
 pool of actors. Between processes rows travel as Arrow tables, so a row changes its form three times at most on its way:
 sample, Arrow row, record.
 
-Every row that is read is written: as a record, or as a rejection with stage, reason and message.
+Every row that is read is written: as a record, or as a rejection with step, reason and message.
 """
 
 from collections import Counter
@@ -137,7 +137,7 @@ class _Read:
 
 
 class _Annotate:
-    """A step as an actor: the annotator is built once and kept. The last pool also writes."""
+    """A step as an actor, which creates its annotator once. The last pool also writes."""
 
     def __init__(self, plan: PipelinePlan, step: PipelineStep, following: Sequence[PipelineStep], writes: bool) -> None:
         self.plan = plan

@@ -1,7 +1,7 @@
-"""The section `build`: a source, a list of steps (annotators and filters in any order), how records are cut.
+"""The section `build`: a source, a list of steps (annotators and filters in any order), and how records are cut.
 
-Every entry's own settings are declared beside the entry; a step says which entry it uses, those settings, and the
-resources it gets. Neural annotators are imported only where they run: choosing one here costs nothing.
+Every entry's own settings are declared next to the entry; a step names an entry, its settings and its resources.
+Neural annotators are imported only where they run: selecting one here costs nothing.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from kosmosg.plugins import find_entry, load_entry, load_plugins
 from kosmosg_platform.config import Section, digest
 
 WHOLE_SHARD = 1024
-"""Samples that a light annotator sees at once: the toy world renders all references of a batch in one go."""
+"""Batch size of light annotators: the toy world renders all references of a batch together."""
 
 
 class StepResources(Section):
-    """What a step may use; only steps with a model have processes of their own."""
+    """The resources of a step; only steps with a model have processes of their own."""
 
     batch_size: int = Field(default=16, ge=1)
     """Samples that a model sees at once."""
@@ -41,14 +41,15 @@ class StepResources(Section):
 
 @dataclass(frozen=True)
 class PipelineStep:
-    """One annotator or filter of a build. `make` builds it in the worker, so weights are loaded where they are used."""
+    """One annotator or filter of a build. `make` creates it in the worker, so weights are loaded where they
+    are used."""
 
     name: str
-    """What rejections are counted under: the field that an annotator fills, or the filter's name."""
+    """Name under which rejections are counted: the field that an annotator fills, or the filter's name."""
     make: Any
     """() -> Annotator, a callable on a batch of samples; a filter's answers are None or a Rejection."""
     batch_size: int
-    """Samples that it sees at once."""
+    """Samples per batch."""
     fills: str = ""
     """The field of the sample that it answers for; "" for filters."""
     key: str = ""
@@ -71,10 +72,10 @@ class BuildConfig(Section):
     """How `build_dataset` turns a source into a dataset."""
 
     source: dict[str, Any] = Field(default_factory=lambda: {"use": "toyworld"})
-    """What is read: `use` names the source (toyworld, image_folder, text_lines), the rest are its own settings."""
+    """The source: `use` names it (toyworld, image_folder, text_lines), the other keys are its settings."""
     steps: tuple[dict[str, Any], ...] = ()
-    """Annotators and filters in their order; `use` names one, the other keys are its own settings and `batch_size`,
-    `actors`, `gpus`. Empty takes the source's usual annotators."""
+    """Annotators and filters, in order; `use` names one, the other keys are its own settings and `batch_size`,
+    `actors`, `gpus`. Empty takes the source's default annotators."""
     compose: ComposeOptions = ComposeOptions()
     shard_rows: int = Field(default=4096, ge=1)
     """Source rows of a shard (a Parquet file), at most; the source may ask for fewer."""
@@ -86,33 +87,33 @@ class BuildConfig(Section):
     """Keep the masks of segmenters beside the captions and entities that are always kept: a build with another
     threshold then asks no model, for some ten times the space."""
     max_refused: float = Field(default=0.5, ge=0, le=1)
-    """Share of rows in quarantine above which nothing is published."""
+    """Maximum share of rejected rows; above it, nothing is published."""
 
     @property
     def source_name(self) -> str:
-        """The word for the source."""
+        """The name of the source."""
         return str(self.source.get("use", "toyworld"))
 
     def opened_source(self, options: Mapping[str, Any] | None = None) -> Source:
-        """The source with its settings; `options` are those of the section that has its name. Raises ConfigError."""
+        """The source with its settings; `options` are those of the section with its name. Raises ConfigError."""
         kind = load_entry(SOURCES, self.source_name, "build.source.use")
         given = {**(options or {}), **{key: value for key, value in self.source.items() if key != "use"}}
         source: Source = checked(kind, given, "build.source")
         return source
 
     def plain_steps(self, source: Source) -> list[dict[str, Any]]:
-        """The steps as the user wrote them, or the source's own."""
+        """The steps as the user wrote them, or the source's defaults."""
         return [dict(step) for step in self.steps] or [{"use": use} for use in source.steps]
 
     def pipeline_steps(self, source: Source) -> list[PipelineStep]:
-        """The steps of a build, checked: each entry is there, its settings fit, and it finds what it needs.
+        """The validated steps of a build: each entry exists, its settings are valid, and what it needs is filled.
 
-        Raises ConfigError with the dotted path of the mistake.
+        Raises ConfigError with the dotted path of the error.
         """
         if not source.steps:
             if self.steps:
                 raise ConfigError(
-                    f"build.steps: records of {self.source_name} are ready and pass no steps; leave them out"
+                    f"build.steps: {self.source_name} records need no annotation and take no steps; leave them out"
                 )
             return []
         filled: dict[str, str] = {}  # field -> key of the step that fills it
@@ -130,9 +131,9 @@ class BuildConfig(Section):
         return steps
 
     def settings(self, source: Source) -> dict[str, Any]:
-        """Everything here that shapes a record, as plain values: the key of every shard, and part of the manifest.
+        """Everything here that affects a record, as plain values: the key of every shard, and part of the manifest.
 
-        Where and how often a model runs shapes nothing.
+        Where a model runs, and with how many copies, affects nothing.
         """
         if not source.steps:
             return {}
@@ -145,7 +146,7 @@ class BuildConfig(Section):
 
 
 class FilterStep:
-    """A filter as an annotator that fills nothing: None keeps a sample, a Rejection turns it down."""
+    """A filter as an annotator that fills nothing: None keeps a sample, a Rejection rejects it."""
 
     def __init__(self, name: str, judge: Filter) -> None:
         self.name = name
@@ -165,7 +166,7 @@ def _step(values: Mapping[str, Any], path: str, source: Source, filled: Mapping[
     needs = kind.needs if is_filter else FIELDS[kind.fills].needs
     unfilled = [field for field in needs if field not in filled]
     if unfilled:
-        raise ConfigError(f"{path}: {use} needs {', '.join(unfilled)}; put it behind a step that fills it")
+        raise ConfigError(f"{path}: {use} needs {', '.join(unfilled)}; put it after a step that fills it")
     if not is_filter and kind.hint and kind.hint not in source.hints:
         raise ConfigError(
             f"{path}: {use} cannot annotate this source: it needs the hint {kind.hint!r}, which its samples do not "
@@ -222,7 +223,7 @@ def _kind(use: Any, path: str) -> Any:
 
 
 def _settings_of(kind: Any) -> type:
-    """Of an annotator the class that it names, of a filter the filter itself."""
+    """The settings class: that of an annotator, or the filter itself."""
     settings: type = getattr(kind, "settings", kind)
     return settings
 
@@ -234,7 +235,7 @@ def _split(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def checked(kind: type, values: Mapping[str, Any], path: str) -> Any:
-    """An instance of a frozen dataclass from plain values. Raises ConfigError with the dotted path of the mistake."""
+    """An instance of a frozen dataclass from plain values. Raises ConfigError with the dotted path of the error."""
     known = [field.name for field in dataclasses.fields(kind)]
     for key in values:
         if key not in known:

@@ -1,6 +1,6 @@
-"""Prompts to images in one process: what every command and job that generates images has in common.
+"""Image generation in one process, shared by every command and job that generates images.
 
-Requests and parameters, the pipeline that they run on, and the noise by which equal seeds give equal images.
+Requests and parameters, the pipeline that they run on, and the noise, so that equal seeds give equal images.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +53,7 @@ class SamplingParams:
     """B, prompts generated together."""
     noise: Noise = "picture"
     """`picture`: each image has noise of its own, the same in any batch. `batch`: the noise of a whole batch comes
-    from one generator that is seeded anew for each batch, so all batches share their noise, as published."""
+    from one generator that is reseeded for each batch, so all batches share their noise, as published."""
     seed: int = 0
 
     def shape(self) -> dict[str, Any]:

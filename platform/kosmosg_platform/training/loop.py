@@ -122,7 +122,7 @@ class Worker:
         weights = [float(batch.pop("weight")) if "weight" in batch else float(self.micro) for batch in batches]
         total = torch.tensor(sum(weights), device=self.engine.device)
         dist.all_reduce(total)
-        # DeepSpeed takes the plain mean over passes and workers; this makes it the mean over what the losses count.
+        # DeepSpeed takes the plain mean over passes and workers; this turns it into the weighted mean.
         share = self.passes * self.world / max(float(total), 1e-9)
         for index, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
             torch.manual_seed(mix(train.seed, step, self.rank, index) >> 1)

@@ -86,7 +86,7 @@ def find_mixture(stage: str, data: DataConfig, layout: RunPaths) -> Mixture:
     if missing:
         settings = ", ".join(f"data.{_setting(samples[name][0])}=FOLDER" for name in missing)
         echo(
-            f"{stage}: skipping {', '.join(missing)}, no records under {_parent(data, layout)} ({settings}); "
+            f"{stage}: no records under {_parent(data, layout)} for {', '.join(missing)} ({settings}), skipping; "
             f"training on {', '.join(found)}"
         )
     return Mixture(found, {name: weights[name] for name in found})

@@ -63,7 +63,7 @@ def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
 
     Raises ConfigError and other KosmosGErrors for user errors; other exceptions are raised unchanged.
     """
-    # Ray's workers live in folders of their own: what is relative here would be lost there.
+    # Ray's workers have working directories of their own, so paths must be absolute.
     experiment = experiment.model_copy(update={"output": experiment.output.absolute()})
     batch_plan(experiment.train, experiment.scale.workers)
     engine.check(experiment.engine, experiment.scale.use_gpu)
@@ -260,7 +260,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _forget(folder: Path) -> None:
-    """Delete what a run writes, and nothing that somebody else has put beside it."""
+    """Delete what a run writes, and nothing else."""
     for part in (folder / name for name in _WRITTEN):
         if part.is_dir():
             shutil.rmtree(part)

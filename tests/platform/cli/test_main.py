@@ -42,11 +42,14 @@ def sentence(result: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-def test_every_verb_has_help_with_an_example() -> None:
+def test_every_verb_has_help_with_an_example_that_can_be_pasted() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert set(commands) == VERBS
     for name, command in commands.items():
         assert f"Example: kosmosg {name}" in (command.help or ""), name
+        if name != "plan":  # its help is that of the job
+            example = (command.help or "").partition("Example: ")[2].strip()
+            assert f"Example: {example}\n" in kosmosg(name, "-h").stdout, "on one line, however narrow the terminal is"
 
 
 @pytest.mark.parametrize("words", [[], *([verb] for verb in sorted(VERBS)), ["run", "align"], ["run", "align", "tiny"]])

@@ -156,10 +156,10 @@ def test_chosen_by_configuration_they_annotate_a_photo(
 
 def test_a_missing_model_is_told_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "nonsense"}))
-    with pytest.raises(DataError, match="neither a model folder here nor one that the hub gives"):
+    with pytest.raises(DataError, match="neither a local model folder nor available on the Hub"):
         require_model(str(tmp_path))
     for make in (Blip2Captioner, LanguageEntityFinder, ClipSegSegmenter):
-        with pytest.raises(DataError, match="neither a model folder here nor one that the hub gives"):
+        with pytest.raises(DataError, match="neither a local model folder nor available on the Hub"):
             make(str(tmp_path))
 
 
