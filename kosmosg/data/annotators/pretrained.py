@@ -86,6 +86,6 @@ def require_model(model: str) -> None:
 def _missing(model: str, error: Exception) -> DataError:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return DataError(
-        f"{model!r} is neither a model folder here nor one that the hub gives "
+        f"{model!r} is neither a local model folder nor available on the Hub "
         f"({type(error).__name__}: {first}); check the name, or download it first"
     )

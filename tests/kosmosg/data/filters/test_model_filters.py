@@ -248,7 +248,7 @@ def test_a_missing_model_is_told_in_a_sentence(tmp_path: Path) -> None:
         lambda: AestheticFilter(str(tmp_path), "cpu", head="x"),
         lambda: ClassifierFilter(str(tmp_path), "cpu", label="x"),
     ):
-        with pytest.raises(DataError, match="neither a model folder here nor one that the hub gives"):
+        with pytest.raises(DataError, match="neither a local model folder nor available on the Hub"):
             make()
 
 
