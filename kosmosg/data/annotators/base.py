@@ -141,6 +141,7 @@ FIELDS: dict[str, Field] = {
 
 ANNOTATORS: dict[str, str | type] = {
     "sidecar": "kosmosg.data.annotators.sidecar:SidecarCaptioner",
+    "told": "kosmosg.data.annotators.told:ToldCaptioner",
     "blip2": "kosmosg.data.annotators.blip2:Blip2Captioner",
     "nouns": "kosmosg.data.annotators.nouns:NounFinder",
     "noun_chunks": "kosmosg.data.annotators.noun_chunks:NounChunkFinder",

@@ -1,24 +1,19 @@
 """A folder of photos: `source/dog/03.jpg`, with or without a caption in `source/dog/03.txt`."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-from PIL import Image
-
-from kosmosg.data.annotators.apply import refusal
-from kosmosg.data.annotators.base import Sample
-from kosmosg.data.composition import shrink
-from kosmosg.data.image_bytes import encode_image
-from kosmosg.data.sources.base import Item, Reader, SourceRow, rejected, required
+from kosmosg.data.sources.base import Item, Reader, SourceRow, required
 from kosmosg.data.sources.files import SourceFiles
-from kosmosg.errors import ConfigError, DataError, ImageError
-from kosmosg.prompt import DEFAULT_LIMITS, PromptLimits, read_image
+from kosmosg.data.sources.image_rows import IMAGE_SUFFIXES, BadRow, ImageRows, guarded
+from kosmosg.errors import ConfigError, DataError
+from kosmosg.prompt import DEFAULT_LIMITS, PromptLimits
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
 SIDECAR_CHARACTERS = 10_000
 
 
@@ -45,16 +40,14 @@ class ImageFolderReader:
         limits: PromptLimits = DEFAULT_LIMITS,
     ) -> None:
         self.files = SourceFiles(source)
-        self.square = square
-        self.working_size = working_size
-        self.limits = limits
+        self.rows = ImageRows(self.kind, square, working_size, limits)
 
     def describe(self) -> dict[str, Any]:
         return {
             "layout": "folder of photos",
             "source": self.files.name,
-            "square": self.square,
-            "working_size": self.working_size,
+            "square": self.rows.square,
+            "working_size": self.rows.working_size,
         }
 
     def items(self) -> Iterator[Item]:
@@ -75,16 +68,14 @@ class ImageFolderReader:
 
     def read(self, items: Sequence[Item]) -> Iterator[SourceRow]:
         for item in items:
-            try:
-                yield self.sample(item.place)
-            except Exception as error:  # noqa: BLE001 - told in the quarantine table, with its type
-                yield rejected(item.key, item.place, *refusal(error))
+            yield guarded(item.key, item.place, partial(self._row, item.place))
 
-    def sample(self, photo: str) -> Sample:
-        """One photo, decoded once to be sure that it can be. Raises ImageError, DataError."""
-        data = self._bytes(photo)
-        original = read_image(data, self.limits, name=photo)
-        image = shrink(middle_square(original) if self.square else original, self.working_size)
+    def _row(self, photo: str) -> SourceRow:
+        """One photo, decoded once to be sure that it can be. Raises BadRow, ImageError, DataError."""
+        entry = self.files.entry(photo)
+        if entry is None:
+            raise BadRow("missing-file", f"{photo} is not there any more")
+        self.rows.check_bytes(photo, entry.size)
         path = PurePosixPath(photo)
         sidecar = path.with_suffix(".txt")
         hints = {
@@ -93,22 +84,7 @@ class ImageFolderReader:
             "stem": path.stem,
             "root": self.files.name,
         }
-        return Sample(
-            id=photo,
-            source=photo,
-            # The untouched bytes where they will do: no second compression.
-            encoded=data if image is original else encode_image(image, "jpeg", 95),
-            sha256=hashlib.sha256(data).hexdigest(),
-            hints=hints,
-        )
-
-    def _bytes(self, photo: str) -> bytes:
-        entry = self.files.entry(photo)
-        if entry is None:
-            raise DataError(f"{photo} is not there any more")
-        if entry.size > self.limits.encoded_bytes:
-            raise ImageError(f"{photo} has {entry.size:,} bytes, the limit is {self.limits.encoded_bytes:,}")
-        return self.files.read(photo)
+        return self.rows.row(photo, photo, self.files.read(photo), hints)
 
     def _text(self, path: str) -> str:
         """What stands in the text file beside a photo. Raises DataError when it is not UTF-8 or no caption."""
@@ -120,15 +96,6 @@ class ImageFolderReader:
         if len(text) > SIDECAR_CHARACTERS:
             raise DataError(f"{path} beside the photo is longer than {SIDECAR_CHARACTERS} characters; is it a caption?")
         return " ".join(text.split())
-
-
-def middle_square(image: Image.Image) -> Image.Image:
-    """The largest square in the middle of an image; the image itself when it is square."""
-    side = min(image.size)
-    if image.width == image.height:
-        return image
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
 
 
 @dataclass(frozen=True)
