@@ -113,7 +113,7 @@ def members(file: Any, size: int | None = None) -> Iterator[TarMember]:
 
 def _check_end(file: Any, at: int, size: int | None) -> None:
     """Raises TornTar where a block of zeros is not the end mark, but a hole that a broken transfer left."""
-    if file.read(BLOCK).strip(b"\0") or (size or 0) - at > _END_BYTES:
+    if (size or 0) - at > _END_BYTES or file.read(_END_BYTES).strip(b"\0"):
         raise TornTar(at, f"the tar has an end mark at byte {at:,}, but more behind it")
 
 
