@@ -9,7 +9,7 @@ from kosmosg.data.annotators.base import Rejection, Sample
 
 # A tag begins with a letter, a slash or an exclamation mark: "3 < 5" and "I <3 cats" are no markup.
 _BLOCKS = re.compile(r"<(script|style)\b[^>]*>.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
-_TAGS = re.compile(r"<!--.*?-->|</?[a-zA-Z][^<>]*>|<![^<>]*>", re.DOTALL)
+_TAGS = re.compile(r"""<!--.*?-->|</?[a-zA-Z](?:"[^"]*"|'[^']*'|[^<>"'])*>|</?[a-zA-Z][^<>]*>|<![^<>]*>""", re.DOTALL)
 
 
 @dataclass(frozen=True)

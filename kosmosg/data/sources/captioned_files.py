@@ -12,7 +12,7 @@ from kosmosg.data.sources.image_rows import (
     ImageRows,
     caption_text,
     metadata,
-    provenance,
+    origin,
 )
 
 Checksums = Literal["auto", "compare", "ignore"]
@@ -45,10 +45,21 @@ class CaptionedFiles:
         """One sample as a row; `parts` has its files by suffix. Raises BadRow, ImageError."""
         name, data = image_part(key, parts)
         meta = metadata(f"{key}.json", parts["json"]) if "json" in parts else {}
-        return self.told_row(key, place, name, data, parts.get("txt"), meta, compare)
+        caption: bytes | str | None = parts.get("txt")
+        if self.caption is not None or caption is None:
+            told = meta.get(self.caption or "caption")
+            caption = told if isinstance(told, str) else None
+        return self.told_row(key, place, name, data, caption, meta, compare)
 
     def told_row(
-        self, key: str, place: str, name: str, data: bytes, txt: bytes | None, meta: Mapping[str, Any], compare: bool
+        self,
+        key: str,
+        place: str,
+        name: str,
+        data: bytes,
+        caption: bytes | str | None,
+        meta: Mapping[str, Any],
+        compare: bool,
     ) -> SourceRow:
         """One image and what is known of it as a row. Raises BadRow, ImageError."""
         self.rows.check_bytes(name, len(data))
@@ -58,11 +69,7 @@ class CaptionedFiles:
                 f"{name} is not what was downloaded: its checksum is another than the recorded one; "
                 "checksums=ignore takes it all the same",
             )
-        given: bytes | str | None = txt
-        if self.caption is not None or txt is None:
-            told = meta.get(self.caption or "caption")
-            given = told if isinstance(told, str) else None
-        hints = {"caption": caption_text(name, given), **provenance(meta)}
+        hints = {"caption": caption_text(name, caption), **origin(meta)}
         return self.rows.row(key, place, data, hints)
 
 

@@ -20,7 +20,7 @@ _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 SHARD_SUFFIXES = (*_TAR_SUFFIXES, ".parquet", STATS)
 
 
-class Shard(NamedTuple):
+class DownloadShard(NamedTuple):
     """The files of one shard."""
 
     name: str
@@ -32,7 +32,7 @@ class Shard(NamedTuple):
     has_stats: bool
 
 
-def shards(entries: Iterable[FileEntry]) -> list[Shard]:
+def shards(entries: Iterable[FileEntry]) -> list[DownloadShard]:
     """Tars, tables and statistics as shards, by name. In memory at once: there are thousands, not millions."""
     tars: dict[str, FileEntry] = {}
     tables: dict[str, FileEntry] = {}
@@ -48,13 +48,17 @@ def shards(entries: Iterable[FileEntry]) -> list[Shard]:
         else:
             suffix = next(suffix for suffix in _TAR_SUFFIXES if entry.path.lower().endswith(suffix))
             tars[entry.path[: -len(suffix)]] = entry
+
+    def done_or_alone(name: str) -> bool:
+        return name in done or _folder(name) not in counting
+
     return [
-        Shard(name, tars.get(name), tables.get(name), name in done or _folder(name) not in counting, name in done)
+        DownloadShard(name, tars.get(name), tables.get(name), done_or_alone(name), name in done)
         for name in sorted({*tars, *tables})
     ]
 
 
-def unfinished(shard: Shard, place: FileEntry) -> Item:
+def unfinished(shard: DownloadShard, place: FileEntry) -> Item:
     """The refusal of a shard that img2dataset did not finish."""
     stats = PurePosixPath(shard.name + STATS).name
     message = f"{place.path} is unfinished: {stats} is missing beside it; run the same img2dataset command again"
@@ -91,9 +95,12 @@ def failures(rows: Iterable[TableRow], place: str) -> Iterator[Item]:
     """The rows that img2dataset could not fetch or decode, in its own words."""
     for row in rows:
         if row.status != "success":
-            told = " ".join(row.error.split())[:500] or "no error message"
-            message = f"img2dataset: {row.status or 'no status'}: {told}"
-            yield refused_item(f"{place}/{row.key}", place, "failed-download", message)
+            yield refused_item(f"{place}/{row.key}", place, "failed-download", failure(row.status, row.error))
+
+
+def failure(status: str, error: str) -> str:
+    """What img2dataset says of a row that it could not fetch or decode, on one line."""
+    return f"img2dataset: {status or 'no status'}: {' '.join(error.split())[:500] or 'no error message'}"
 
 
 def lost(rows: Iterable[TableRow], seen: Container[str], place: str, torn: bool) -> Iterator[Item]:

@@ -15,22 +15,21 @@ from PIL import Image
 
 from kosmosg.data.annotators.apply import refusal
 from kosmosg.data.annotators.base import Sample
-from kosmosg.data.composition import shrink
+from kosmosg.data.composition import provenance, shrink
 from kosmosg.data.image_bytes import encode_image
-from kosmosg.data.records import RECORD_KINDS
 from kosmosg.data.sources.base import Item, ReadyRow, RejectedRow, SourceRow, rejected
 from kosmosg.prompt import DEFAULT_LIMITS, PromptLimits, read_image
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 MAX_CAPTION_CHARACTERS = 5_000  # longer is no caption, but a page
 MAX_METADATA_BYTES = 1_000_000
-PROVENANCE = {
+# What is carried along of an image's origin -> keys under which sources have it, in any case.
+_ORIGIN = {
     "url": ("url",),
     "licence": ("license", "licence"),
     "author": ("author", "creator", "artist"),
     "title": ("title",),
 }
-"""What is carried along of an image's origin -> keys under which sources have it, in any case."""
 _ORIENTATION = 0x0112
 
 
@@ -121,17 +120,15 @@ class ImageRows:
             raise BadRow("no-caption", f"{place} has no caption")
         image = shrink(original, self.working_size)
         kept = data and image is original and _is_plain(data)
-        record: dict[str, Any] = {
+        record = {
             "id": key,
             "text": text,
             "image": data if kept else encode_image(image, "jpeg", 95),
             "width": image.width,
             "height": image.height,
             "source": place,
+            "provenance": provenance(hints),
         }
-        if "provenance" in RECORD_KINDS["caption"].schema.names:
-            known = {name: hints[name] for name in PROVENANCE if hints.get(name)}
-            record["provenance"] = json.dumps(known) if known else None
         return ReadyRow(record)
 
 
@@ -192,11 +189,11 @@ def metadata(name: str, data: bytes) -> dict[str, Any]:
     return value
 
 
-def provenance(meta: Mapping[str, Any]) -> dict[str, str]:
+def origin(meta: Mapping[str, Any]) -> dict[str, str]:
     """Url, licence, author and title, where the metadata of an image has them."""
     lower = {key.lower(): value for key, value in meta.items()}
     found = {}
-    for name, keys in PROVENANCE.items():
+    for name, keys in _ORIGIN.items():
         value = next((lower[key] for key in keys if isinstance(lower.get(key), str)), "").strip()
         if value and value != "?":  # LAION's word for an unknown licence
             found[name] = value[:2000].encode("utf-8", "replace").decode()

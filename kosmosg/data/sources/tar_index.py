@@ -120,9 +120,10 @@ def _check_end(file: Any, at: int, size: int | None) -> None:
 def _checked_size(header: bytes) -> int | None:
     """Bytes that follow a header; None where the checksum says that this is no header."""
     try:
-        told = int(header[148:156].strip(b"\0 ") or b"x", 8)
+        field = header[148:156]
+        told = int(field.strip(b"\0 ") or b"x", 8)
         # Adler-32 has the sum of all bytes in its lower half, much faster than a loop would.
-        total = (zlib.adler32(header) & 0xFFFF) - 1 - sum(header[148:156]) + 8 * 32
+        total = (zlib.adler32(header) & 0xFFFF) - 1 - sum(field) + 8 * 32
         if (told - total) % _ADLER:
             return None
         if header[124] & 0x80:  # binary, for members of 8 GB and more
@@ -135,7 +136,7 @@ def _checked_size(header: bytes) -> int | None:
 
 def _name(header: bytes) -> str:
     name = _text(header[:100])
-    if header[257:263] == b"ustar\0" and header[345]:
+    if header[345] and header[257:263] == b"ustar\0":
         return f"{_text(header[345:500])}/{name}"
     return name
 

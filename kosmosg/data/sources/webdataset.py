@@ -24,7 +24,7 @@ from kosmosg.data.sources.captioned_files import (
     image_part,
     kept_as_downloaded,
 )
-from kosmosg.data.sources.download_shards import SHARD_SUFFIXES, Shard, TableRow
+from kosmosg.data.sources.download_shards import SHARD_SUFFIXES, DownloadShard, TableRow
 from kosmosg.data.sources.files import FileEntry, SourceFiles
 from kosmosg.data.sources.image_rows import BadRow, ImageRows, guarded, metadata, refused, refused_item
 from kosmosg.data.sources.tar_samples import TarSample, samples
@@ -67,7 +67,7 @@ class WebDatasetReader:
         for shard in found:
             yield from self.shard_items(shard)
 
-    def shard_items(self, shard: Shard) -> Iterator[Item]:
+    def shard_items(self, shard: DownloadShard) -> Iterator[Item]:
         """The items of one shard."""
         if shard.tar is None:
             if shard.table is not None and shard.has_stats:

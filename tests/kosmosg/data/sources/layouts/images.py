@@ -47,7 +47,6 @@ def bad_images(seed: int) -> dict[str, bytes]:
     whole = encoded(seed)
     return {
         "truncated": whole[: len(whole) // 2],
-        "cut-by-two": whole[:-2],
         "empty": b"",
         "html": b"<!DOCTYPE html><html><body>This photo is no longer available</body></html>",
         "animated": animated(),
