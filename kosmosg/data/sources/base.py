@@ -105,6 +105,7 @@ SOURCES: dict[str, str | type] = {
     "image_folder": "kosmosg.data.sources.image_folder:ImageFolder",
     "webdataset": "kosmosg.data.sources.webdataset:WebDataset",
     "img2dataset": "kosmosg.data.sources.img2dataset:Img2Dataset",
+    "open_images": "kosmosg.data.sources.open_images:OpenImages",
     "text_lines": "kosmosg.data.sources.text_lines:TextLines",
 }
 """Value of `build.source.use` -> class or `module:class`. Plug-ins can add more (`kosmosg.plugins`)."""
