@@ -91,11 +91,7 @@ class SourceFiles:
     def entry(self, path: str) -> FileEntry | None:
         """Size and stamp of one file, None when it is not there."""
         if self.is_local:
-            try:
-                status = os.stat(self._local(path))
-            except OSError:
-                return None
-            return FileEntry(path, status.st_size, f"{status.st_size}:{status.st_mtime_ns}")
+            return _local_entry(path, self._local(path))
         from pyarrow.fs import FileType
 
         filesystem, _ = self._remote
@@ -123,10 +119,15 @@ class SourceFiles:
     def _url(self, path: str) -> str:
         return str(self._remote[1]) if self.is_file else f"{self._remote[1]}/{safe(path)}"
 
-    def _walk_local(self, folder: str) -> Iterator[FileEntry]:
+    def _walk_local(self, folder: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[FileEntry]:
         folders = set()
         names = []
-        with os.scandir(os.path.join(self.root, folder)) as found:
+        place = os.path.join(self.root, folder)
+        status = os.stat(place)
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            return  # a link back to a folder that this one lies in
+        with os.scandir(place) as found:
             for entry in found:
                 if not entry.name.startswith("."):
                     names.append(entry.name)
@@ -138,9 +139,9 @@ class SourceFiles:
             if not name.isprintable() and (told_name := _readable(path)) != path:
                 yield FileEntry(told_name, 0, "")  # not UTF-8: reading it says that there is no such file
             elif name in folders:
-                yield from self._walk_local(path)
-            elif (told := self.entry(path)) is not None:
-                yield told
+                yield from self._walk_local(path, (*above, here))
+            elif (told := _local_entry(path, os.path.join(place, name))) is not None:
+                yield told  # even where `safe` will refuse to read it: such a name costs its own row
 
     def _walk_remote(self, folder: str) -> Iterator[FileEntry]:
         from pyarrow.fs import FileSelector, FileType
@@ -163,6 +164,14 @@ def safe(path: str) -> str:
     if path.startswith(("/", "\\", "~")) or ".." in parts or "\0" in path or ":" in parts[0][:2]:
         raise DataError(f"the path {path[:200]!r} leads out of the source; only files inside of it are read")
     return path
+
+
+def _local_entry(path: str, place: str) -> FileEntry | None:
+    try:
+        status = os.stat(place)
+    except OSError:
+        return None
+    return FileEntry(path, status.st_size, f"{status.st_size}:{status.st_mtime_ns}")
 
 
 def _readable(path: str) -> str:
