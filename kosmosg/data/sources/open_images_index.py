@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kosmosg.data.sources.files import FileEntry, SourceFiles
 from kosmosg.data.sources.image_rows import IMAGE_SUFFIXES
-from kosmosg.data.sources.tar_index import TornTar, members
+from kosmosg.data.sources.tar_index import TornTar, for_headers, members
 
 Ids = NDArray[np.uint64]
 _NIBBLES = np.full(256, 255, dtype=np.uint8)
@@ -105,7 +105,7 @@ class ImageIndex:
         """Take in the images of a plain tar; what is wrong with it where it is torn."""
         with files.open(entry.path) as file:
             try:
-                for member in members(file, entry.size):
+                for member in members(for_headers(file, files.is_local), entry.size):
                     named = _IMAGE(member.name)
                     if named is not None and member.is_file:
                         self._add(named[2].lower(), (entry.path, ""), member.data, member.size, entry.stamp)

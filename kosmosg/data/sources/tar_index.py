@@ -4,12 +4,14 @@ Written for tars that others made: names, sizes and kinds of members are told as
 link is followed. A tar that breaks off gives its whole members and then says where it broke.
 """
 
+import io
 import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 BLOCK = 512
 _NAME_BYTES = 64 * 1024  # of an extended header; longer is no name, but damage
+_FAR_BLOCK = 1 << 20
 _END_BYTES = 1024 * 1024  # end mark and padding; GNU tar pads to 10 kB, some writers to more
 _REGULAR = b"0\x007"
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL, _FOLDER = b"L", b"K", b"x", b"g", b"5"
@@ -48,6 +50,11 @@ class TornTar(Exception):
         super().__init__(message)
         self.at = at
         self.name = name
+
+
+def for_headers(file: Any, is_near: bool) -> Any:
+    """A file of which headers are to be read: far away one large request beats many small ones."""
+    return file if is_near else io.BufferedReader(file, _FAR_BLOCK)
 
 
 def padded(size: int) -> int:

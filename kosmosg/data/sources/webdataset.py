@@ -27,6 +27,7 @@ from kosmosg.data.sources.captioned_files import (
 from kosmosg.data.sources.download_shards import SHARD_SUFFIXES, DownloadShard, TableRow
 from kosmosg.data.sources.files import FileEntry, SourceFiles
 from kosmosg.data.sources.image_rows import BadRow, ImageRows, guarded, metadata, refused, refused_item
+from kosmosg.data.sources.tar_index import for_headers
 from kosmosg.data.sources.tar_samples import TarSample, samples
 from kosmosg.errors import ConfigError, DataError
 
@@ -34,7 +35,6 @@ COMPARE = '{"compare": true}'
 """`Item.extra` of samples whose checksum is compared."""
 _LOOKED_AT = 32  # samples of a shard by which it is known whether images were encoded anew
 _MAX_INFLATION = 200  # bytes out of one byte of a .tar.gz; photos hardly shrink at all
-_REMOTE_BLOCK = 1 << 20  # one large request beats many for a header each
 
 
 class WebDatasetReader:
@@ -98,7 +98,7 @@ class WebDatasetReader:
         """The samples of a plain tar; returns whether it is torn."""
         place, stamp, torn = tar.path, tar.stamp, False
         with self.files.open(place) as opened:
-            found = samples(opened if self.files.is_local else io.BufferedReader(opened, _REMOTE_BLOCK), tar.size)
+            found = samples(for_headers(opened, self.files.is_local), tar.size)
             first: list[TarSample] = []
             compare = self.captioned.checksums == "compare"
             if self.captioned.checksums == "auto" and has_table:
