@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from jobs.settings import JOBS, JOBS_OF_JOBS, reads, usage
+from kosmosg.data.near_duplicates import RADIUS
 from kosmosg.data.templates.instruct import InstructTemplates
 from kosmosg.data.templates.pretrain import PretrainTemplates
 from kosmosg.errors import ConfigError, KosmosGError
@@ -187,6 +188,13 @@ class RetryConfig(Section):
     rejected for it are built again; answers that are kept are not asked for again."""
 
 
+class HashListConfig(Section):
+    """How `hash_list` looks for copies."""
+
+    radius: int = Field(default=RADIUS, ge=0, le=15)
+    """Bits of 64 by which two hashes of the same image may differ."""
+
+
 class Experiment(StageExperiment):
     """One run. Order of precedence: these defaults < preset < the preset's `jobs.<job>` < key=value."""
 
@@ -204,6 +212,7 @@ class Experiment(StageExperiment):
     toyworld: ToyworldConfig = ToyworldConfig()
     build: BuildConfig = BuildConfig()
     retry: RetryConfig = RetryConfig()
+    hash_list: HashListConfig = HashListConfig()
     toyworld_build: ToyworldBuildConfig = ToyworldBuildConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     generate: GenerateConfig = GenerateConfig()

@@ -2,4 +2,5 @@
 
 `listing` deals the source's items to shards, `chunks` is what is under way of a shard, `pipeline` the Ray Data graph
 that chunks go through, `answers` a step of it with what models have said before; `dataset` reads and writes the folder.
+`hash_list` finds copies within a source.
 """

@@ -61,7 +61,7 @@ def run_pipeline(plan: PipelinePlan) -> Iterator[Chunk]:
         whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
         light, pools = grouped(plan.steps)
         shares = cpu_shares([step for step, _ in pools], ray.cluster_resources().get("CPU", 1.0))
-        data = data.map_batches(_Read(plan, light, writes=not pools), scheduling_strategy="SPREAD", **whole)
+        data = data.map_batches(_Read(plan, light, writes=not pools), num_cpus=1, **whole)
         for number, (step, following) in enumerate(pools, start=1):
             data = data.map_batches(
                 _Annotate,
@@ -70,9 +70,6 @@ def run_pipeline(plan: PipelinePlan) -> Iterator[Chunk]:
                 num_cpus=shares[number - 1],
                 num_gpus=step.gpus or None,
                 memory=step.memory or None,
-                # Another strategy than that of reading: else Ray lets the first pool do the reading as well, one block
-                # after the other.
-                scheduling_strategy="DEFAULT",
                 **whole,
             )
         for row in data.iter_rows():
@@ -82,12 +79,14 @@ def run_pipeline(plan: PipelinePlan) -> Iterator[Chunk]:
 def cpu_shares(steps: Sequence[PipelineStep], total: float) -> list[float]:
     """CPUs of each actor of each pool: as declared, or less where a cluster of `total` CPUs could not hold them all.
 
-    Reading needs a CPU beside the pools. Without one nothing would ever come to them, and they never end.
+    Reading needs a CPU beside the pools. Without one nothing would ever come to them, and they never end. Never 1, as
+    reading takes: Ray joins steps of equal demands, and an actor would then read as well, one block after the other.
     """
     wanted = sum(step.actors[0] * step.cpus for step in steps)
     room = max(total - 1, total / 2)
     share = min(1.0, room / wanted) if wanted else 1.0
-    return [floor(step.cpus * share * 100) / 100 for step in steps]
+    shares = [floor(step.cpus * share * 100) / 100 for step in steps]
+    return [0.99 if each == 1 else each for each in shares]
 
 
 Pool = tuple[PipelineStep, tuple[PipelineStep, ...]]

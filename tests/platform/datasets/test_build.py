@@ -312,5 +312,5 @@ def test_a_wrong_model_is_told_before_anything_starts(tmp_path: Path) -> None:
     source = config.opened_source()
     reader = source.open(str(tmp_path / "photos"))["composition"]
     shaped = BuildSettings(config.pipeline_steps(source), config.compose, config.settings(source))
-    with pytest.raises(DataError, match="neither a model folder here"):
+    with pytest.raises(DataError, match="neither a local model folder"):
         build(tmp_path / "set", reader, shaped, say=Teller())
