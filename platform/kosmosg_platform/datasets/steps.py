@@ -72,7 +72,7 @@ class BuildConfig(Section):
     """How `build_dataset` turns a source into a dataset."""
 
     source: dict[str, Any] = Field(default_factory=lambda: {"use": "toyworld"})
-    """The source: `use` names it (toyworld, image_folder, text_lines), the other keys are its settings."""
+    """The source: `use` names it (toyworld, image_folder, webdataset, ...), the other keys are its settings."""
     steps: tuple[dict[str, Any], ...] = ()
     """Annotators and filters, in order; `use` names one, the other keys are its own settings and `batch_size`,
     `actors`, `gpus`. Empty takes the source's default annotators."""
