@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from kosmosg.data.composition import provenance as provenance_json
+from kosmosg.data.composition import provenance
 from kosmosg.data.sources.base import Item, Reader, ReadyRow, SourceRow, required
 from kosmosg.data.sources.caption_columns import (
     HEADER,
@@ -20,7 +20,7 @@ from kosmosg.data.sources.caption_columns import (
     wanted_columns,
 )
 from kosmosg.data.sources.files import SourceFiles
-from kosmosg.data.sources.image_rows import BadRow, ImageRows, caption_text, guarded, provenance
+from kosmosg.data.sources.image_rows import BadRow, ImageRows, caption_text, guarded, origin
 from kosmosg.data.sources.scores import ScoreRange, Thresholds, score_hints
 from kosmosg.data.sources.store_file import file_entry, read_file
 from kosmosg.data.sources.tables import Fitting, FoundRow, TableHead, Tables
@@ -106,7 +106,7 @@ class CaptionTableReader:
         if value is not None and not isinstance(value, str):
             raise BadRow("no-caption", f"the caption is a {type(value).__name__}, not a text")
         caption = caption_text(row.id, value)
-        hints = {"caption": caption, **provenance(values), **score_hints(values)}
+        hints = {"caption": caption, **origin(values), **score_hints(values)}
         if not self.chosen.with_images:
             return _caption_alone(key, row.place, caption, hints)
         data = self._image(row, values)
@@ -182,7 +182,7 @@ def _caption_alone(key: str, place: str, caption: str, hints: Mapping[str, str])
         "width": None,
         "height": None,
         "source": place,
-        "provenance": provenance_json(hints),
+        "provenance": provenance(hints),
     }
     return ReadyRow(record)
 

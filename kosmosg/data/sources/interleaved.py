@@ -11,7 +11,7 @@ from kosmosg.data.sources.base import Item, Reader, ReadyRow, SourceRow, require
 from kosmosg.data.sources.files import SourceFiles
 from kosmosg.data.sources.image_rows import BadRow
 from kosmosg.data.sources.page_images import PageImages
-from kosmosg.data.sources.page_layouts import ImagePlace, check_columns, mmc4_page, obelics_page
+from kosmosg.data.sources.page_layouts import ShownImage, check_columns, mmc4_page, obelics_page
 from kosmosg.data.sources.stored_image import ImageStorage
 from kosmosg.data.sources.tables import Fitting, FoundRow, TableHead, Tables
 from kosmosg.errors import ConfigError, DataError, ImageError
@@ -104,7 +104,7 @@ class InterleavedReader:
         record["provenance"] = json.dumps(known) if known else None
         return ReadyRow(record)
 
-    def _image(self, document: str, place: ImagePlace, before: Sequence[Mapping[str, Any]]) -> bytes:
+    def _image(self, document: str, place: ShownImage, before: Sequence[Mapping[str, Any]]) -> bytes:
         """An image as it is stored. Raises BadRow, StoreError."""
         if sum(part["image"] is not None for part in before) >= self.chosen.max_images:
             raise BadRow("over-limit", f"more than {self.chosen.max_images} images")

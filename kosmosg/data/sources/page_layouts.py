@@ -17,7 +17,7 @@ _MMC4, _MMC4_MORE = ("text_list", "image_info"), ("url",)
 _NAME_KEYS = ("formatted_filename", "filename", "image_name")
 
 
-class ImagePlace(NamedTuple):
+class ShownImage(NamedTuple):
     """Where a page shows an image."""
 
     number: int
@@ -31,7 +31,7 @@ class ImagePlace(NamedTuple):
 class Page:
     """A page in reading order."""
 
-    parts: Sequence[str | ImagePlace]
+    parts: Sequence[str | ShownImage]
     joint: str
     """Stands between texts that follow each other."""
     url: str = ""
@@ -56,14 +56,14 @@ def obelics_page(values: Mapping[str, Any]) -> Page:
     if not isinstance(images, list) or not isinstance(texts, list) or len(images) != len(texts):
         raise BadRow("malformed", "images and texts are not two lists of one length")
     about = _metadata(values.get("metadata"), len(images))
-    parts: list[str | ImagePlace] = []
+    parts: list[str | ShownImage] = []
     number = 0
     for place, (image, text) in enumerate(zip(images, texts, strict=True)):
         if image is not None:
             number += 1
             if text is not None or not isinstance(image, str):
                 raise BadRow("malformed", f"place {place} of the page is no single text or address")
-            parts.append(ImagePlace(number, image, _name(about[place])))
+            parts.append(ShownImage(number, image, _name(about[place])))
         elif text is not None:
             parts.append(_text(text))
     return Page(parts, "\n\n", _url(values, about))
@@ -78,15 +78,15 @@ def mmc4_page(values: Mapping[str, Any]) -> Page:
     if not isinstance(sentences, list) or not isinstance(images, list):
         raise BadRow("malformed", "text_list and image_info are not two lists")
     dropped: Counter[str] = Counter()
-    shown: defaultdict[int, list[ImagePlace]] = defaultdict(list)
+    shown: defaultdict[int, list[ShownImage]] = defaultdict(list)
     for number, image in enumerate(images, start=1):
         place = image.get("matched_text_index") if isinstance(image, dict) else None
         if not isinstance(place, int | float) or not math.isfinite(place) or not 0 <= place < len(sentences):
             dropped["malformed"] += 1
             continue
         url = image.get("raw_url")
-        shown[int(place)].append(ImagePlace(number, url if isinstance(url, str) else "", _name(image)))
-    parts: list[str | ImagePlace] = []
+        shown[int(place)].append(ShownImage(number, url if isinstance(url, str) else "", _name(image)))
+    parts: list[str | ShownImage] = []
     for index, sentence in enumerate(sentences):
         parts += [*shown[index], _text(sentence)]
     url = values.get("url")
