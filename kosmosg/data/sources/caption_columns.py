@@ -6,7 +6,6 @@ own tables (id, caption, base64 image, width, height), COYO, LAION in its spelli
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
@@ -25,7 +24,7 @@ KEPT = frozenset(("url", "license", "licence", "author", "creator", "artist", "t
 """Columns that are carried along, or that say what became of a download; in lower case."""
 _MAGIC = ("/9j/", "iVBORw", "UklGR", "R0lGOD", "Qk", "data:image/")  # of encoded images, in base64
 _FETCH = (
-    "{path} has addresses of images, not images; fetching is the job of img2dataset: img2dataset --url_list {path}"
+    "{path} has URLs of images, not images; fetching is the job of img2dataset: img2dataset --url_list {path}"
     "{header} --input_format {form} --url_col {url} --caption_col {caption} --output_format webdataset "
     "--output_folder shards --image_size 512 --resize_mode keep_ratio --skip_reencode; then read what it leaves "
     "with build.source.use=img2dataset"
@@ -85,7 +84,7 @@ def _by_name(head: TableHead) -> _Found:
 
 
 def _by_content(head: TableHead) -> _Found:
-    """Of a table without a header: an image is known by its base64 or its path, an address by its beginning."""
+    """Of a table without a header: an image is known by its base64 or its path, a URL by its beginning."""
     url = next((name for name in head.names if _mostly(head, name, is_url)), None)
     encoded = next((name for name in head.names if _mostly(head, name, is_base64)), None)
     path = next((name for name in head.names if name != url and _mostly(head, name, is_path)), None)
@@ -159,7 +158,7 @@ def _words(head: TableHead, name: str) -> float:
 
 
 def is_url(value: str) -> bool:
-    """Whether a text is the address of something on the web."""
+    """Whether a text is a URL."""
     return value.lower().startswith(("http://", "https://", "//"))
 
 
@@ -178,8 +177,3 @@ def wanted_columns(head: TableHead, chosen: Sequence[str | None], thresholds: Se
     asked = [name for name in (*chosen, *thresholds) if name is not None]
     more = [name for name in head.names if name.lower() in KEPT | SCORES]
     return list(dict.fromkeys((*asked, *more)))
-
-
-def text_of(value: Any) -> str | None:
-    """A value as text, None where it is something else."""
-    return value if isinstance(value, str) else None

@@ -1,6 +1,6 @@
 """Tables of captions with images: TSV, CSV, Parquet or JSON lines, the image as path, bytes or base64.
 
-Tables that only have addresses are refused: fetching images is the job of img2dataset, whose shards `webdataset` reads.
+Tables that only have URLs are refused: fetching images is the job of img2dataset, whose output `img2dataset` reads.
 """
 
 import base64
@@ -134,7 +134,7 @@ class CaptionTableReader:
         if not isinstance(value, str):
             raise BadRow("malformed", f"the image is a {type(value).__name__}, not bytes, base64 or a path")
         if is_url(value):
-            raise BadRow("missing-image", "there is the address of an image, but no image; fetch it with img2dataset")
+            raise BadRow("missing-image", "there is the URL of an image, but no image; fetch it with img2dataset")
         if form == "base64" or (form != "path" and is_base64(value)):
             return self._decoded(row, value)
         return self._file(row, value)

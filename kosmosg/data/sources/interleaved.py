@@ -138,8 +138,8 @@ class Interleaved:
     images: str | None = None
     """Folder or URL of the downloaded images; null takes the source itself."""
     name: str | None = None
-    """How image files are named: a pattern of {name}, {md5}, {sha1}, {sha256} (of the address), {last} (part of the
-    address), {stem} and {shard} (of the file with the pages), such as "{sha256}.jpg"; `img2dataset` for files and lists
+    """How image files are named: a pattern of {name}, {md5}, {sha1}, {sha256} (of the URL), {last} (part of the
+    URL), {stem} and {shard} (of the file with the pages), such as "{sha256}.jpg"; `img2dataset` for files and lists
     of that tool; null tries what is usual."""
     missing: Literal["drop", "reject"] = "drop"
     """What an image that cannot be had does: it is left out, or its page is rejected."""

@@ -1,7 +1,7 @@
 """Images of web pages that a downloader left: found by a name that is made of what the page says of them.
 
-A page knows an image by its address. `img2dataset` numbers what it fetches and keeps a list of addresses and numbers;
-other tools name files by a hash of the address, MMC4 by a name of its own.
+A page knows an image by its URL. `img2dataset` numbers what it fetches and keeps a list of URLs and numbers;
+other tools name files by a hash of the URL, MMC4 by a name of its own.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from kosmosg.data.sources.store_file import file_entry, open_file, read_file
 from kosmosg.errors import ConfigError, DataError
 
 PLACES = ("name", "md5", "sha1", "sha256", "last", "stem", "shard")
-"""What a pattern may say: the name that the page gives, hashes of the address in hex, the last part of its path; of the
+"""What a pattern may say: the name that the page gives, hashes of the URL in hex, the last part of its path; of the
 file that holds the page its name without suffix, and the number in it."""
 IMG2DATASET = "img2dataset"
 _BY_NAME = ("{stem}_images/{name}", "{shard}_images/{name}", "{shard}/{name}", "{stem}/{name}", "{name}")
@@ -53,7 +53,7 @@ class PageImages:
         self._list: tuple[str, dict[bytes, str]] = ("", {})
 
     def read(self, document: str, url: str, name: str, limit: int) -> bytes:
-        """The image of an address, or of a name, in a page of the file `document`. Raises BadRow, StoreError."""
+        """The image of a URL, or of a name, in a page of the file `document`. Raises BadRow, StoreError."""
         for pattern, path in self._candidates(document, url, name):
             try:
                 entry = file_entry(self.files, path)
@@ -85,7 +85,7 @@ class PageImages:
                 yield pattern, pattern.format(**places)
 
     def _keys(self, document: str) -> Mapping[bytes, str]:
-        """Of the addresses in img2dataset's lists the paths without suffix. One file's at a time is in memory."""
+        """Of the URLs in img2dataset's lists the paths without suffix. One file's at a time is in memory."""
         folder = _stem(document)
         if self._list[0] != folder:
             keys: dict[bytes, str] = {}

@@ -51,7 +51,7 @@ def check_columns(head: TableHead) -> tuple[str, list[str]]:
 
 
 def obelics_page(values: Mapping[str, Any]) -> Page:
-    """Parallel lists: at each place an address or a text, the other null. Raises BadRow."""
+    """Parallel lists: at each place a URL or a text, the other null. Raises BadRow."""
     images, texts = values.get("images"), values.get("texts")
     if not isinstance(images, list) or not isinstance(texts, list) or len(images) != len(texts):
         raise BadRow("malformed", "images and texts are not two lists of one length")
@@ -62,7 +62,7 @@ def obelics_page(values: Mapping[str, Any]) -> Page:
         if image is not None:
             number += 1
             if text is not None or not isinstance(image, str):
-                raise BadRow("malformed", f"place {place} of the page is no single text or address")
+                raise BadRow("malformed", f"place {place} of the page is no single text or URL")
             parts.append(ShownImage(number, image, _name(about[place])))
         elif text is not None:
             parts.append(_text(text))

@@ -129,7 +129,7 @@ def test_a_table_of_addresses_names_the_tool_and_its_command(
     tmp_path: Path, name: str, text: str, command: str
 ) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=f"addresses of images, not images.*img2dataset --url_list {name}.*{command}"):
+    with pytest.raises(DataError, match=f"URLs of images, not images.*img2dataset --url_list {name}.*{command}"):
         listed(reader_of(str(tmp_path)))
     # Its captions alone serve stage 2.
     assert set(read_all(reader_of(str(tmp_path), with_images=False)).values()) == {""}
