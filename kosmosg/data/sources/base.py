@@ -106,7 +106,10 @@ SOURCES: dict[str, str | type] = {
     "webdataset": "kosmosg.data.sources.webdataset:WebDataset",
     "img2dataset": "kosmosg.data.sources.img2dataset:Img2Dataset",
     "open_images": "kosmosg.data.sources.open_images:OpenImages",
-    "text_lines": "kosmosg.data.sources.text_lines:TextLines",
+    "instruct_pix2pix": "kosmosg.data.sources.instruct_pix2pix:InstructPix2Pix",
+    "caption_table": "kosmosg.data.sources.caption_table:CaptionTable",
+    "text_corpus": "kosmosg.data.sources.text_corpus:TextCorpus",
+    "interleaved": "kosmosg.data.sources.interleaved:Interleaved",
 }
 """Value of `build.source.use` -> class or `module:class`. Plug-ins can add more (`kosmosg.plugins`)."""
 

@@ -18,6 +18,8 @@ from kosmosg.data.annotators.base import Sample
 from kosmosg.data.composition import provenance, shrink
 from kosmosg.data.image_bytes import encode_image
 from kosmosg.data.sources.base import Item, ReadyRow, RejectedRow, SourceRow, rejected
+from kosmosg.data.sources.store_file import StoreError
+from kosmosg.data.sources.stored_image import is_plain
 from kosmosg.prompt import DEFAULT_LIMITS, PromptLimits, read_image
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
@@ -49,6 +51,8 @@ def guarded(key: str, place: str, make: Callable[[], SourceRow]) -> SourceRow:
         return rejected(key, place, error.reason, str(error))
     except FileNotFoundError:
         return rejected(key, place, "missing-file", f"there is no file {place}")
+    except StoreError:
+        raise
     except Exception as error:  # noqa: BLE001 - told in the quarantine table, with its type
         return rejected(key, place, *refusal(error))
 
@@ -119,7 +123,7 @@ class ImageRows:
         if not text:
             raise BadRow("no-caption", f"{place} has no caption")
         image = shrink(original, self.working_size)
-        kept = data and image is original and _is_plain(data)
+        kept = data and image is original and is_plain(data)
         record = {
             "id": key,
             "text": text,
@@ -140,13 +144,6 @@ def orientation(data: bytes) -> int:
     with Image.open(io.BytesIO(data)) as image:
         value = image.getexif().get(_ORIENTATION, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _is_plain(data: bytes) -> bool:
-    """Whether an image may be kept as it is: later readers know neither EXIF nor transparency nor CMYK."""
-    with Image.open(io.BytesIO(data)) as image:
-        plain = image.format in ("JPEG", "PNG", "WEBP") and image.mode in ("RGB", "L")
-        return plain and "transparency" not in image.info and image.getexif().get(_ORIENTATION, 1) == 1
 
 
 def middle_square(image: Image.Image) -> Image.Image:

@@ -73,7 +73,7 @@ class BuildConfig(Section):
 
     source: dict[str, Any] = Field(default_factory=lambda: {"use": "toyworld"})
     """The source: `use` names it (toyworld, image_folder, open_images, webdataset, img2dataset, instruct_pix2pix,
-    caption_table, text_lines, text_corpus, interleaved), the other keys are its settings."""
+    caption_table, text_corpus, interleaved), the other keys are its settings."""
     steps: tuple[dict[str, Any], ...] = ()
     """Annotators and filters, in order; `use` names one, the other keys are its own settings and `batch_size`,
     `actors`, `gpus`. Empty takes the source's default annotators."""

@@ -15,8 +15,8 @@ from PIL import Image
 
 from kosmosg.data.annotators.base import EntityMask, EntitySpans, Rejection, Sample, Span
 from kosmosg.data.composition import ComposeOptions
+from kosmosg.data.sources.caption_table import CaptionTable
 from kosmosg.data.sources.image_folder import ImageFolderReader
-from kosmosg.data.sources.text_lines import TextLinesReader
 from kosmosg.errors import ConfigError, DataError
 from kosmosg.toyworld.source import SceneReader
 from kosmosg_platform.config import validate
@@ -252,12 +252,14 @@ def test_captions_go_straight_to_records(tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "a.txt").write_text("".join(f"caption number {i}\n" for i in range(250)))
     (tmp_path / "b.txt").write_bytes(b"good\n\xff\xff\n\n")
     (tmp_path / "c.txt").write_text("")
-    reader = TextLinesReader(tmp_path, shard_rows=100)
+    reader = CaptionTable(kind="caption", with_images=False).open(str(tmp_path))["caption"]
     result = build(tmp_path / "set", reader, BuildSettings(), say=Teller())
     records = list(RecordDataset(tmp_path / "set", kind="caption"))
-    assert [record["text"] for record in records] == [f"caption number {i}" for i in range(250)] + ["good"]
-    assert result.reasons == {"decode: encoding": 1}
-    assert re.search(r"caption: \d/\d chunks, 252 rows, [\d,.]+ rows/s, 1 refused, took", capsys.readouterr().err)
+    assert sorted(record["text"] for record in records) == sorted(
+        [f"caption number {i}" for i in range(250)] + ["good"]
+    )
+    assert result.reasons == {"read: encoding": 1}
+    assert re.search(r"caption: \d/\d chunks, \d+ rows, [\d,.]+ rows/s, 1 refused, took", capsys.readouterr().err)
 
 
 def test_the_manifest_says_what_was_built(tmp_path: Path) -> None:

@@ -1,11 +1,8 @@
 """Readers: every source row comes out once, as a sample, a record or a named refusal; only the source decides how it is
 split."""
 
-import gzip
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,16 +10,13 @@ from kosmosg.data.annotators.base import Sample
 from kosmosg.data.records import table
 from kosmosg.data.sources.base import ReadyRow, RejectedRow, SourceRow, limited
 from kosmosg.data.sources.image_folder import ImageFolderReader
-from kosmosg.data.sources.text_lines import TextLinesReader
 from kosmosg.errors import DataError
 from kosmosg.prompt import PromptLimits
 from kosmosg.toyworld.scene import Scene
 from kosmosg.toyworld.source import EditReader, SceneReader
 
 
-def rows(
-    reader: ImageFolderReader | TextLinesReader | SceneReader | EditReader, limit: int | None = None
-) -> list[SourceRow]:
+def rows(reader: ImageFolderReader | SceneReader | EditReader, limit: int | None = None) -> list[SourceRow]:
     return list(reader.read(list(limited(reader.items(), limit))))
 
 
@@ -83,70 +77,6 @@ def test_a_missing_or_empty_source_is_told(tmp_path: Path) -> None:
         next(ImageFolderReader(tmp_path / "absent").items())
     with pytest.raises(DataError, match="no photos under"):
         next(ImageFolderReader(tmp_path).items())
-    with pytest.raises(DataError, match="there is no file or folder"):
-        next(TextLinesReader(tmp_path / "absent").items())
-    with pytest.raises(DataError, match="no text files"):
-        next(TextLinesReader(tmp_path).items())
-
-
-def texts(found: list[SourceRow]) -> list[str]:
-    return [str(row.record["text"]) for row in found if isinstance(row, ReadyRow)]
-
-
-def test_lines_of_every_form(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("one\n\n  two   words \n")
-    with gzip.open(tmp_path / "b.txt.gz", "wt") as file:
-        file.write("three\n")
-    (tmp_path / "c.tsv").write_text("id\tCaption\n1\tfour\n2\n3\tfive\n")
-    (tmp_path / "d.tsv").write_text("six\tx\nseven\ty\n")
-    lines = [{"text": "eight"}, {"text": 9}, {"other": "x"}]
-    (tmp_path / "e.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\nnot json\n")
-    (tmp_path / "f.txt").write_bytes(b"nine\n\xff\xfe\n" + b"x" * 6000 + b"\n")
-    found = rows(TextLinesReader(tmp_path))
-    assert texts(found) == ["one", "two words", "three", "four", "five", "six", "seven", "eight", "nine"]
-    bad = [(row.refusal["id"], row.refusal["reason"]) for row in found if isinstance(row, RejectedRow)]
-    assert bad == [
-        ("c.tsv:3", "no-caption"),
-        ("e.jsonl:2", "no-caption"),
-        ("e.jsonl:3", "no-caption"),
-        ("e.jsonl:4", "no-caption"),
-        ("f.txt:2", "encoding"),
-        ("f.txt:3", "too-long"),
-    ]
-    table("caption", [row.record for row in found if isinstance(row, ReadyRow)])
-
-
-@pytest.mark.parametrize("shard_rows", [1, 7, 100])
-@pytest.mark.parametrize("limit", [None, 1, 10, 15, 16, 99])
-def test_chunks_cover_every_line_once(tmp_path: Path, shard_rows: int, limit: int | None) -> None:
-    (tmp_path / "a.tsv").write_text("caption\n" + "".join(f"a{i}\n" for i in range(15)))
-    (tmp_path / "b.txt").write_text("".join(f"b{i}\n" for i in range(15)))
-    expected = [f"a{i}" for i in range(15)] + [f"b{i}" for i in range(15)]
-    assert texts(rows(TextLinesReader(tmp_path, shard_rows=shard_rows), limit)) == expected[:limit]
-
-
-def test_a_file_that_breaks_off_gives_its_good_lines_and_one_refusal(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(97, 123, (20_000, 20), dtype=np.uint8)
-    data = gzip.compress(b"".join(row.tobytes() + b"\n" for row in noise))
-    (tmp_path / "a.txt.gz").write_bytes(data[: len(data) // 2])
-    (tmp_path / "b.txt").write_text("good\n")
-    found = rows(TextLinesReader(tmp_path, shard_rows=1000))
-    bad = [row for row in found if isinstance(row, RejectedRow)]
-    assert [row.refusal["reason"] for row in bad] == ["unreadable"]
-    assert texts(found)[-1] == "good"
-    assert 5_000 < len(texts(found)) < 15_000
-    assert texts(found)[4321] == noise[4321].tobytes().decode()
-
-
-def test_documents_keep_their_form(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(json.dumps({"body": "line one\nline  two"}) + "\n")
-    (row,) = rows(TextLinesReader(tmp_path, kind="text", column="body"))
-    assert isinstance(row, ReadyRow)
-    assert row.record["text"] == "line one\nline  two"
-    table("text", [row.record])
-    (tmp_path / "b.tsv").write_text("a\tb\n1\t2\n")
-    with pytest.raises(DataError, match=r"no column 'body'.*a, b"):
-        rows(TextLinesReader(tmp_path / "b.tsv", column="body"))
 
 
 def test_scenes_are_numbered_and_never_held_out() -> None:
