@@ -23,7 +23,7 @@ from kosmosg.errors import DataError
 from kosmosg_platform.cluster.resources import WorkerDemand, require_resources
 from kosmosg_platform.config import digest
 from kosmosg_platform.datasets.chunks import CHUNKS, RECEIPTS, Chunk, chunks_of, finish_shard, read_counts, write_plan
-from kosmosg_platform.datasets.dataset import MANIFEST, Shard, write_manifest
+from kosmosg_platform.datasets.dataset import MANIFEST, Shard, read_manifest, write_manifest
 from kosmosg_platform.datasets.listing import LISTING, ListedShard, write_listing
 from kosmosg_platform.datasets.pipeline import PipelinePlan, run_pipeline
 from kosmosg_platform.datasets.steps import PipelineStep
@@ -34,6 +34,7 @@ from kosmosg_platform.storage import write_json
 SHARD_FILE = re.compile(r"(?P<partial>\.)?(?P<name>part-\d{5,})\.(?:parquet|json)(?:\.[\w.-]+)?")
 PIPELINE_VERSION = 2  # raise it when the same source and settings would give other records
 
+SCORES = "scores"  # the stage of rows outside of a threshold on the metadata of their source
 FINISHING = 8  # shards that are put together at the same time
 
 Say = Callable[[str], None]
@@ -116,9 +117,12 @@ def build(
     if unwritten:
         raise RuntimeError(f"shards {unwritten[:5]} of {folder} were not written; run the same build again")
     found = [receipt for receipt in receipts if receipt is not None]
+    gone = _published(folder) - {shard.name for shard in shards}
+    if gone:
+        (folder / MANIFEST).unlink(missing_ok=True)  # before the files that it names are removed
     remove_leftovers(folder, {shard.name for shard in shards})
     if missing or not (folder / MANIFEST).is_file():
-        _refuse_to_publish(folder, found, settings.max_refused)
+        _refuse_to_publish(folder, found, settings)
         _publish(folder, reader, settings, found)
     return BuildResult(
         folder=folder,
@@ -132,6 +136,14 @@ def build(
         built_rows=built_rows,
         seconds=time.monotonic() - started,
     )
+
+
+def _published(folder: Path) -> set[str]:
+    """The shards that the manifest of an earlier build names; none where there is no manifest."""
+    try:
+        return {Path(shard["name"]).stem for shard in read_manifest(folder)["shards"]}
+    except DataError:
+        return set()
 
 
 def _build_shards(
@@ -243,21 +255,32 @@ def _is_done(folder: Path, shard: str, key: str, retry: str) -> bool:
     return all((folder / f["name"]).is_file() and (folder / f["name"]).stat().st_size == f["bytes"] for f in files)
 
 
-def _refuse_to_publish(folder: Path, receipts: Sequence[Mapping[str, Any]], max_refused: float) -> None:
+def _refuse_to_publish(folder: Path, receipts: Sequence[Mapping[str, Any]], settings: BuildSettings) -> None:
+    """Raise DataError when nothing, or too little, is left. What filters reject was meant to go, and does not count."""
     rows = sum(receipt["rows"] for receipt in receipts)
     reasons = _sum(receipt["reasons"] for receipt in receipts)
-    refused = sum(reasons.values())
-    if rows and refused <= max_refused * rows and refused < rows:
+    faults = {reason: count for reason, count in reasons.items() if not _by_a_filter(reason, settings.steps)}
+    faulty, rejected = sum(faults.values()), sum(reasons.values())
+    if rows and faulty <= settings.max_refused * rows and rejected < rows:
         return
     if not rows:
         raise DataError(f"the source of {folder} has no rows; nothing is published")
-    reason, count = max(reasons.items(), key=lambda item: item[1])
+    told = faults if faulty > settings.max_refused * rows else reasons
+    reason, count = max(told.items(), key=lambda item: item[1])
     example = next(receipt["example"][reason] for receipt in receipts if reason in receipt["example"])
     fault = "; this looks like a bug or a problem of the machine" if UNEXPECTED in reason else ""
-    raise DataError(
-        f"{refused:,} of {rows:,} rows were refused, more than build.max_refused={max_refused:g} allows; most often "
-        f"({count:,} times) for {reason!r}, such as: {example}{fault}. All are listed in {folder / 'quarantine'}"
+    limit = (
+        f", more than build.max_refused={settings.max_refused:g} allows" if told is faults else ", so no row is left"
     )
+    raise DataError(
+        f"{sum(told.values()):,} of {rows:,} rows were refused{limit}; most often ({count:,} times) for {reason!r}, "
+        f"such as: {example}{fault}. All are listed in {folder / 'quarantine'}"
+    )
+
+
+def _by_a_filter(reason: str, steps: Sequence[PipelineStep]) -> bool:
+    """Whether a reason ("stage: reason") is a filter's, or that of a threshold on the source's own scores."""
+    return reason.partition(": ")[0] in {SCORES, *(step.name for step in steps if not step.fills)}
 
 
 def _publish(folder: Path, reader: Reader, settings: BuildSettings, receipts: Sequence[Mapping[str, Any]]) -> None:
@@ -265,8 +288,7 @@ def _publish(folder: Path, reader: Reader, settings: BuildSettings, receipts: Se
     for receipt in receipts:
         annotators |= receipt["annotators"]
     refused = _sum(receipt["reasons"] for receipt in receipts)
-    filters = {step.name for step in settings.steps if not step.fills}
-    filtered = sum(count for reason, count in refused.items() if reason.partition(": ")[0] in filters)
+    filtered = sum(count for reason, count in refused.items() if _by_a_filter(reason, settings.steps))
     written = sum(receipt["data"]["rows"] for receipt in receipts)
     write_manifest(
         folder,

@@ -176,6 +176,20 @@ def test_a_photo_that_is_gone_is_gone(tmp_path: Path) -> None:
     assert "cat/broken.jpg" not in quarantine(tmp_path / "set")
 
 
+def test_a_shard_that_is_gone_is_gone(tmp_path: Path) -> None:
+    album(tmp_path / "photos")
+    photos(tmp_path / "set", tmp_path / "photos")
+    shards = sorted(files(tmp_path / "set"))
+    lost = pq.read_table(tmp_path / "set/.listing" / shards[0])["key"].to_pylist()
+    for name in lost:
+        (tmp_path / "photos" / name).unlink()
+    result = photos(tmp_path / "set", tmp_path / "photos")
+    assert result.built_shards == 0
+    found = {record["id"] for record in RecordDataset(tmp_path / "set")}
+    assert found.isdisjoint(lost)
+    assert len(found) == result.rows == read_manifest(tmp_path / "set")["rows"]
+
+
 def test_workers_do_not_matter(tmp_path: Path) -> None:
     """One worker at a time or as many as there are: the same bytes, the same manifest."""
     from ray.data import DataContext, ExecutionResources
