@@ -1,6 +1,7 @@
 """An image, a `.txt` and a `.json` that belong together, as img2dataset writes them into tars and folders."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -8,6 +9,7 @@ from typing import Any, Literal
 from kosmosg.data.sources.base import SourceRow
 from kosmosg.data.sources.image_rows import (
     IMAGE_SUFFIXES,
+    MAX_METADATA_BYTES,
     BadRow,
     ImageRows,
     caption_text,
@@ -19,6 +21,7 @@ Checksums = Literal["auto", "compare", "ignore"]
 HASHES = ("sha256", "sha512", "md5")
 """What img2dataset may have been told to write down of a downloaded image."""
 _COMPARE_SHARE = 0.9
+_TURNED = {"Rotated 90 CW": 270, "Rotated 180": 180, "Rotated 90 CCW": 90}
 _LETTERS = {"sha256": 64, "sha512": 128, "md5": 32}
 
 
@@ -70,7 +73,22 @@ class CaptionedFiles:
                 "checksums=ignore takes it all the same",
             )
         hints = {"caption": caption_text(name, caption), **origin(meta)}
-        return self.rows.row(key, place, data, hints)
+        return self.rows.row(key, place, data, hints, turned(meta.get("exif")))
+
+
+def turned(exif: Any) -> int:
+    """How far an image must be turned, in degrees counterclockwise, by the `exif` that img2dataset writes down.
+
+    Where it encodes an image anew it drops the EXIF orientation without applying it: the image lies on its side, and
+    this text alone still tells. Mirrored ones, which no camera makes, stay as they are.
+    """
+    if not isinstance(exif, str) or "Orientation" not in exif or len(exif) > MAX_METADATA_BYTES:
+        return 0
+    try:
+        told = json.loads(exif)
+    except (ValueError, RecursionError):
+        return 0
+    return _TURNED.get(str(told.get("Image Orientation")), 0) if isinstance(told, dict) else 0
 
 
 def image_part(key: str, parts: Mapping[str, bytes]) -> tuple[str, bytes]:

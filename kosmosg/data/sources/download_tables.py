@@ -100,7 +100,7 @@ class DownloadTables:
     def _rows(self, parquet: Any, start: int, count: int) -> Iterator[dict[str, Any]]:
         """Rows as plain values; texts are bytes still, since they may be anything."""
         column = image_column(parquet)
-        known = ("key", "status", "error_message", *HASHES, self.captioned.caption or "caption")
+        known = ("key", "status", "error_message", "exif", *HASHES, self.captioned.caption or "caption")
         origin = ("url", "license", "licence", "author", "creator", "artist", "title")
         names = parquet.schema_arrow.names
         columns = [name for name in names if name in known or name == column or name.lower() in origin]

@@ -103,8 +103,8 @@ class ImageRows:
             degrees: how far the stored pixels must be turned counterclockwise. Not done where the file's own EXIF
                 orientation says it as well: it is applied already.
         """
-        self.check_bytes(place, len(data))
-        original = read_image(data, self.limits, name=place)
+        self.check_bytes(key, len(data))
+        original = read_image(data, self.limits, name=key)
         digest = sha256(data)
         if degrees and orientation(data) == 1:
             original = original.transpose(_TURNS[degrees])
@@ -121,7 +121,7 @@ class ImageRows:
     ) -> ReadyRow:
         text = hints.get("caption", "")
         if not text:
-            raise BadRow("no-caption", f"{place} has no caption")
+            raise BadRow("no-caption", f"{key} has no caption")
         image = shrink(original, self.working_size)
         kept = data and image is original and is_plain(data)
         record = {

@@ -87,6 +87,10 @@ def members(file: Any, size: int | None = None) -> Iterator[TarMember]:
                 return
             raise TornTar(start, f"there is no header of a member at byte {at:,}, where one should be")
         data = at + BLOCK
+        if kind == b"0" and not name and told_size is None and (size is None or data + length <= size):
+            yield TarMember(_name(header), start, data, length, True)  # nearly all are as plain as this
+            at = start = data + -(-length // BLOCK) * BLOCK
+            continue
         if kind in (_LONG_NAME, _PAX):
             # The next header is of the same member, whose name or size did not fit there.
             if length > _NAME_BYTES:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kosmosg.data.sources.files import safe
-from kosmosg.data.sources.tar_index import TarMember, TornTar, members
+from kosmosg.data.sources.tar_index import BLOCK, TarMember, TornTar, members
 from kosmosg.errors import DataError
 
 
@@ -45,18 +45,20 @@ def samples(file: Any, size: int, content: int = 0, bound: int | None = None) ->
         for member in members(file, size or None):
             if bound is not None and member.data + member.size > bound:
                 raise TornTar(member.start, f"the tar becomes more than {bound:,} bytes when it is decompressed")
-            key, suffix, bad = _named(member)
+            plain = _PLAIN(member.name)
+            key, suffix, bad = (plain[1], plain[2], None) if plain and member.is_file else _named(member)
             if not suffix and bad is None:
                 continue
-            if current is not None and (key != current.key or suffix in current.suffixes):
+            if current is None:
+                current = TarSample(key, member.start, 0)
+            elif key != current.key or suffix in current.suffixes:
                 yield current
                 before = current.suffixes
-                current = None
-            if current is None:
-                current = TarSample(key, member.start, member.end)
-            current.end = member.end
+                current = TarSample(key, member.start, 0)
+            current.end = member.data + -(-member.size // BLOCK) * BLOCK
             current.suffixes.append(suffix)
-            current.bad = current.bad or bad
+            if bad is not None and current.bad is None:
+                current.bad = bad
             if content and current.bad is None and suffix.rpartition(".")[2] in READ_SUFFIXES:
                 if member.size > content:
                     current.bad = ("unreadable", f"{member.name} has {member.size:,} bytes, the limit is {content:,}")
@@ -92,9 +94,6 @@ def _key(name: str) -> tuple[str, str]:
 
 def _named(member: TarMember) -> tuple[str, str, tuple[str, str] | None]:
     """Key and suffix of a member, suffix "" where it is left out, and what is wrong with it."""
-    plain = _PLAIN(member.name)
-    if plain is not None and member.is_file:
-        return plain[1], plain[2], None
     name = member.name
     while name.startswith("./"):
         name = name[2:]

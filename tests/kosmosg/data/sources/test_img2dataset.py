@@ -1,13 +1,16 @@
 """img2dataset's output in its three forms: every row of its books comes out once, with its own reason."""
 
+import io
 import json
 import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from kosmosg.data.annotators.base import Sample
 from kosmosg.data.records import table
@@ -16,6 +19,7 @@ from kosmosg.data.sources.captioned_files import CaptionedFiles
 from kosmosg.data.sources.image_rows import ImageRows
 from kosmosg.data.sources.img2dataset import Img2Dataset, Img2DatasetReader
 from kosmosg.errors import DataError
+from kosmosg.prompt import read_image
 from tests.kosmosg.data.sources.layouts import img2dataset
 from tests.kosmosg.data.sources.layouts.images import as_remote, encoded, listed, outcome, read_all
 
@@ -165,3 +169,38 @@ def test_messages_tell_the_row(tmp_path: Path) -> None:
 def test_the_settings_choose_records_or_samples() -> None:
     assert list(Img2Dataset().open("x")) == ["composition"]
     assert list(Img2Dataset(kind="caption").open("x")) == ["caption"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("value", "told"), [(6, "Rotated 90 CW"), (3, "Rotated 180"), (8, "Rotated 90 CCW"), (1, "")])
+def test_an_image_that_was_laid_on_its_side_is_put_upright(tmp_path: Path, form: str, value: int, told: str) -> None:
+    """img2dataset encodes anew without the EXIF orientation; its `exif` still tells."""
+    picture = Image.new("L", (40, 30))
+    picture.paste(255, (0, 0, 20, 15))
+    out = io.BytesIO()
+    picture.save(out, "JPEG")
+    plain = out.getvalue()
+    exif = Image.Exif()
+    exif[0x0112] = value
+    out = io.BytesIO()
+    picture.save(out, "JPEG", exif=exif)
+    original = out.getvalue()
+    rows = img2dataset.downloads(0, 2, 0, 0)
+    for row, data in zip(rows, (plain, original), strict=True):
+        row.image = data
+        row.meta |= {"exif": json.dumps({"Image Orientation": told, "EXIF ExifImageWidth": "40"}), "sha256": None}
+    if form == "webdataset":
+        img2dataset.write_tar(tmp_path / "00000.tar", rows)
+        img2dataset.write_books(tmp_path, 0, rows)
+    elif form == "files":
+        img2dataset.write_files(tmp_path / "00000", rows)
+        img2dataset.write_books(tmp_path, 0, rows)
+    else:
+        img2dataset.write_table(tmp_path, 0, rows)
+    reader = Img2DatasetReader(tmp_path, CaptionedFiles(ImageRows(square=False)))
+    upright = read_image(original)
+    found = [row for row in reader.read(listed(reader)) if isinstance(row, Sample)]
+    assert len(found) == 2
+    for row in found:
+        difference = np.asarray(row.image, dtype=int) - np.asarray(upright, dtype=int)
+        assert np.abs(difference).max() < 12

@@ -122,6 +122,23 @@ def write_tar(path: Path, rows: list[Download]) -> None:
                 add(tar, f"{key}.json", json.dumps(row.meta, indent=4).encode())
 
 
+def write_files(place: Path, rows: list[Download]) -> None:
+    place.mkdir(parents=True)
+    for row in rows:
+        if row.image is not None:
+            key = row.meta["key"]
+            (place / f"{key}.jpg").write_bytes(row.image)
+            (place / f"{key}.txt").write_text(row.caption or "")
+            (place / f"{key}.json").write_text(json.dumps(row.meta, indent=4))
+
+
+def write_table(folder: Path, shard: int, rows: list[Download]) -> None:
+    columns = {name: pa.array([row.meta[name] for row in rows], kind) for name, kind in SCHEMA}
+    columns["jpg"] = pa.array([row.image for row in rows], pa.binary())
+    pq.write_table(pa.table(columns), folder / f"{shard:05d}.parquet", row_group_size=100)
+    write_stats(folder, shard, rows)
+
+
 def webdataset(
     folder: Path, shards: int = 2, count: int = 60, damage: float = 0.2, seed: int = 0, reencoded: bool = False
 ) -> Copy:
@@ -141,14 +158,7 @@ def files(folder: Path, shards: int = 2, count: int = 60, damage: float = 0.2, s
     copy = Copy(folder)
     for shard in range(shards):
         rows = downloads(shard, count, damage, seed)
-        place = folder / f"{shard:05d}"
-        place.mkdir(parents=True)
-        for row in rows:
-            if row.image is not None:
-                key = row.meta["key"]
-                (place / f"{key}.jpg").write_bytes(row.image)
-                (place / f"{key}.txt").write_text(row.caption or "")
-                (place / f"{key}.json").write_text(json.dumps(row.meta, indent=4))
+        write_files(folder / f"{shard:05d}", rows)
         write_books(folder, shard, rows)
         copy.truth |= {f"{shard:05d}/{row.meta['key']}": row.reason for row in rows}
     return copy
@@ -160,9 +170,6 @@ def parquet(folder: Path, shards: int = 2, count: int = 230, damage: float = 0.2
     copy = Copy(folder)
     for shard in range(shards):
         rows = downloads(shard, count, damage, seed)
-        columns = {name: pa.array([row.meta[name] for row in rows], kind) for name, kind in SCHEMA}
-        columns["jpg"] = pa.array([row.image for row in rows], pa.binary())
-        pq.write_table(pa.table(columns), folder / f"{shard:05d}.parquet", row_group_size=100)
-        write_stats(folder, shard, rows)
+        write_table(folder, shard, rows)
         copy.truth |= {f"{shard:05d}.parquet/{row.meta['key']}": row.reason for row in rows}
     return copy
