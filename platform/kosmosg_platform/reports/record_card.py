@@ -17,7 +17,8 @@ CROP = 128  # of a crop
 ENTITIES = 6  # of a record that are shown; more are counted
 PARTS = 8  # images of an interleaved record that are shown
 CHARACTERS = 1200  # of a text
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Control characters, and those that would turn around the text behind them."""
 TEXTS = ("instruction", "caption", "text")
 
 

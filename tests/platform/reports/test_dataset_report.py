@@ -67,7 +67,7 @@ def test_every_kind_has_a_whole_and_harmless_page(tmp_path: Path, kind: str, wor
         assert name not in ("src", "href") or value.startswith("data:image/jpeg;base64,")
         assert name != "style" or re.fullmatch(r"(--mark: #[0-9a-f]{6}|width: [\d.]+%)", value)
     assert "9 written" in page.words
-    assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", page.words)
+    assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e]", page.words)
     if words == HOSTILE:
         assert "<script>alert(1)</script>" in page.words
         assert "{{ 7*7 }}" in page.words
