@@ -38,11 +38,13 @@ def trace(
 ) -> None:
     """Show which records a training step consumed, or where a record came from.
 
-    Nothing is stored for it: the order of samples is recomputed from the run's settings and data.
+    The order of samples is computed again from the run's settings and data; nothing is stored for it.
 
+    \b
+    A record: kosmosg trace --record dog/01.jpg --data runs/build_dataset/composition
+
+    \b
     Example: kosmosg trace --run runs/instruct/0123456789ab --step 120
-
-    Example: kosmosg trace --record dog/01.jpg --data runs/build_dataset/composition
     """
     if run is not None and record is None and data is None:
         _print_step(run, step, output, as_json)
