@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kosmosg.data.sources.text_lines import TextLinesReader
+from kosmosg.data.sources.image_folder import ImageFolderReader
 from kosmosg.errors import DataError
 from kosmosg_platform.datasets.dataset import RecordDataset
 from kosmosg_platform.datasets.lineage import trace_record
@@ -52,12 +52,15 @@ def test_images_and_captions_are_not_printed(tmp_path: Path) -> None:
 
 
 def test_the_listed_item_is_told_where_it_is_certain(tmp_path: Path) -> None:
-    (tmp_path / "words.txt").write_text("a cat\na dog\n")
-    folder = write_dataset(
-        tmp_path / "data",
-        "caption",
-        [{**record, "id": f"words.txt:{n}", "source": "words.txt"} for n, record in enumerate(records("caption", 2))],
-    )
-    assert trace_record(folder, "words.txt:1").item == {}
-    write_listing(folder, TextLinesReader(tmp_path / "words.txt"), 100, 2**20)
-    assert trace_record(folder, "words.txt:1").item["place"] == "words.txt"
+    made = records("composition", 3)
+    folder = write_dataset(tmp_path / "data", "composition", made)
+    assert trace_record(folder, made[1]["id"]).item == {}
+    for record in made[:2]:
+        photo = tmp_path / "source" / record["id"]
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        photo.write_bytes(record["image"])
+    write_listing(folder, ImageFolderReader(tmp_path / "source"), 100, 2**20)
+    told = trace_record(folder, made[1]["id"]).item
+    assert told["place"] == told["key"] == made[1]["id"]
+    assert str(len(made[1]["image"])) in told["stamp"]
+    assert trace_record(folder, made[2]["id"]).item == {}
