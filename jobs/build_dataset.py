@@ -6,6 +6,8 @@
 
 Run it again after an interruption, after adding photos, or after changing a setting: only what is missing is built.
 Rows that cannot be used are listed in DEST/quarantine with step and reason; the others are not affected.
+DEST/report.html shows counts, distributions, random records and rejected rows; DEST/statistics.json has the same
+figures for programs.
 """
 
 from contextlib import ExitStack
@@ -21,6 +23,7 @@ from kosmosg_platform.console import echo, plural
 from kosmosg_platform.datasets.build import BuildResult, BuildSettings, build
 from kosmosg_platform.datasets.dataset import RecordDataset
 from kosmosg_platform.owned_folder import refuse_overlap
+from kosmosg_platform.reports.dataset_report import REPORT, is_current, write_dataset_report
 from kosmosg_platform.run_paths import RunPaths
 
 SHEET_RECORDS = 40
@@ -42,8 +45,9 @@ def run(experiment: Experiment) -> list[BuildResult]:
                 start_ray=lambda: stack.enter_context(connect(experiment)),
                 say=echo,
             )
-            if result.built_shards or not (folder / "sheet.png").is_file():
+            if result.built_shards or not is_current(folder):
                 write_sheet(folder, result)
+                write_dataset_report(folder)
             results.append(result)
     for line in summary(results):
         print(line, flush=True)
@@ -111,6 +115,7 @@ def summary(results: list[BuildResult]) -> list[str]:
         lines.append(f"  {done}, {result.kept_shards} kept, {result.seconds:.1f} s{rate}")
         lines += [f"  refused   {count:>7,}  {reason}" for reason, count in result.reasons.items()]
         lines += [f"  entities left out {count:>7,}  {reason}" for reason, count in result.entities_left_out.items()]
+        lines.append(f"  look at it: {result.folder / REPORT}")
     return lines
 
 

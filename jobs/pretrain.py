@@ -11,7 +11,6 @@ from typing import Any
 
 from jobs.experiment import Experiment, main
 from kosmosg.data.collate.pretrain import PretrainCollate
-from kosmosg.data.packing import DocumentGroups
 from kosmosg.stages.pretrain import PretrainStage
 from kosmosg_platform.cluster.resources import require_resources
 from kosmosg_platform.training.recipe import RecordSource
@@ -35,9 +34,7 @@ class PretrainRecipe(StageRecipe):
         return PretrainStage(model, self.experiment.pretrain)
 
     def datasets(self) -> Mapping[str, RecordSource]:
-        together = self.experiment.templates.pretrain.documents_per_row
-        datasets = super().datasets()
-        return {name: DocumentGroups(one, together) if name == "text" else one for name, one in datasets.items()}
+        return self.mixture.open(self.experiment.templates.pretrain.documents_per_row)
 
     def build_collate(self) -> PretrainCollate:
         processor = self.initial.processor()

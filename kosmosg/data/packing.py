@@ -43,9 +43,12 @@ class DocumentGroups:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`{"documents": [record, ...]}`."""
+        return {"documents": [self._records[place] for place in self.members(index)]}
+
+    def members(self, index: int) -> range:
+        """The records of a group, by their index."""
         start = index * self._size
-        stop = min(start + self._size, len(self._records))
-        return {"documents": [self._records[place] for place in range(start, stop)]}
+        return range(start, min(start + self._size, len(self._records)))
 
 
 def document_lines(text: str, longest: int, line_end: int, eos: int) -> list[Line]:

@@ -17,6 +17,7 @@ from jobs.experiment import load, main
 from kosmosg import ConfigError
 from kosmosg.data.image_bytes import decode_image, decode_mask
 from kosmosg_platform.datasets.dataset import RecordDataset, read_manifest
+from kosmosg_platform.reports.dataset_report import is_current
 from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.training.mixture import find_mixture
 
@@ -135,6 +136,8 @@ def test_tiny_builds_every_kind_of_the_world(tmp_path: Path, capsys: pytest.Capt
     assert len(asked) == experiment.toyworld.questions
     assert asked[0]["text"].startswith("Question: ")
     assert Image.open(tmp_path / "build_dataset/composition/sheet.png").width > 300
+    for name in ("composition", "edit", "questions"):
+        assert is_current(tmp_path / "build_dataset" / name)
     told = capsys.readouterr().out
     assert f"composition: {experiment.toyworld.scenes} records" in told
     assert "rows/s" in told

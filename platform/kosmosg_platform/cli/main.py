@@ -20,6 +20,7 @@ from kosmosg_platform.cli.completion import (
     offer_jobs,
     offer_words,
 )
+from kosmosg_platform.cli.trace import trace
 from kosmosg_platform.cluster import workspace
 from kosmosg_platform.console import echo, echo_error, quiet_libraries
 
@@ -300,6 +301,9 @@ def doctor() -> int:
     from kosmosg_platform.cli.doctor import examine, show
 
     return show(examine())
+
+
+app.command()(trace)
 
 
 if __name__ == "__main__":

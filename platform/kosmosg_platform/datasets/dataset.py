@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kosmosg.data.records import QUARANTINE, SCHEMA_VERSION, schema, table
@@ -173,12 +174,7 @@ class RecordDataset:
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if index < 0:
-            index += len(self)
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of a dataset of {len(self)} in {self.folder}")
-        shard = bisect_right(self._ends, index)
-        row = index - (self._ends[shard - 1] if shard else 0)
+        shard, row = self._place(index)
         with self._lock:  # data loaders may read from several threads
             _, ends = self._file(shard)
             group = bisect_right(ends, row)
@@ -191,6 +187,44 @@ class RecordDataset:
 
     def __repr__(self) -> str:
         return f"RecordDataset({str(self.folder)!r}, kind={self.kind!r}, rows={len(self)})"
+
+    def read_ids(self, indices: Iterable[int]) -> list[str]:
+        """The ids of some records, in their order. Nothing else of the records is read."""
+        places = [self._place(index) for index in indices]
+        found: dict[tuple[int, int], str] = {}
+        for shard in sorted({shard for shard, _ in places}):
+            rows = sorted({row for at, row in places if at == shard})
+            file, ends = self._file(shard)
+            for group in sorted({bisect_right(ends, row) for row in rows}):
+                first = ends[group - 1] if group else 0
+                ids = file.read_row_group(group, columns=["id"], use_threads=False).column("id")
+                found |= {(shard, row): ids[row - first].as_py() for row in rows if first <= row < ends[group]}
+        return [found[place] for place in places]
+
+    def find(self, record_id: str) -> tuple[int, str, int] | None:
+        """The first record of that id: its index, its shard's file, and its row there; None when there is none.
+
+        Reads one column of the shards, a row group at a time.
+        """
+        for shard, entry in enumerate(self._shards):
+            file, ends = self._file(shard)
+            for group, end in enumerate(ends):
+                ids = file.read_row_group(group, columns=["id"], use_threads=False).column("id")
+                row = pc.index(ids, pa.scalar(record_id)).as_py()
+                if row >= 0:
+                    row += end - len(ids)
+                    return row + (self._ends[shard - 1] if shard else 0), entry["name"], row
+            del self._files[shard]
+        return None
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Shard and row of a record."""
+        if index < 0:
+            index += len(self)
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of a dataset of {len(self)} in {self.folder}")
+        shard = bisect_right(self._ends, index)
+        return shard, index - (self._ends[shard - 1] if shard else 0)
 
     def _file(self, shard: int) -> tuple[pq.ParquetFile, list[int]]:
         if shard not in self._files:

@@ -1,1 +1,2 @@
-"""Reports of runs: `page` does the layout, `demo` and `benchmark` define the contents of theirs."""
+"""Reports: `page` does the layout; `demo`, `benchmark` and `dataset_report` define the contents of theirs, and
+`record_card` shows one record of a dataset."""

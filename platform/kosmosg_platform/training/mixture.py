@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
+from kosmosg.data.packing import DocumentGroups
 from kosmosg.data.records import RecordKind, SampleKind, dataset_folder, record_kind, stage_samples
 from kosmosg.errors import ConfigError
 from kosmosg_platform.config import Section
@@ -51,9 +52,13 @@ class Mixture:
     folders: Mapping[str, Path]
     weights: Mapping[str, float]
 
-    def open(self) -> dict[str, RecordDataset]:
-        """The datasets by kind of sample."""
-        return {name: RecordDataset(folder) for name, folder in self.folders.items()}
+    def open(self, documents_per_row: int = 0) -> dict[str, RecordDataset | DocumentGroups]:
+        """The datasets by kind of sample; in stage 1 a sample of text is a group of `documents_per_row` records."""
+        datasets = {name: RecordDataset(folder) for name, folder in self.folders.items()}
+        return {
+            name: DocumentGroups(one, documents_per_row) if documents_per_row and name == "text" else one
+            for name, one in datasets.items()
+        }
 
     def fingerprint(self) -> dict[str, Any]:
         """Digest of contents and share of each source, for the run's identity."""

@@ -82,7 +82,7 @@ def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
             if experiment.train.restart:
                 _forget(folder)
             run = _open_run(recipe, experiment, fingerprint, key, fresh=not (folder / "run.json").is_file())
-            write_json(folder / "run.json", {"uri": run.uri, "id": run.id})
+            write_json(folder / "run.json", {"uri": run.uri, "id": run.id, "data": fingerprint.get("data")})
             job = TrainRun(recipe, experiment, key, run)
             with _closing(run):
                 seconds = _train(job)

@@ -19,7 +19,7 @@ from kosmosg_platform.cluster import workspace
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[3]
-VERBS = {"run", "submit", "status", "logs", "stop", "plan", "serve", "generate", "import", "doctor"}
+VERBS = {"run", "submit", "status", "logs", "stop", "plan", "serve", "generate", "import", "doctor", "trace"}
 
 
 def kosmosg(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
