@@ -154,5 +154,5 @@ def test_plan_counts_the_papers_model() -> None:
 
 def test_only_jobs_are_offered_as_jobs() -> None:
 
-    named = "ablation align build_dataset demo evaluate export generate instruct plan pretrain toyworld"
+    named = "ablation align build_dataset demo evaluate export generate hash_list instruct plan pretrain toyworld"
     assert workspace.jobs(workspace.find()) == named.split()
