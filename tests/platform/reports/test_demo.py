@@ -97,10 +97,11 @@ def test_a_demo_that_fails_is_recorded_as_failed_with_its_reason(tmp_path: Path)
     from mlflow import MlflowClient
 
     command = [str(Path(sys.executable).parent / "kosmosg"), "run", "demo", "tiny", f"output={tmp_path}"]
-    command.append('demo.settings=["decoder=nowhere/at-all"]')
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    command.append("demo.settings=['build.steps=[{use: sidecar}]']")  # its first job refuses
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS)
     assert result.returncode != 0
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
     assert run.info.status == "FAILED"
-    assert "nowhere/at-all" in run.data.tags["failure"]
+    assert "sidecar cannot annotate this source" in run.data.tags["failure"]
