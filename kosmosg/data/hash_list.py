@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from kosmosg.data.files.source_files import SourceFiles
 from kosmosg.data.image_hash import ALGORITHM, FLAT, VERSION, HashedImage, Hashes
 from kosmosg.data.near_duplicates import CAP, RADIUS, groups
-from kosmosg.data.sources.files import SourceFiles
 from kosmosg.errors import DataError
 
 _MADE_BY = b"kosmosg.image_hash"

@@ -11,6 +11,8 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from kosmosg.data.composition import provenance
+from kosmosg.data.files.source_files import SourceFiles
+from kosmosg.data.files.store_file import file_entry, read_file
 from kosmosg.data.sources.base import Item, Reader, ReadyRow, SourceRow, required
 from kosmosg.data.sources.caption_columns import (
     HEADER,
@@ -19,10 +21,8 @@ from kosmosg.data.sources.caption_columns import (
     is_url,
     wanted_columns,
 )
-from kosmosg.data.sources.files import SourceFiles
 from kosmosg.data.sources.image_rows import BadRow, ImageRows, caption_text, guarded, origin
 from kosmosg.data.sources.scores import ScoreRange, Thresholds, score_hints
-from kosmosg.data.sources.store_file import file_entry, read_file
 from kosmosg.data.sources.tables import Fitting, FoundRow, TableHead, Tables
 from kosmosg.errors import ConfigError, DataError
 

@@ -4,11 +4,11 @@ import json
 from collections.abc import Iterable, Iterator
 from itertools import chain, groupby, islice
 
+from kosmosg.data.files.source_files import FileEntry, SourceFiles
 from kosmosg.data.sources import download_shards
 from kosmosg.data.sources.base import Item, SourceRow
 from kosmosg.data.sources.captioned_files import CaptionedFiles, checksum_agrees, image_part, kept_as_downloaded
 from kosmosg.data.sources.download_shards import STATS, DownloadShard, TableRow
-from kosmosg.data.sources.files import FileEntry, SourceFiles
 from kosmosg.data.sources.image_rows import IMAGE_SUFFIXES, BadRow, metadata, refused_item
 
 SUFFIXES = (*(f".{suffix}" for suffix in IMAGE_SUFFIXES), ".txt", ".json", ".parquet")

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kosmosg.data.files.source_files import FileEntry, SourceFiles
 from kosmosg.data.sources.base import Item
-from kosmosg.data.sources.files import FileEntry, SourceFiles
 from kosmosg.data.sources.image_rows import BadRow, refused_item
 
 STATS = "_stats.json"

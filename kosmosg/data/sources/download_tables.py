@@ -7,11 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kosmosg.data.files.source_files import FileEntry, SourceFiles
 from kosmosg.data.sources import download_shards
 from kosmosg.data.sources.base import Item, SourceRow, rejected
 from kosmosg.data.sources.captioned_files import HASHES, CaptionedFiles, checksum_agrees, kept_as_downloaded
 from kosmosg.data.sources.download_shards import SHARD_SUFFIXES, texts
-from kosmosg.data.sources.files import FileEntry, SourceFiles
 from kosmosg.data.sources.image_rows import BadRow, guarded, refused_item
 
 IMAGE_COLUMNS = ("jpg", "png", "webp", "jpeg", "avif")

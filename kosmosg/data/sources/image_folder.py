@@ -7,8 +7,8 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
+from kosmosg.data.files.source_files import SourceFiles
 from kosmosg.data.sources.base import Item, Reader, SourceRow, required
-from kosmosg.data.sources.files import SourceFiles
 from kosmosg.data.sources.image_rows import IMAGE_SUFFIXES, BadRow, ImageRows, guarded
 from kosmosg.errors import ConfigError, DataError
 from kosmosg.prompt import DEFAULT_LIMITS, PromptLimits

@@ -16,9 +16,9 @@ from PIL import Image
 from kosmosg.data.annotators.apply import refusal
 from kosmosg.data.annotators.base import Sample
 from kosmosg.data.composition import provenance, shrink
+from kosmosg.data.files.store_file import StoreError
 from kosmosg.data.image_bytes import encode_image
 from kosmosg.data.sources.base import Item, ReadyRow, RejectedRow, SourceRow, rejected
-from kosmosg.data.sources.store_file import StoreError
 from kosmosg.data.sources.stored_image import is_plain
 from kosmosg.prompt import DEFAULT_LIMITS, PromptLimits, read_image
 

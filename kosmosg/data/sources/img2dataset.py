@@ -13,11 +13,11 @@ from typing import Any, ClassVar, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kosmosg.data.files.source_files import FileEntry, SourceFiles
 from kosmosg.data.sources.base import Item, Reader, SourceRow, required
 from kosmosg.data.sources.captioned_files import CaptionedFiles, Checksums
 from kosmosg.data.sources.download_folders import DownloadFolders
 from kosmosg.data.sources.download_tables import DownloadTables, image_column
-from kosmosg.data.sources.files import FileEntry, SourceFiles
 from kosmosg.data.sources.image_rows import IMAGE_SUFFIXES, ImageRows, guarded, refused
 from kosmosg.data.sources.webdataset import WebDatasetReader
 from kosmosg.errors import ConfigError, DataError

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from kosmosg.data.annotators.apply import refusal
+from kosmosg.data.files.json_stream import array_elements
+from kosmosg.data.files.source_files import SourceFiles
+from kosmosg.data.files.store_file import StoreError, file_entry, open_file, read_file
 from kosmosg.data.sources.base import Item, Reader, ReadyRow, SourceRow, rejected, required
-from kosmosg.data.sources.files import SourceFiles
 from kosmosg.data.sources.image_rows import BadRow
-from kosmosg.data.sources.json_stream import array_elements
 from kosmosg.data.sources.scores import listed
-from kosmosg.data.sources.store_file import StoreError, file_entry, open_file, read_file
 from kosmosg.data.sources.stored_image import ImageStorage
 from kosmosg.data.sources.tables import Fitting, TableHead, Tables
 from kosmosg.errors import DataError

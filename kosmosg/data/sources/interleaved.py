@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
+from kosmosg.data.files.source_files import SourceFiles
 from kosmosg.data.sources.base import Item, Reader, ReadyRow, SourceRow, required
-from kosmosg.data.sources.files import SourceFiles
 from kosmosg.data.sources.image_rows import BadRow
 from kosmosg.data.sources.page_images import PageImages
 from kosmosg.data.sources.page_layouts import ShownImage, check_columns, mmc4_page, obelics_page

@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from kosmosg.data.files.csv_blocks import CsvBlock, csv_blocks
+from kosmosg.data.files.source_files import SourceFiles
 from kosmosg.data.sources.base import Item, Reader, SourceRow, rejected, required
-from kosmosg.data.sources.csv_blocks import CsvBlock, csv_blocks
-from kosmosg.data.sources.files import SourceFiles
 from kosmosg.data.sources.image_rows import BadRow, ImageRows, guarded, refused, refused_item
 from kosmosg.data.sources.open_images_files import ImageList, OpenImagesFiles, find_files
 from kosmosg.data.sources.open_images_index import ImageIndex, ImagePlace, SeenIds, parse_ids

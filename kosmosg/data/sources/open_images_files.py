@@ -5,9 +5,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from kosmosg.data.files.csv_blocks import first_row
+from kosmosg.data.files.source_files import FileEntry, SourceFiles
 from kosmosg.data.sources.base import Item
-from kosmosg.data.sources.csv_blocks import first_row
-from kosmosg.data.sources.files import FileEntry, SourceFiles
 from kosmosg.data.sources.image_rows import IMAGE_SUFFIXES, refused_item
 from kosmosg.data.sources.open_images_index import ImageIndex
 from kosmosg.errors import DataError

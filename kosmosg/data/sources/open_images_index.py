@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from kosmosg.data.sources.files import FileEntry, SourceFiles
+from kosmosg.data.files.source_files import FileEntry, SourceFiles
+from kosmosg.data.files.tar_index import TornTar, for_headers, members
 from kosmosg.data.sources.image_rows import IMAGE_SUFFIXES
-from kosmosg.data.sources.tar_index import TornTar, for_headers, members
 
 Ids = NDArray[np.uint64]
 _NIBBLES = np.full(256, 255, dtype=np.uint8)

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from kosmosg.data.sources.csv_blocks import csv_blocks, first_row
-from kosmosg.data.sources.files import SourceFiles
+from kosmosg.data.files.csv_blocks import csv_blocks, first_row
+from kosmosg.data.files.source_files import SourceFiles
 from kosmosg.data.sources.open_images_index import Ids, ImageIndex, parse_ids
 
 CONFIDENCE = 0.5

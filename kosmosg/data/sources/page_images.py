@@ -10,10 +10,10 @@ from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from kosmosg.data.sources.files import FileEntry, SourceFiles
+from kosmosg.data.files.parquet_ranges import DAMAGE
+from kosmosg.data.files.source_files import FileEntry, SourceFiles
+from kosmosg.data.files.store_file import file_entry, open_file, read_file
 from kosmosg.data.sources.image_rows import BadRow
-from kosmosg.data.sources.parquet_ranges import DAMAGE
-from kosmosg.data.sources.store_file import file_entry, open_file, read_file
 from kosmosg.errors import ConfigError, DataError
 
 PLACES = ("name", "md5", "sha1", "sha256", "last", "stem", "shard")

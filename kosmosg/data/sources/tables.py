@@ -11,10 +11,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from kosmosg.data.sources.base import Item, RejectedRow, rejected
-from kosmosg.data.sources.csv_records import read_records, record_ranges, text
-from kosmosg.data.sources.files import FileEntry, SourceFiles
-from kosmosg.data.sources.line_ranges import (
+from kosmosg.data.files.csv_records import read_records, record_ranges, text
+from kosmosg.data.files.line_ranges import (
     PACKED,
     BrokenOffError,
     common_width,
@@ -24,7 +22,9 @@ from kosmosg.data.sources.line_ranges import (
     read_lines,
     sample_lines,
 )
-from kosmosg.data.sources.parquet_ranges import group_ranges, parquet_head, read_rows
+from kosmosg.data.files.parquet_ranges import group_ranges, parquet_head, read_rows
+from kosmosg.data.files.source_files import FileEntry, SourceFiles
+from kosmosg.data.sources.base import Item, RejectedRow, rejected
 from kosmosg.errors import DataError
 
 _SAMPLES = 20

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from kosmosg.data.files.source_files import SourceFiles
 from kosmosg.data.sources.base import Item, Reader, ReadyRow, SourceRow, required
-from kosmosg.data.sources.files import SourceFiles
 from kosmosg.data.sources.scores import ScoreRange, Thresholds, listed
 from kosmosg.data.sources.tables import FORMS, Fitting, FoundRow, TableHead, Tables
 from kosmosg.errors import ConfigError, DataError

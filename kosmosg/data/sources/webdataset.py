@@ -15,6 +15,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from kosmosg.data.files.source_files import FileEntry, SourceFiles
+from kosmosg.data.files.tar_index import for_headers
+from kosmosg.data.files.tar_samples import TarSample, samples
 from kosmosg.data.sources import download_shards
 from kosmosg.data.sources.base import Item, Reader, SourceRow, rejected, required
 from kosmosg.data.sources.captioned_files import (
@@ -25,10 +28,7 @@ from kosmosg.data.sources.captioned_files import (
     kept_as_downloaded,
 )
 from kosmosg.data.sources.download_shards import SHARD_SUFFIXES, DownloadShard, TableRow
-from kosmosg.data.sources.files import FileEntry, SourceFiles
 from kosmosg.data.sources.image_rows import BadRow, ImageRows, guarded, metadata, refused, refused_item
-from kosmosg.data.sources.tar_index import for_headers
-from kosmosg.data.sources.tar_samples import TarSample, samples
 from kosmosg.errors import ConfigError, DataError
 
 COMPARE = '{"compare": true}'

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kosmosg.data.annotators.base import Sample
-from kosmosg.data.sources.files import SourceFiles, safe
+from kosmosg.data.files.source_files import SourceFiles, safe
 from kosmosg.data.sources.image_folder import ImageFolderReader
 from kosmosg.errors import DataError
 from tests.kosmosg.data.sources.layouts.images import (

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from kosmosg.data.files.json_stream import array_elements
 from kosmosg.data.image_bytes import decode_image
 from kosmosg.data.records import table
 from kosmosg.data.sources.base import Reader, ReadyRow
 from kosmosg.data.sources.instruct_pix2pix import EditFolderReader, EditParquetReader, InstructPix2Pix
-from kosmosg.data.sources.json_stream import array_elements
 from kosmosg.data.sources.stored_image import ImageStorage
 from kosmosg.errors import DataError
 from tests.kosmosg.data.sources.layouts import edits

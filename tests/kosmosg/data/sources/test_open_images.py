@@ -13,7 +13,7 @@ from PIL import Image
 
 from kosmosg.data.annotators.base import Sample
 from kosmosg.data.composition import provenance
-from kosmosg.data.sources.csv_blocks import csv_blocks
+from kosmosg.data.files.csv_blocks import csv_blocks
 from kosmosg.data.sources.open_images import OpenImages, OpenImagesReader, quarter_turns
 from kosmosg.data.sources.open_images_index import SeenIds, parse_ids
 from kosmosg.errors import DataError

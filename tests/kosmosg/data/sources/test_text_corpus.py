@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from kosmosg.data.files.line_ranges import BrokenOffError, read_lines
+from kosmosg.data.files.source_files import FileEntry, SourceFiles
+from kosmosg.data.files.store_file import StoreError
 from kosmosg.data.records import table
 from kosmosg.data.sources.base import ReadyRow, RejectedRow, SourceRow
-from kosmosg.data.sources.files import FileEntry, SourceFiles
-from kosmosg.data.sources.line_ranges import BrokenOffError, read_lines
 from kosmosg.data.sources.scores import ScoreRange
-from kosmosg.data.sources.store_file import StoreError
 from kosmosg.data.sources.tables import Tables
 from kosmosg.data.sources.text_corpus import TextCorpus, TextCorpusReader
 from kosmosg.errors import ConfigError, DataError

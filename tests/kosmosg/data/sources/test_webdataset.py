@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from kosmosg.data.annotators.base import Sample
+from kosmosg.data.files.tar_index import TornTar, members
 from kosmosg.data.image_bytes import decode_image
 from kosmosg.data.records import table
 from kosmosg.data.sources.base import ReadyRow, RejectedRow
 from kosmosg.data.sources.captioned_files import CaptionedFiles
 from kosmosg.data.sources.image_rows import ImageRows
-from kosmosg.data.sources.tar_index import TornTar, members
 from kosmosg.data.sources.webdataset import WebDataset, WebDatasetReader
 from kosmosg.errors import DataError
 from kosmosg.prompt import PromptLimits

@@ -10,8 +10,8 @@ from PIL import Image
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from kosmosg.data.annotators.base import Sample
+from kosmosg.data.files.source_files import SourceFiles
 from kosmosg.data.sources.base import Item, Reader, ReadyRow, SourceRow
-from kosmosg.data.sources.files import SourceFiles
 
 
 def encoded(seed: int, size: tuple[int, int] = (40, 30), form: str = "JPEG", **options: object) -> bytes:

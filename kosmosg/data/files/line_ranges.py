@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from kosmosg.data.sources.files import FileEntry, SourceFiles
-from kosmosg.data.sources.store_file import file_entry, open_file, read_file
+from kosmosg.data.files.source_files import FileEntry, SourceFiles
+from kosmosg.data.files.store_file import file_entry, open_file, read_file
 
 BLOCK = 1 << 18
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from kosmosg.data.sources.files import safe
-from kosmosg.data.sources.tar_index import BLOCK, TarMember, TornTar, members
+from kosmosg.data.files.source_files import safe
+from kosmosg.data.files.tar_index import BLOCK, TarMember, TornTar, members
 from kosmosg.errors import DataError
 
 

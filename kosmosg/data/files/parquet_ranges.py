@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kosmosg.data.sources.files import SourceFiles
-from kosmosg.data.sources.store_file import open_file
+from kosmosg.data.files.source_files import SourceFiles
+from kosmosg.data.files.store_file import open_file
 from kosmosg.errors import DataError
 
 _BATCH_BYTES, _BATCH_ROWS = 1 << 24, 1024

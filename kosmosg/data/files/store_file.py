@@ -7,7 +7,7 @@ rows: `StoreError` goes on to the build, which must try the shard again, so that
 from types import TracebackType
 from typing import Any
 
-from kosmosg.data.sources.files import FileEntry, SourceFiles
+from kosmosg.data.files.source_files import FileEntry, SourceFiles
 
 _ABOUT_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError)
 

@@ -9,8 +9,8 @@ import csv
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from kosmosg.data.sources.files import SourceFiles
-from kosmosg.data.sources.line_ranges import BrokenOffError, Line, LineRange, read_lines
+from kosmosg.data.files.line_ranges import BrokenOffError, Line, LineRange, read_lines
+from kosmosg.data.files.source_files import SourceFiles
 
 _RECORD_BYTES = 1 << 20  # of the lines over which a record runs on
 
