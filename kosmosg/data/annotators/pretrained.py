@@ -45,6 +45,10 @@ class PretrainedSettings:
     dtype: str = "auto"
     """float32, float16 or bfloat16; auto is float16 on a GPU, float32 on a CPU."""
 
+    def require(self) -> None:
+        """Make sure that what will be loaded exists, before workers start. Raises DataError."""
+        require_model(self.model)
+
 
 def load_pretrained(
     model_class: Any, processor_class: Any, model: str, loading: Loading, complete: bool = False

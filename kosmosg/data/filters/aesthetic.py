@@ -31,6 +31,11 @@ class AestheticSettings(PretrainedSettings):
     min_score: float = 4.5
     """Score, at least; about 1 to 10. LAION's aesthetic sets begin at 4.5, 5, 6."""
 
+    def require(self) -> None:
+        """The head as well. Raises DataError."""
+        super().require()
+        head_file(self.head)
+
 
 class AestheticFilter:
     """The score of an image: the head's answer to its unit vector.

@@ -102,10 +102,7 @@ def build(
     built_rows = 0
     if missing:
         for step in settings.steps:
-            if step.model is not None:
-                from kosmosg.data.annotators.pretrained import require_model  # imports torch and transformers
-
-                require_model(step.model)
+            step.require()
         start_ray()
         require_resources(*gpu_demands(settings.steps))
         (folder / MANIFEST).unlink(missing_ok=True)

@@ -5,7 +5,7 @@ Neural annotators are imported only where they run: selecting one here costs not
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,6 +39,10 @@ class StepResources(Section):
     """Memory that is set aside for each copy; 0 sets none aside."""
 
 
+def _nothing() -> None:
+    """What a step without weights requires."""
+
+
 @dataclass(frozen=True)
 class PipelineStep:
     """One annotator or filter of a build. `make` creates it in the worker, so weights are loaded where they
@@ -66,6 +70,8 @@ class PipelineStep:
     """Bytes that are set aside per actor."""
     model: str | None = None
     """Hub id or folder of its weights."""
+    require: Callable[[], None] = _nothing
+    """Raises DataError where weights are missing; called before workers start."""
 
 
 class BuildConfig(Section):
@@ -196,6 +202,7 @@ def _step(values: Mapping[str, Any], path: str, source: Source, filled: Mapping[
         gpus=resources.gpus,
         memory=resources.memory_gb * 1e9,
         model=str(model),
+        require=getattr(settings, "require", _nothing),
     )
 
 

@@ -7,10 +7,11 @@ import pytest
 
 from kosmosg.data.hash_list import write_hash_list
 from kosmosg.data.image_hash import HashedImage
-from kosmosg.errors import ConfigError
+from kosmosg.errors import ConfigError, DataError
 from kosmosg_platform.config import validate
 from kosmosg_platform.datasets.pipeline import cpu_shares, grouped
 from kosmosg_platform.datasets.steps import BuildConfig, PipelineStep
+from tests.tiny_annotators import tiny_clipseg
 
 
 @pytest.mark.parametrize(
@@ -107,3 +108,18 @@ def test_a_list_that_was_made_anew_shapes_other_records(tmp_path: Path) -> None:
         config = validate(BuildConfig, {"source": {"use": "image_folder"}, "steps": steps})
         settings.append(config.settings(config.opened_source()))
     assert settings[0] != settings[1] == settings[2]
+
+
+def test_a_missing_head_is_told_before_anything_starts(tmp_path: Path) -> None:
+    tiny_clipseg(tmp_path / "model")
+    steps = [
+        {"use": "aesthetic", "model": str(tmp_path / "model"), "head": str(tmp_path / "absent")},
+        {"use": "sidecar"},
+        {"use": "nouns"},
+        {"use": "grabcut"},
+    ]
+    config = validate(BuildConfig, {"source": {"use": "image_folder"}, "steps": steps})
+    score, caption, *_ = config.pipeline_steps(config.opened_source())
+    caption.require()
+    with pytest.raises(DataError, match=r"the head '.*absent' is neither a .safetensors file"):
+        score.require()
