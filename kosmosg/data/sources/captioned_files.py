@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from kosmosg.data.sources.base import SourceRow
 from kosmosg.data.sources.image_rows import (
@@ -16,6 +16,7 @@ from kosmosg.data.sources.image_rows import (
     metadata,
     origin,
 )
+from kosmosg.errors import ConfigError
 
 Checksums = Literal["auto", "compare", "ignore"]
 HASHES = ("sha256", "sha512", "md5")
@@ -121,3 +122,35 @@ def kept_as_downloaded(agree: list[bool | None]) -> bool:
     """
     known = [one for one in agree if one is not None]
     return bool(known) and sum(known) >= _COMPARE_SHARE * len(known)
+
+
+@dataclass(frozen=True)
+class CaptionedSource:
+    """Settings of a source of images with captions that came from the web."""
+
+    hints: ClassVar[tuple[str, ...]] = ("caption", "url", "licence", "author", "title")
+
+    kind: Literal["composition", "caption"] = "composition"
+    """What becomes of the images: compositions, which annotators make, or captioned images as they are."""
+    caption: str | None = None
+    """Key of the .json, or column, that holds the caption; null takes the .txt, else the key `caption`."""
+    checksums: Checksums = "auto"
+    """What img2dataset's checksums are worth: compare refuses images that have another, ignore does not look, auto
+    compares where a shard keeps images as they were downloaded."""
+    square: bool = True
+    """Cut the middle square of every image first, as the original did (compositions only)."""
+    working_size: int = 1024
+    """Longest side in pixels of an image, 64 at least; larger ones are made smaller."""
+
+    def __post_init__(self) -> None:
+        if self.working_size < 64:
+            raise ConfigError(f"working_size is {self.working_size}; it is at least 64")
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The annotators of compositions; captioned images are ready."""
+        return ("told", "nouns", "grabcut") if self.kind == "composition" else ()
+
+    def captioned_files(self) -> CaptionedFiles:
+        """How samples become rows."""
+        return CaptionedFiles(ImageRows(self.kind, self.square, self.working_size), self.caption, self.checksums)

@@ -8,19 +8,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kosmosg.data.files.source_files import FileEntry, SourceFiles
 from kosmosg.data.sources.base import Item, Reader, SourceRow, required
-from kosmosg.data.sources.captioned_files import CaptionedFiles, Checksums
+from kosmosg.data.sources.captioned_files import CaptionedFiles, CaptionedSource
 from kosmosg.data.sources.download_folders import DownloadFolders
 from kosmosg.data.sources.download_tables import DownloadTables, image_column
-from kosmosg.data.sources.image_rows import IMAGE_SUFFIXES, ImageRows, guarded, refused
+from kosmosg.data.sources.image_rows import IMAGE_SUFFIXES, guarded, refused
 from kosmosg.data.sources.webdataset import WebDatasetReader
-from kosmosg.errors import ConfigError, DataError
+from kosmosg.errors import DataError
 
 _EXPECTED = "expected what img2dataset leaves: 00000.tar, a folder 00000 of images, or 00000.parquet with images in it"
 
@@ -99,34 +99,9 @@ class Img2DatasetReader:
 
 
 @dataclass(frozen=True)
-class Img2Dataset:
+class Img2Dataset(CaptionedSource):
     """The entry of `SOURCES`: an output folder of img2dataset, of any of its forms but tfrecord."""
-
-    hints: ClassVar[tuple[str, ...]] = ("caption", "url", "licence", "author", "title")
-
-    kind: Literal["composition", "caption"] = "composition"
-    """What becomes of the images: compositions, which annotators make, or captioned images as they are."""
-    caption: str | None = None
-    """Column that holds the caption, such as top_caption; null takes the one that img2dataset was told."""
-    checksums: Checksums = "auto"
-    """What img2dataset's checksums are worth: compare refuses images that have another, ignore does not look, auto
-    compares where a shard keeps images as they were downloaded."""
-    square: bool = True
-    """Cut the middle square of every image first, as the original did (compositions only)."""
-    working_size: int = 1024
-    """Longest side in pixels of an image, 64 at least; larger ones are made smaller."""
-
-    def __post_init__(self) -> None:
-        if self.working_size < 64:
-            raise ConfigError(f"working_size is {self.working_size}; it is at least 64")
-
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """The annotators of compositions; captioned images are ready."""
-        return ("told", "nouns", "grabcut") if self.kind == "composition" else ()
 
     def open(self, path: str | None) -> dict[str, Reader]:
         """One reader, of records of `kind`. Raises DataError without a path."""
-        rows = ImageRows(self.kind, self.square, self.working_size)
-        captioned = CaptionedFiles(rows, self.caption, self.checksums)
-        return {self.kind: Img2DatasetReader(required(path), captioned)}
+        return {self.kind: Img2DatasetReader(required(path), self.captioned_files())}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 from kosmosg.data.files.source_files import FileEntry, SourceFiles
 from kosmosg.data.files.tar_index import for_headers
@@ -22,14 +22,14 @@ from kosmosg.data.sources import download_shards
 from kosmosg.data.sources.base import Item, Reader, SourceRow, rejected, required
 from kosmosg.data.sources.captioned_files import (
     CaptionedFiles,
-    Checksums,
+    CaptionedSource,
     checksum_agrees,
     image_part,
     kept_as_downloaded,
 )
 from kosmosg.data.sources.download_shards import SHARD_SUFFIXES, DownloadShard, TableRow
-from kosmosg.data.sources.image_rows import BadRow, ImageRows, guarded, metadata, refused, refused_item
-from kosmosg.errors import ConfigError, DataError
+from kosmosg.data.sources.image_rows import BadRow, guarded, metadata, refused, refused_item
+from kosmosg.errors import DataError
 
 COMPARE = '{"compare": true}'
 """`Item.extra` of samples whose checksum is compared."""
@@ -195,35 +195,8 @@ def _bad_key(place: str, sample: TarSample, reason: str, seen: set[str]) -> str:
 
 
 @dataclass(frozen=True)
-class WebDataset:
+class WebDataset(CaptionedSource):
     """The entry of `SOURCES`: tars with an image, a .txt and a .json for each key."""
-
-    hints: ClassVar[tuple[str, ...]] = ("caption", "url", "licence", "author", "title")
-
-    kind: Literal["composition", "caption"] = "composition"
-    """What becomes of the images: compositions, which annotators make, or captioned images as they are."""
-    caption: str | None = None
-    """Key of the .json that holds the caption; null takes the .txt, else the key `caption`."""
-    checksums: Checksums = "auto"
-    """What img2dataset's checksums are worth: compare refuses images that have another, ignore does not look, auto
-    compares where a shard keeps images as they were downloaded."""
-    square: bool = True
-    """Cut the middle square of every image first, as the original did (compositions only)."""
-    working_size: int = 1024
-    """Longest side in pixels of an image, 64 at least; larger ones are made smaller."""
-
-    def __post_init__(self) -> None:
-        if self.working_size < 64:
-            raise ConfigError(f"working_size is {self.working_size}; it is at least 64")
-
-    @property
-    def steps(self) -> tuple[str, ...]:
-        """The annotators of compositions; captioned images are ready."""
-        return ("told", "nouns", "grabcut") if self.kind == "composition" else ()
-
-    def captioned_files(self) -> CaptionedFiles:
-        """How samples become rows."""
-        return CaptionedFiles(ImageRows(self.kind, self.square, self.working_size), self.caption, self.checksums)
 
     def open(self, path: str | None) -> dict[str, Reader]:
         """One reader, of records of `kind`. Raises DataError without a path."""
