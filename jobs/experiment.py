@@ -204,7 +204,7 @@ class Experiment(StageExperiment):
     dest: Path | None = None
     """Where `build_dataset`, `generate` and `export` write; null means a folder under `output`."""
     limit: int | None = Field(default=None, ge=1)
-    """Use at most this many source items; null means all."""
+    """Use only the first rows of the source, about this many: sources are read in ranges. Null means all."""
     templates: TemplatesConfig = TemplatesConfig()
     pretrain: PretrainObjective = PretrainObjective()
     align: AlignObjective = AlignObjective()

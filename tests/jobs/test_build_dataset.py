@@ -108,12 +108,12 @@ def test_what_is_built_without_a_dest_is_found_by_training(tmp_path: Path) -> No
     output = f"output={paths.output}"
     run(load("build_dataset", "photos", [f"source={tmp_path}/photos/dog", output]))
     run(load("build_dataset", "captions", [f"source={tmp_path}/words.txt", output]))
-    run(load("build_dataset", "captions", [f"source={tmp_path}/pages.txt", "build.source.kind=text", output]))
+    run(load("build_dataset", "tiny", [f"source={tmp_path}/pages.txt", "build.source.use=text_corpus", output]))
     data = load("pretrain", "tiny").data
     assert set(find_mixture("instruct", data, paths).folders) == {"composition", "t2i"}
     assert find_mixture("align", data, paths).folders["caption"] == paths.output / "build_dataset" / "captions"
     assert find_mixture("pretrain", data, paths).folders["text"] == paths.output / "build_dataset" / "text"
-    with pytest.raises(ConfigError, match=r"holds a dataset of lines of text 'words\.txt', not .* 'pages\.txt'"):
+    with pytest.raises(ConfigError, match=r"holds a dataset of .* 'words\.txt', not .* 'pages\.txt'"):
         run(load("build_dataset", "captions", [f"source={tmp_path}/pages.txt", output]))
 
 
@@ -187,9 +187,9 @@ def test_real_captions_become_a_dataset(shared_data: Path, tmp_path: Path) -> No
     arguments = [f"source={shared_data}/data/captions", f"dest={tmp_path}/set", "limit=60000"]
     (result,) = run(load("build_dataset", "captions", arguments))
     captions = RecordDataset(tmp_path / "set", "caption")
-    assert len(captions) == result.rows == 60_000
+    assert 50_000 < len(captions) == result.rows <= 60_000  # a limit takes whole ranges of lines
     assert captions[0]["text"].startswith("Two young guys with shaggy hair")
-    assert captions[59_999]["source"] == "flickr30k.train.3.txt.gz"
+    assert captions[len(captions) - 1]["source"] != captions[0]["source"] == "flickr30k.train.1.txt.gz"
     assert captions[0]["image"] is None
     assert "annotators" in read_manifest(tmp_path / "set")
 
