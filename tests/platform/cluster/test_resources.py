@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 import yaml
 
@@ -86,6 +87,7 @@ def test_demands_that_fit_alone_may_not_fit_together() -> None:
 
 def test_a_job_that_joins_a_cluster_is_judged_by_that_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # another test's cluster would be counted
     demand = WorkerDemand(1, 1, 1)
     require_resources(demand, address="ray://head:10001")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -97,8 +99,7 @@ def test_a_job_that_joins_a_cluster_is_judged_by_that_cluster(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("job", "words"),
     [
-        *((job, ["gpu"]) for job in ("pretrain", "align", "instruct")),
-        ("align", ["jobs/presets/gpu.yaml"]),
+        ("instruct", ["gpu"]),
         ("demo", ["tiny", "demo.preset=gpu"]),
         ("ablation", ["tiny", "ablation.preset=gpu"]),
     ],

@@ -94,8 +94,9 @@ def undisturbed(album: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(int(os.environ.get("KOSMOSG_CHAOS_ROUNDS", "1"))))
 def test_killed_drivers_lose_nothing(album: Path, undisturbed: dict[str, bytes], tmp_path: Path, seed: int) -> None:
-    """The whole cluster dies with its driver, twice, at random points; a third run finishes."""
-    points = sorted(random.Random(seed).sample(range(1, 38), 2))
+    """The whole cluster dies with its driver, at random points; another run finishes."""
+    times = 3 if "KOSMOSG_CHAOS_ROUNDS" in os.environ else 1
+    points = sorted(random.Random(seed).sample(range(1, 38), times))
     for point in points:
         build = start(album, tmp_path / "set")
         wait_for_chunks(build, tmp_path / "set", point)
