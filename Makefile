@@ -27,7 +27,8 @@ chaos: $(READY) ## kill drivers, workers and nodes of dataset builds at random p
 	@KOSMOSG_CHAOS_ROUNDS=$${ROUNDS:-10} $(BIN)/python -m pytest -q tests/platform/datasets/test_killed_builds.py
 
 test: check ## lint, type checks, import layers and the whole test suite
-	@$(BIN)/python -m pytest -q --durations=15
+	@$(BIN)/python -m pytest -q --durations=15 -m "not slow" -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -q --durations=15 -m slow
 
 check: $(READY) ## lint, formatting, type checks and import layers only
 	@$(BIN)/ruff check .
