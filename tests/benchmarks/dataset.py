@@ -29,19 +29,16 @@ import numpy as np
 import psutil
 from PIL import Image
 
+from kosmosg.data.annotators.base import EntityMask, EntitySpans, Rejection, Sample, Span
+from kosmosg.data.composition import ComposeOptions, main_part, square_box, widen
+from kosmosg.data.sources.image_folder import ImageFolderReader
+from kosmosg.prompt import read_image
+from kosmosg_platform.datasets.build import BuildResult, BuildSettings, build
+from kosmosg_platform.datasets.dataset import RecordDataset
+from kosmosg_platform.datasets.steps import PipelineStep
+from kosmosg_platform.progress import Progress
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
-
-from kosmosg.data.annotators.base import EntityMask, EntitySpans, Rejection, Sample, Span  # noqa: E402
-from kosmosg.data.composition import ComposeOptions, main_part, square_box, widen  # noqa: E402
-from kosmosg.data.sources.image_folder import ImageFolderReader  # noqa: E402
-from kosmosg.prompt import read_image  # noqa: E402
-from kosmosg_platform.datasets.build import BuildResult, BuildSettings, build  # noqa: E402
-from kosmosg_platform.datasets.dataset import RecordDataset  # noqa: E402
-from kosmosg_platform.datasets.steps import PipelineStep  # noqa: E402
-from kosmosg_platform.progress import Progress  # noqa: E402
-from tests.tiny_annotators import tiny_blip2, tiny_clipseg  # noqa: E402
-
 NOUNS = ("cat", "dog", "garden")
 
 
@@ -58,6 +55,9 @@ def main() -> None:
                 memory(place / str(count), count)
             return
         photos(place / "photos", options.images)
+        sys.path.insert(0, str(ROOT))
+        from tests.tiny_annotators import tiny_blip2, tiny_clipseg
+
         tiny_blip2(place / "blip2")
         tiny_clipseg(place / "clipseg")
         speed(place, options.images, options.rounds)

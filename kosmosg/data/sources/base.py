@@ -88,6 +88,7 @@ class Reader(Protocol):
 class Source(Protocol):
     """A source with its settings: a frozen dataclass whose fields are the settings that `build.source` accepts."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     steps: ClassVar[tuple[str, ...]]
     """Default annotators, used if the build lists no steps; empty if its records are ready."""
     hints: ClassVar[tuple[str, ...]]

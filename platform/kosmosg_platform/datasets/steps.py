@@ -124,7 +124,7 @@ class BuildConfig(Section):
                 )
             return []
         filled: dict[str, str] = {}  # field -> key of the step that fills it
-        base = digest([self.source_name, dataclasses.asdict(source)])  # type: ignore[call-overload]
+        base = digest([self.source_name, dataclasses.asdict(source)])
         steps = []
         for index, values in enumerate(self.plain_steps(source)):
             step = _step(values, f"build.steps.{index}", source, filled, base)
