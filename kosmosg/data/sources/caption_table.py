@@ -21,7 +21,7 @@ from kosmosg.data.sources.caption_columns import (
     is_url,
     wanted_columns,
 )
-from kosmosg.data.sources.image_rows import BadRow, ImageRows, caption_text, guarded, origin
+from kosmosg.data.sources.image_rows import BadRow, ImageRows, ImageSettings, caption_text, guarded, origin
 from kosmosg.data.sources.scores import ScoreRange, Thresholds, score_hints
 from kosmosg.data.sources.tables import Fitting, FoundRow, TableHead, Tables
 from kosmosg.errors import ConfigError, DataError
@@ -188,7 +188,7 @@ def _caption_alone(key: str, place: str, caption: str, hints: Mapping[str, str])
 
 
 @dataclass(frozen=True)
-class CaptionTable:
+class CaptionTable(ImageSettings):
     """The entry of `SOURCES`: tables with a column of captions and one of images."""
 
     hints: ClassVar[tuple[str, ...]] = ("caption",)
@@ -209,14 +209,9 @@ class CaptionTable:
     """False makes caption records without images, which are enough for `align`."""
     thresholds: dict[str, ScoreRange] = field(default_factory=dict)
     """Rows whose score lies outside are rejected, by column: {pwatermark: {max: 0.5}, NSFW: {one_of: [UNLIKELY]}}."""
-    square: bool = True
-    """Cut the middle square of every image first, of compositions only."""
-    working_size: int = 1024
-    """Longest side in pixels at which images are annotated or stored, 64 at least."""
 
     def __post_init__(self) -> None:
-        if self.working_size < 64:
-            raise ConfigError(f"working_size is {self.working_size}; it is at least 64")
+        super().__post_init__()
         if self.kind == "composition" and not self.with_images:
             raise ConfigError("with_images is false, but compositions need images; choose kind: caption")
 

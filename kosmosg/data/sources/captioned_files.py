@@ -12,11 +12,11 @@ from kosmosg.data.sources.image_rows import (
     MAX_METADATA_BYTES,
     BadRow,
     ImageRows,
+    ImageSettings,
     caption_text,
     metadata,
     origin,
 )
-from kosmosg.errors import ConfigError
 
 Checksums = Literal["auto", "compare", "ignore"]
 HASHES = ("sha256", "sha512", "md5")
@@ -125,7 +125,7 @@ def kept_as_downloaded(agree: list[bool | None]) -> bool:
 
 
 @dataclass(frozen=True)
-class CaptionedSource:
+class CaptionedSource(ImageSettings):
     """Settings of a source of images with captions that came from the web."""
 
     hints: ClassVar[tuple[str, ...]] = ("caption", "url", "licence", "author", "title")
@@ -137,14 +137,6 @@ class CaptionedSource:
     checksums: Checksums = "auto"
     """What img2dataset's checksums are worth: compare refuses images that have another, ignore does not look, auto
     compares where a shard keeps images as they were downloaded."""
-    square: bool = True
-    """Cut the middle square of every image first, as the original did (compositions only)."""
-    working_size: int = 1024
-    """Longest side in pixels of an image, 64 at least; larger ones are made smaller."""
-
-    def __post_init__(self) -> None:
-        if self.working_size < 64:
-            raise ConfigError(f"working_size is {self.working_size}; it is at least 64")
 
     @property
     def steps(self) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from kosmosg.data.files.source_files import SourceFiles
 from kosmosg.data.sources.base import Item, Reader, SourceRow, required
-from kosmosg.data.sources.image_rows import IMAGE_SUFFIXES, BadRow, ImageRows, guarded
-from kosmosg.errors import ConfigError, DataError
+from kosmosg.data.sources.image_rows import IMAGE_SUFFIXES, BadRow, ImageRows, ImageSettings, guarded
+from kosmosg.errors import DataError
 from kosmosg.prompt import DEFAULT_LIMITS, PromptLimits
 
 SUFFIXES = tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)
@@ -99,20 +99,11 @@ class ImageFolderReader:
 
 
 @dataclass(frozen=True)
-class ImageFolder:
+class ImageFolder(ImageSettings):
     """The entry of `SOURCES`: all photos under a folder."""
 
     steps: ClassVar[tuple[str, ...]] = ("sidecar", "nouns", "grabcut")
     hints: ClassVar[tuple[str, ...]] = ("sidecar", "folder", "stem", "root")
-
-    square: bool = True
-    """Crop the middle square of every photo first, as the original did."""
-    working_size: int = 1024
-    """Longest side in pixels at which photos are annotated, at least 64."""
-
-    def __post_init__(self) -> None:
-        if self.working_size < 64:
-            raise ConfigError(f"working_size is {self.working_size}; it is at least 64")
 
     def open(self, path: str | None) -> dict[str, Reader]:
         """One reader, of compositions. Raises DataError without a path."""

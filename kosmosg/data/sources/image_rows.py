@@ -20,6 +20,7 @@ from kosmosg.data.files.store_file import StoreError
 from kosmosg.data.image_bytes import encode_image
 from kosmosg.data.sources.base import Item, ReadyRow, RejectedRow, SourceRow, rejected
 from kosmosg.data.sources.stored_image import is_plain
+from kosmosg.errors import ConfigError
 from kosmosg.prompt import DEFAULT_LIMITS, PromptLimits, read_image
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
@@ -68,6 +69,20 @@ def refused(item: Item) -> RejectedRow | None:
         return None
     reason, message = json.loads(item.extra)["refused"]
     return rejected(item.key, item.place, reason, message, stage="read")
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """What every source of images takes."""
+
+    square: bool = True
+    """Crop the middle square of every image first, as the original did; of compositions only."""
+    working_size: int = 1024
+    """Longest side in pixels, at least 64; larger images are made smaller once."""
+
+    def __post_init__(self) -> None:
+        if self.working_size < 64:
+            raise ConfigError(f"working_size is {self.working_size}; it is at least 64")
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from kosmosg.data.files.csv_blocks import CsvBlock, csv_blocks
 from kosmosg.data.files.source_files import SourceFiles
 from kosmosg.data.sources.base import Item, Reader, SourceRow, rejected, required
-from kosmosg.data.sources.image_rows import BadRow, ImageRows, guarded, refused, refused_item
+from kosmosg.data.sources.image_rows import BadRow, ImageRows, ImageSettings, guarded, refused, refused_item
 from kosmosg.data.sources.open_images_files import ImageList, OpenImagesFiles, find_files
 from kosmosg.data.sources.open_images_index import ImageIndex, ImagePlace, SeenIds, parse_ids
 from kosmosg.data.sources.open_images_labels import ClassNames, LabelIndex
-from kosmosg.errors import ConfigError, DataError
+from kosmosg.errors import DataError
 
 _MISSING = '{"missing": true}'
 _HINTS = {
@@ -213,7 +213,7 @@ def _words(block: CsvBlock, name: str, otherwise: str) -> tuple[list[bytes], NDA
 
 
 @dataclass(frozen=True)
-class OpenImages:
+class OpenImages(ImageSettings):
     """The entry of `SOURCES`: Open Images V7, from an image list with or without boxes, and the images."""
 
     steps: ClassVar[tuple[str, ...]] = ("blip2", "language_model", "clipseg")
@@ -229,14 +229,6 @@ class OpenImages:
     """The image list, relative to the source; null takes all that are found."""
     only_present: bool = False
     """Leave out rows without a file instead of refusing them: the mirror has a fifth of the full list."""
-    square: bool = True
-    """Cut the middle square of every image first, as the original did."""
-    working_size: int = 1024
-    """Longest side in pixels at which images are annotated, 64 at least."""
-
-    def __post_init__(self) -> None:
-        if self.working_size < 64:
-            raise ConfigError(f"working_size is {self.working_size}; it is at least 64")
 
     def open(self, path: str | None) -> dict[str, Reader]:
         """One reader, of compositions. Raises DataError without a path."""
