@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from kosmosg.config import KosmosGConfig
 from kosmosg.data.image_bytes import encode_image, encode_mask
 from kosmosg.diffusion.decoder import FrozenDecoder
 from kosmosg.model import KosmosG
+from kosmosg.pipeline import KosmosGPipeline
 from kosmosg.processor import KosmosGProcessor
 
 COLOURS = {"red": (230, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230), "white": (240, 240, 240)}
@@ -48,6 +50,22 @@ def new_model(processor: KosmosGProcessor) -> Callable[..., KosmosG]:
 @pytest.fixture
 def decoder(tiny_sd_parts: Path) -> FrozenDecoder:
     return FrozenDecoder.from_pretrained(tiny_sd_parts)
+
+
+@pytest.fixture
+def stock(tiny_sd_parts: Path) -> StableDiffusionPipeline:
+    """Stable Diffusion as diffusers has it, of the tiny parts."""
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd_parts, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def pipe(tiny_model: KosmosG, tiny_processor: KosmosGProcessor, stock: StableDiffusionPipeline) -> KosmosGPipeline:
+    """Ours, of the same parts."""
+    made = KosmosGPipeline(model=tiny_model, processor=tiny_processor, decoder=stock)
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -19,18 +18,9 @@ from torch import nn
 
 from kosmosg import CheckpointError, ConfigError, KosmosG, KosmosGPipeline, KosmosGProcessor, Prompt
 from kosmosg.checkpoint.export import save_export
+from tests.kosmosg.pipeline_calls import distance
 
 CALL: dict[str, Any] = {"prompt": "a cat", "num_inference_steps": 3, "guidance_scale": 4.0, "output_type": "np"}
-
-
-@pytest.fixture
-def stock(tiny_sd_parts: Path) -> StableDiffusionPipeline:
-    return StableDiffusionPipeline.from_pretrained(tiny_sd_parts, safety_checker=None)
-
-
-@pytest.fixture
-def pipe(tiny_model: KosmosG, tiny_processor: KosmosGProcessor, stock: StableDiffusionPipeline) -> KosmosGPipeline:
-    return quiet(KosmosGPipeline(tiny_model, tiny_processor, decoder=stock))
 
 
 def quiet(pipe: KosmosGPipeline) -> KosmosGPipeline:
@@ -40,10 +30,6 @@ def quiet(pipe: KosmosGPipeline) -> KosmosGPipeline:
 
 def generate(pipe: KosmosGPipeline, **options: Any) -> Any:
     return pipe(**CALL | options, generator=torch.Generator().manual_seed(0)).images
-
-
-def distance(one: Any, other: Any) -> float:
-    return float(np.abs(np.asarray(one) - np.asarray(other)).max())
 
 
 # -- components ------------------------------------------------------------------------------------------------------
