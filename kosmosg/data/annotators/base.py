@@ -7,6 +7,9 @@ sample, or a `Rejection` with the reason, never a guess:
     entity_finder(samples)  -> [EntitySpans | Rejection]         the words of the caption that are objects in the image
     segmenter(samples)      -> [list[EntityMask] | Rejection]    for every span, in order, where that object is
 
+The answer for a sample does not depend on the others in its batch, but for rounding: padded to another length, or in
+another number of rows, the same product may be summed up in another order.
+
 Every annotator has a `name` that goes into the records and includes the model's id, so a dataset says how it was made.
 The setting `build.steps` lists which of them run, and in which order.
 """
@@ -14,7 +17,7 @@ The setting `build.steps` lists which of them run, and in which order.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,6 +124,15 @@ class Annotator(Protocol):
     """Goes into the records."""
 
     def __call__(self, samples: Sequence[Sample]) -> Sequence[Any]: ...
+
+
+@runtime_checkable
+class SizedAnnotator(Protocol):
+    """An annotator whose batches are cheaper if the samples in them are of like size."""
+
+    def size(self, sample: Sample) -> int | tuple[int, ...]:
+        """How large a sample is for this annotator (tokens, pixels); must not raise for a sample that is damaged."""
+        ...
 
 
 @dataclass(frozen=True)

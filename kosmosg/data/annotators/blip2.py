@@ -1,9 +1,11 @@
 """Captions from BLIP-2 (the original used `Salesforce/blip2-opt-2.7b`, greedy, at most 20 new tokens, no prompt)."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
 from kosmosg.data.annotators.base import Rejection, Sample
@@ -39,6 +41,15 @@ class Blip2Captioner:
             Blip2ForConditionalGeneration, Blip2Processor, model, Loading(device, dtype)
         )
         self.max_new_tokens = max_new_tokens
+
+    def size(self, sample: Sample) -> tuple[int, int]:
+        """Height and width as encoded. All are resized to the model's input, several of one size in one operation
+        where the processor can (transformers with torchvision); there is no padding."""
+        try:
+            with Image.open(io.BytesIO(sample.encoded)) as header:
+                return header.height, header.width
+        except (OSError, ValueError, Image.DecompressionBombError):
+            return 0, 0  # it is rejected when its turn to be decoded comes
 
     @torch.inference_mode()
     def __call__(self, samples: Sequence[Sample]) -> list[str | Rejection]:

@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
+from kosmosg.data.annotators.apply import batches, largest_first
 from kosmosg.data.annotators.base import EntityMask, Sample
 from kosmosg.data.annotators.pretrained import Loading, PretrainedSettings, load_pretrained
-
-DECODED_AT_ONCE = 64
-"""Entities whose maps are decoded together: an image with many entities needs no more memory than one with few."""
+from kosmosg.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -20,25 +19,36 @@ class ClipSegSettings(PretrainedSettings):
 
     model: str = "CIDAS/clipseg-rd64-refined"
     """Hub id or local folder of a CLIPSeg."""
+    entities_at_once: int = 64
+    """Entities, of all images of a batch together, that the text encoder and the decoder see at once."""
+
+    def __post_init__(self) -> None:
+        if self.entities_at_once < 1:
+            raise ConfigError(f"entities_at_once is {self.entities_at_once}; it is at least 1")
 
 
 class ClipSegSegmenter:
     """A probability for every pixel and every entity; the logits (352 x 352) are first resized to the image's size.
 
+    Beside the answers themselves (a byte per pixel and entity), memory grows with the images of a batch and with
+    `entities_at_once`, not with how many entities the images have.
+
     Args:
         model: hub id or local folder of a CLIPSeg.
         device: torch device; auto is the GPU where there is one.
         dtype: auto is float16 on a GPU, float32 on a CPU.
+        entities_at_once: entities that the text encoder and the decoder see at once.
     """
 
     fills = "masks"
     settings = ClipSegSettings
     hint = ""
 
-    def __init__(self, model: str, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(self, model: str, device: str = "auto", dtype: str = "auto", entities_at_once: int = 64) -> None:
         self.network, self.processor, self.name = load_pretrained(
             CLIPSegForImageSegmentation, CLIPSegProcessor, model, Loading(device, dtype)
         )
+        self.entities_at_once = entities_at_once
 
     @torch.inference_mode()
     def __call__(self, samples: Sequence[Sample]) -> list[list[EntityMask]]:
@@ -46,15 +56,17 @@ class ClipSegSegmenter:
         cuts: list[list[EntityMask]] = [[] for _ in asked]
         if not asked:
             return [[] for _ in samples]
-        # Every image and every word once, however many entities an image has and however often a word comes.
+        # Every image and every phrase once, however many entities an image has and however often a phrase comes.
         activations = self._image_activations(asked)
-        words = list(dict.fromkeys(span.text for sample in asked for span in sample.spans))
-        conditions = self._word_conditions(words)
-        questions = [(row, words.index(span.text)) for row, sample in enumerate(asked) for span in sample.spans]
-        for start in range(0, len(questions), DECODED_AT_ONCE):
-            part = questions[start : start + DECODED_AT_ONCE]
-            rows, texts = [row for row, _ in part], [text for _, text in part]
-            logits = self.network.decoder([layer[rows] for layer in activations], conditions[texts]).logits.float()
+        numbers: dict[str, int] = {}
+        for sample in asked:
+            for span in sample.spans:
+                numbers.setdefault(span.text, len(numbers))
+        conditions = self._phrase_conditions(list(numbers))
+        questions = [(row, numbers[span.text]) for row, sample in enumerate(asked) for span in sample.spans]
+        for part in batches(questions, self.entities_at_once):
+            rows, phrases = [row for row, _ in part], [phrase for _, phrase in part]
+            logits = self.network.decoder([layer[rows] for layer in activations], conditions[phrases]).logits.float()
             # One question alone comes back without its batch dimension.
             for row, found in zip(rows, logits.reshape(len(part), 1, 1, *logits.shape[-2:]), strict=True):
                 image = asked[row].image
@@ -72,14 +84,21 @@ class ClipSegSegmenter:
         )
         return [found.hidden_states[layer + 1] for layer in self.network.extract_layers]
 
-    def _word_conditions(self, words: Sequence[str]) -> torch.Tensor:
-        """Text features (N, D)."""
-        batch = self.processor(text=list(words), return_tensors="pt", padding=True, truncation=True)
-        features = self.network.clip.get_text_features(
-            batch["input_ids"].to(self.network.device), attention_mask=batch["attention_mask"].to(self.network.device)
-        )
-        pooled: torch.Tensor = features.pooler_output
-        return pooled
+    def _phrase_conditions(self, phrases: Sequence[str]) -> torch.Tensor:
+        """Text features (N, D), of phrases of like length together."""
+        device = self.network.device
+        lengths = [len(ids) for ids in self.processor.tokenizer(list(phrases), truncation=True)["input_ids"]]
+        order = largest_first(lengths)
+        features: list[torch.Tensor] = []
+        for part in batches(order, self.entities_at_once):
+            batch = self.processor(
+                text=[phrases[index] for index in part], return_tensors="pt", padding=True, truncation=True
+            )
+            found = self.network.clip.get_text_features(
+                batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)
+            )
+            features.append(found.pooler_output)
+        return torch.cat(features)[torch.tensor(order).argsort()]
 
     @staticmethod
     def _probability(logits: torch.Tensor, height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

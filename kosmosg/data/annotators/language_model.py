@@ -68,6 +68,10 @@ class LanguageEntityFinder:
         answers = self.ask([sample.caption for sample in samples])
         return [self.read(sample.caption, answer) for sample, answer in zip(samples, answers, strict=True)]
 
+    def size(self, sample: Sample) -> int:
+        """Tokens of the caption. What is around it in the question is the same for all."""
+        return len(self.tokenizer(sample.caption, add_special_tokens=False)["input_ids"])
+
     @torch.inference_mode()
     def ask(self, captions: Sequence[str]) -> list[str]:
         """The model's answers, unparsed."""

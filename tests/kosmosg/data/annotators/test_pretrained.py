@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from kosmosg.data.annotators import clipseg as clipseg_module
 from kosmosg.data.annotators.base import EntitySpans, Rejection, Sample, Span
 from kosmosg.data.annotators.blip2 import Blip2Captioner
 from kosmosg.data.annotators.clipseg import ClipSegSegmenter
@@ -172,8 +171,7 @@ def test_an_unknown_device_or_precision_is_told(given: dict[str, Any], told: str
 def test_clipseg_encodes_an_image_once_and_says_what_the_model_says(
     clipseg: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clipseg_module, "DECODED_AT_ONCE", 2)  # several parts
-    segmenter = ClipSegSegmenter(str(clipseg), device="cpu")
+    segmenter = ClipSegSegmenter(str(clipseg), device="cpu", entities_at_once=2)
     samples = pictures(3)
     samples[0].spans = [Span("cat", 0, 3), Span("dog", 0, 3), Span("garden", 0, 6)]
     samples[2].spans = [Span("dog", 0, 3)]
