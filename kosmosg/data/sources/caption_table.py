@@ -21,7 +21,15 @@ from kosmosg.data.sources.caption_columns import (
     is_url,
     wanted_columns,
 )
-from kosmosg.data.sources.image_rows import BadRow, ImageRows, ImageSettings, caption_text, guarded, origin
+from kosmosg.data.sources.image_rows import (
+    WRITTEN_CAPTIONS,
+    BadRow,
+    ImageRows,
+    ImageSettings,
+    caption_text,
+    guarded,
+    origin,
+)
 from kosmosg.data.sources.scores import ScoreRange, Thresholds, score_hints
 from kosmosg.data.sources.tables import Fitting, FoundRow, TableHead, Tables
 from kosmosg.errors import ConfigError, DataError
@@ -218,7 +226,7 @@ class CaptionTable(ImageSettings):
     @property
     def steps(self) -> tuple[str, ...]:
         """Annotators of compositions; captions are ready."""
-        return ("told", "nouns", "grabcut") if self.kind == "composition" else ()
+        return WRITTEN_CAPTIONS if self.kind == "composition" else ()
 
     def open(self, path: str | None) -> dict[str, Reader]:
         """One reader, of records of `kind`. Raises DataError without a path."""

@@ -10,6 +10,7 @@ from kosmosg.data.sources.base import SourceRow
 from kosmosg.data.sources.image_rows import (
     IMAGE_SUFFIXES,
     MAX_METADATA_BYTES,
+    WRITTEN_CAPTIONS,
     BadRow,
     ImageRows,
     ImageSettings,
@@ -141,7 +142,7 @@ class CaptionedSource(ImageSettings):
     @property
     def steps(self) -> tuple[str, ...]:
         """The annotators of compositions; captioned images are ready."""
-        return ("told", "nouns", "grabcut") if self.kind == "composition" else ()
+        return WRITTEN_CAPTIONS if self.kind == "composition" else ()
 
     def captioned_files(self) -> CaptionedFiles:
         """How samples become rows."""

@@ -23,6 +23,9 @@ from kosmosg.data.sources.stored_image import is_plain
 from kosmosg.errors import ConfigError
 from kosmosg.prompt import DEFAULT_LIMITS, PromptLimits, read_image
 
+WRITTEN_CAPTIONS = ("told", "noun_chunks", "clipseg")
+"""Default steps where people wrote the captions. They name several things, of which `nouns` finds one and `grabcut`
+could not tell one from the other; both need what is not always installed, and are refused where it is missing."""
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif")
 MAX_CAPTION_CHARACTERS = 5_000  # longer is no caption, but a page
 MAX_METADATA_BYTES = 1_000_000

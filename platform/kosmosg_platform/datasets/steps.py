@@ -5,7 +5,8 @@ Neural annotators are imported only where they run: selecting one here costs not
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,12 +17,15 @@ from kosmosg.data.annotators.base import ANNOTATORS, FIELDS, Annotator, Sample
 from kosmosg.data.composition import ComposeOptions
 from kosmosg.data.filters.base import FILTERS, Filter
 from kosmosg.data.sources.base import SOURCES, Source
-from kosmosg.errors import ConfigError
+from kosmosg.errors import ConfigError, DataError
 from kosmosg.plugins import find_entry, load_entry, load_plugins
 from kosmosg_platform.config import Section, digest
 
 WHOLE_SHARD = 1024
 """Batch size of light annotators: the toy world renders all references of a batch together."""
+
+WITHOUT_MODELS = "[{use: told}, {use: nouns}, {use: grabcut}]"
+"""Steps for captioned images that need no weights and no extra."""
 
 
 class StepResources(Section):
@@ -41,6 +45,21 @@ class StepResources(Section):
 
 def _nothing() -> None:
     """What a step without weights requires."""
+
+
+@contextmanager
+def _remedy(text: str) -> Iterator[None]:
+    """Errors of the user inside end with one more remedy."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"{error}; {text}") from None
+
+
+def _require_default(require: Callable[[], None], remedy: str) -> None:
+    """`PipelineStep.require` of a step that nobody asked for."""
+    with _remedy(remedy):
+        require()
 
 
 @dataclass(frozen=True)
@@ -127,7 +146,7 @@ class BuildConfig(Section):
         base = digest([self.source_name, dataclasses.asdict(source)])
         steps = []
         for index, values in enumerate(self.plain_steps(source)):
-            step = _step(values, f"build.steps.{index}", source, filled, base)
+            step = self._checked_step(values, f"build.steps.{index}", source, filled, base)
             step = dataclasses.replace(step, keep=bool(step.model) and (step.fills != "masks" or self.keep_masks))
             if step.fills:
                 filled[step.fills] = step.key
@@ -136,6 +155,19 @@ class BuildConfig(Section):
         if missing:
             raise ConfigError(f"build.steps: no step fills {', '.join(missing)}, without which there is no record")
         return steps
+
+    def _checked_step(
+        self, values: Mapping[str, Any], path: str, source: Source, filled: Mapping[str, str], base: str
+    ) -> PipelineStep:
+        """`_step`; where a default step lacks a package or a model, the error says what else there is."""
+        if self.steps:
+            return _step(values, path, source, filled, base)
+        remedy = f"{values['use']} is a default step of {self.source_name}; build.steps can list others"
+        if "caption" in source.hints:
+            remedy += f", for a first try without models 'build.steps={WITHOUT_MODELS}'"
+        with _remedy(remedy):
+            step = _step(values, path, source, filled, base)
+        return dataclasses.replace(step, require=partial(_require_default, step.require, remedy))
 
     def settings(self, source: Source) -> dict[str, Any]:
         """Everything here that affects a record, as plain values: the key of every shard, and part of the manifest.

@@ -4,10 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from kosmosg.data.annotators import noun_chunks
+from kosmosg.data.annotators.base import ANNOTATORS
+from kosmosg.data.annotators.pretrained import require_model
 from kosmosg.data.hash_list import write_hash_list
 from kosmosg.data.image_hash import HashedImage
+from kosmosg.data.sources.base import SOURCES
 from kosmosg.errors import ConfigError, DataError
+from kosmosg.plugins import load_entry
 from kosmosg_platform.config import validate
 from kosmosg_platform.datasets.pipeline import cpu_shares, grouped
 from kosmosg_platform.datasets.steps import BuildConfig, PipelineStep
@@ -123,3 +129,38 @@ def test_a_missing_head_is_told_before_anything_starts(tmp_path: Path) -> None:
     caption.require()
     with pytest.raises(DataError, match=r"the head '.*absent' is neither a .safetensors file"):
         score.require()
+
+
+CAPTIONED = sorted(name for name in list(SOURCES) if "caption" in load_entry(SOURCES, name, "").hints)
+
+
+@pytest.mark.parametrize("use", CAPTIONED)
+def test_captions_of_people_are_read_by_grammar_and_their_entities_segmented_by_name(use: str) -> None:
+    config = validate(BuildConfig, {"source": {"use": use}})
+    steps = config.plain_steps(config.opened_source())
+    assert [step["use"] for step in steps] == ["told", "noun_chunks", "clipseg"]
+    assert validate(BuildConfig, {"source": {"use": use, "kind": "caption"}}).opened_source().steps == ()
+
+
+@pytest.mark.parametrize("use", CAPTIONED)
+def test_a_default_step_that_lacks_a_package_is_refused_with_what_to_do(
+    use: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(noun_chunks, "find_spec", lambda name: None)  # as where the extra is not installed
+    config = validate(BuildConfig, {"source": {"use": use}})
+    with pytest.raises(ConfigError, match=r"build\.steps\.1: .*pip install 'kosmosg\[spacy\]'") as told:
+        config.pipeline_steps(config.opened_source())
+    light = str(told.value).partition("build.steps=")[2].rstrip("'")
+    assert light
+    config = validate(BuildConfig, {"source": {"use": use}, "steps": yaml.safe_load(light)})
+    assert not any(step.model for step in config.pipeline_steps(config.opened_source()))
+
+
+def test_a_default_model_that_is_not_there_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    clipseg = load_entry(ANNOTATORS, "clipseg", "").settings
+    monkeypatch.setattr(clipseg, "require", lambda self: require_model("./absent"))
+    config = validate(BuildConfig, {"source": {"use": "webdataset"}})
+    steps = config.pipeline_steps(config.opened_source())
+    with pytest.raises(DataError, match=r"'./absent' is neither .*; clipseg is a default step of webdataset; build\."):
+        steps[-1].require()

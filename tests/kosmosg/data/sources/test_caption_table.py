@@ -78,7 +78,7 @@ def test_compositions_carry_caption_scores_and_origin(tmp_path: Path) -> None:
     extra = {"AESTHETIC_SCORE": [4.75 + index / 100 for index in range(60)], "NSFW": ["UNLIKELY", None] * 30}
     copy = captions.parquet(tmp_path / "set", damage=0.0, extra={**extra, "LICENSE": ["?", "CC0"] * 30})
     chosen = CaptionTable()
-    assert chosen.steps == ("told", "nouns", "grabcut")
+    assert chosen.steps == ("told", "noun_chunks", "clipseg")
     assert CaptionTable(kind="caption").steps == ()
     (reader,) = chosen.open(str(copy.folder)).values()
     found = list(reader.read(listed(reader)))
