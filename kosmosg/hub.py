@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from kosmosg.errors import CheckpointError, ConfigError
+from kosmosg.node_cache import cache_folder
 from kosmosg.plugins import load_plugins
 
 logger = logging.getLogger(__name__)
@@ -225,8 +226,7 @@ def _from_url(url: str, download: dict[str, Any]) -> Path:
         ) from error
     if isinstance(filesystem, LocalFileSystem):
         return resolve_model(Path(root))
-    cache = Path(os.environ.get("KOSMOSG_CACHE", Path.home() / ".cache" / "kosmosg"))
-    return fetch_folder(filesystem, root, url, cache / "models")
+    return fetch_folder(filesystem, root, url, cache_folder() / "models")
 
 
 def fetch_folder(filesystem: Any, root: str, url: str, cache: Path) -> Path:

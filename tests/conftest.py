@@ -1,6 +1,9 @@
 """Fixtures for the whole test tree."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +14,11 @@ from hypothesis import settings
 # Tiny tensors gain nothing from threads, and threads that wait for each other on a busy machine lose minutes. Read when
 # torch is first imported, so it stands before any fixture.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What is kept per node (`kosmosg.node_cache`) would otherwise pile up in the home folder.
+if "KOSMOSG_CACHE" not in os.environ:
+    os.environ["KOSMOSG_CACHE"] = tempfile.mkdtemp(prefix="kosmosg-test-cache-")
+    atexit.register(shutil.rmtree, os.environ["KOSMOSG_CACHE"], ignore_errors=True)
 
 # On a busy machine an example takes seconds that has nothing wrong with it.
 settings.register_profile("no deadline", deadline=None)

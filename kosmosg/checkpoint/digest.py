@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kosmosg.errors import CheckpointError
+from kosmosg.node_cache import file_digest
 
 _CONTENT = {".safetensors", ".bin", ".json", ".model", ".txt"}
 """Weights, configurations, tokenizers. Model cards and run settings say how a model was made, not what it is."""
@@ -12,15 +13,12 @@ _CONTENT = {".safetensors", ".bin", ".json", ".model", ".txt"}
 _NOT_THE_MODEL = {"aligner_decoder"}
 """Subfolders that are not used for generation: only another stage 2 needs the aligner's decoder N."""
 
-_FILES: dict[tuple[str, int, int, int], str] = {}
-
 
 def model_digest(folder: str | Path, parts: Sequence[str] | None = None) -> str:
     """sha256 of the weights and configuration files of a model, as 64 hexadecimal digits.
 
     The same for copies; different if any byte or file name changes. Files that are not part of the model (README.md,
-    experiment.yaml, the aligner's decoder) do not count. Within a process, a file is read once, until its size or its
-    timestamps change.
+    experiment.yaml, the aligner's decoder) do not count. A node reads a file once, until its size or timestamps change.
 
     Args:
         folder: an export, a pipeline, or a decoder.
@@ -37,18 +35,6 @@ def model_digest(folder: str | Path, parts: Sequence[str] | None = None) -> str:
     for path in files:
         digest.update(f"{path.relative_to(root).as_posix()}\0{file_digest(path)}\n".encode())
     return digest.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's content, cached for as long as the file keeps its size and timestamps."""
-    path = path.resolve()
-    status = path.stat()
-    # ctime as well: a program that writes in place can reset the mtime, as copying tools do.
-    key = (str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    if key not in _FILES:
-        with path.open("rb") as file:
-            _FILES[key] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _FILES[key]
 
 
 def _counts(path: Path, parts: Sequence[str] | None) -> bool:

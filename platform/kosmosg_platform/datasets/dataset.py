@@ -26,14 +26,15 @@ import pyarrow.parquet as pq
 
 from kosmosg.data.records import QUARANTINE, SCHEMA_VERSION, schema, table
 from kosmosg.errors import DataError
+from kosmosg_platform.datasets.shard_files import AGAIN, ShardFiles
 from kosmosg_platform.storage import write_json
 
 MANIFEST = "manifest.json"
 
-ROW_GROUP_BYTES = 2 * 2**20  # a random read decodes one row group: large images get groups of one or two rows
+ROW_GROUP_BYTES = 32 * 2**10  # a random read takes one row group, so a record of half as many bytes has its own
 ROW_GROUP_ROWS = 256  # small records: the footer must not be larger than the data
 
-CACHE_BYTES = 256 * 2**20  # decoded row groups that a RecordDataset keeps: the whole demo set, a slice of a large one
+CACHE_BYTES = 64 * 2**20  # decoded row groups that a RecordDataset keeps: the whole of a small set
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ def _write_tables(folder: Path, name: str, form: pa.Schema, tables: Iterable[pa.
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(target)
     count = 0
-    with pq.ParquetWriter(temporary, form, compression="zstd") as writer:
+    # Row groups of one record or a few: dictionaries and statistics would take more room than they save.
+    layout = {"use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
+    with pq.ParquetWriter(temporary, form, compression="zstd", **layout) as writer:
         for rows in tables:
             group = ROW_GROUP_ROWS
             if rows.num_rows:
@@ -99,7 +102,7 @@ def write_manifest(
         "schema_version": SCHEMA_VERSION,
         "kind": kind,
         "rows": sum(shard.rows for shard in shards),
-        "sha256": hashlib.sha256("".join(f"{s.name} {s.sha256}\n" for s in shards).encode()).hexdigest(),
+        "sha256": _digest_of([asdict(shard) for shard in shards]),
         "shards": [asdict(shard) for shard in shards],
         "quarantine": {"rows": sum(s.rows for s in quarantine), "shards": [asdict(shard) for shard in quarantine]},
         "config": dict(config or {}),
@@ -109,6 +112,10 @@ def write_manifest(
     }
     write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def _digest_of(shards: Sequence[Mapping[str, Any]]) -> str:
+    return hashlib.sha256("".join(f"{s['name']} {s['sha256']}\n" for s in shards).encode()).hexdigest()
 
 
 def _temporary(path: Path) -> Path:
@@ -134,31 +141,54 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} has schema version {manifest.get('schema_version')}, this release reads {SCHEMA_VERSION}; "
             "build the dataset again"
         )
+    if manifest.get("sha256") != (found := _digest_of(manifest["shards"])):
+        raise DataError(
+            f"{path} is damaged: its sha256 is {manifest.get('sha256')}, that of its list of shards {found}; "
+            "delete it and run the same build again, which keeps the shards, or copy it again"
+        )
     return manifest
 
 
 class RecordDataset:
     """Random access to the records of a dataset folder: `dataset[i]` is a dict, `len(dataset)` the number of records.
 
-    The unit of reading is a row group (about 2 MB); the `cache_bytes` most recently used stay decoded, so a small
-    dataset is read once. Index order is shard order. Cheap to pickle: a worker opens the files again.
+    The unit of reading is a row group: one record if it is large, else some that are small together. The `cache_bytes`
+    most recently used stay decoded, so a small dataset is read once. Index order is shard order. Cheap to pickle: a
+    worker opens the files again. A shard is compared with its sha256 in the manifest before its first record is read,
+    once per node.
+
+    Args:
+        folder: the dataset.
+        kind: what the manifest must say.
+        cache_bytes: limit of the decoded row groups.
+        columns: read only these fields of the records, those of them that the kind has; null reads all.
+        verify: whether shards are compared with the manifest.
 
     Raises DataError if the folder is missing, incomplete or does not match its manifest.
     """
 
-    def __init__(self, folder: str | Path, kind: str | None = None, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        kind: str | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        columns: Sequence[str] | None = None,
+        verify: bool = True,
+    ) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self.kind: str = self.manifest["kind"]
         if kind is not None and kind != self.kind:
             raise DataError(f"{folder} holds records of kind {self.kind!r}, {kind!r} are needed; give another folder")
         self.cache_bytes = cache_bytes
+        self.columns = None if columns is None else [name for name in schema(self.kind).names if name in columns]
+        self.verify = verify
         self._shards = [shard for shard in self.manifest["shards"] if shard["rows"]]
         self._ends = list(accumulate(int(shard["rows"]) for shard in self._shards))
-        self._open()
+        self._start()
 
-    def _open(self) -> None:
-        self._files: dict[int, tuple[pq.ParquetFile, list[int]]] = {}
+    def _start(self) -> None:
+        self._files = ShardFiles(self.folder, self._shards, self.columns, self.verify)
         self._cache: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
         self._cached = 0
         self._lock = threading.Lock()
@@ -168,7 +198,7 @@ class RecordDataset:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._open()
+        self._start()
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -176,10 +206,9 @@ class RecordDataset:
     def __getitem__(self, index: int) -> dict[str, Any]:
         shard, row = self._place(index)
         with self._lock:  # data loaders may read from several threads
-            _, ends = self._file(shard)
-            group = bisect_right(ends, row)
+            group, place = self._files.index(shard).group_of(row)
             rows = self._group(shard, group)
-        record: dict[str, Any] = rows.slice(row - (ends[group - 1] if group else 0), 1).to_pylist()[0]
+        record: dict[str, Any] = rows.slice(place, 1).to_pylist()[0]
         return record
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -191,30 +220,31 @@ class RecordDataset:
     def read_ids(self, indices: Iterable[int]) -> list[str]:
         """The ids of some records, in their order. Nothing else of the records is read."""
         places = [self._place(index) for index in indices]
-        found: dict[tuple[int, int], str] = {}
-        for shard in sorted({shard for shard, _ in places}):
-            rows = sorted({row for at, row in places if at == shard})
-            file, ends = self._file(shard)
-            for group in sorted({bisect_right(ends, row) for row in rows}):
-                first = ends[group - 1] if group else 0
-                ids = file.read_row_group(group, columns=["id"], use_threads=False).column("id")
-                found |= {(shard, row): ids[row - first].as_py() for row in rows if first <= row < ends[group]}
-        return [found[place] for place in places]
+        found: dict[tuple[int, int], list[str]] = {}
+        ids = []
+        with self._lock:
+            for shard, row in places:
+                group, place = self._files.index(shard).group_of(row)
+                if (shard, group) not in found:
+                    found[shard, group] = self._files.read_ids(shard, group)
+                ids.append(found[shard, group][place])
+        return ids
 
     def find(self, record_id: str) -> tuple[int, str, int] | None:
         """The first record of that id: its index, its shard's file, and its row there; None when there is none.
 
-        Reads one column of the shards, a row group at a time.
+        Reads one column of the shards, and does not compare them with the manifest.
         """
         for shard, entry in enumerate(self._shards):
-            file, ends = self._file(shard)
-            for group, end in enumerate(ends):
-                ids = file.read_row_group(group, columns=["id"], use_threads=False).column("id")
-                row = pc.index(ids, pa.scalar(record_id)).as_py()
-                if row >= 0:
-                    row += end - len(ids)
-                    return row + (self._ends[shard - 1] if shard else 0), entry["name"], row
-            del self._files[shard]
+            first = self._ends[shard - 1] if shard else 0
+            path = self._files.path(shard)
+            try:
+                ids = pq.read_table(path, columns=["id"], use_threads=False, partitioning=None).column("id")
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(f"shard {path} cannot be read ({error}); {AGAIN}") from error
+            row = pc.index(ids, pa.scalar(record_id)).as_py()
+            if row >= 0:
+                return first + row, entry["name"], row
         return None
 
     def _place(self, index: int) -> tuple[int, int]:
@@ -226,31 +256,12 @@ class RecordDataset:
         shard = bisect_right(self._ends, index)
         return shard, index - (self._ends[shard - 1] if shard else 0)
 
-    def _file(self, shard: int) -> tuple[pq.ParquetFile, list[int]]:
-        if shard not in self._files:
-            entry = self._shards[shard]
-            path = self.folder / entry["name"]
-            try:
-                file = pq.ParquetFile(path, memory_map=True)
-            except (OSError, pa.ArrowInvalid) as error:
-                raise DataError(
-                    f"shard {path} cannot be read ({error}); run the same build again to repair it"
-                ) from error
-            if file.metadata.num_rows != entry["rows"]:
-                raise DataError(
-                    f"shard {path} has {file.metadata.num_rows} rows, its manifest says {entry['rows']}; "
-                    "run the same build again to repair it"
-                )
-            groups = range(file.metadata.num_row_groups)
-            self._files[shard] = (file, list(accumulate(file.metadata.row_group(g).num_rows for g in groups)))
-        return self._files[shard]
-
     def _group(self, shard: int, group: int) -> pa.Table:
         key = (shard, group)
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        rows = self._file(shard)[0].read_row_group(group, use_threads=False)
+        rows = self._files.read(shard, group)
         self._cache[key] = rows
         self._cached += rows.nbytes
         while self._cached > self.cache_bytes and len(self._cache) > 1:

@@ -21,9 +21,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from kosmosg.checkpoint.digest import file_digest, model_digest
+from kosmosg.checkpoint.digest import model_digest
 from kosmosg.errors import ImageError, KosmosGError
 from kosmosg.hub import decoder_folder
+from kosmosg.node_cache import file_digest
 from kosmosg.prompt import Prompt, read_image
 from kosmosg_platform.cluster.session import ScaleConfig
 from kosmosg_platform.config import digest

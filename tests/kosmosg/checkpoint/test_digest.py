@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from kosmosg import CheckpointError, KosmosG, KosmosGPipeline, KosmosGProcessor
-from kosmosg.checkpoint import digest
+from kosmosg import CheckpointError, KosmosG, KosmosGPipeline, KosmosGProcessor, node_cache
 from kosmosg.checkpoint.digest import model_digest
 from kosmosg.checkpoint.export import save_export
 
@@ -60,8 +59,10 @@ def test_a_model_trained_in_place_is_another_one(export: Path) -> None:
 
 def test_a_file_is_read_once_until_it_changes(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    real = digest.hashlib.file_digest
-    monkeypatch.setattr(digest.hashlib, "file_digest", lambda file, kind: read.append(file.name) or real(file, kind))
+    real = node_cache.hashlib.file_digest
+    monkeypatch.setattr(
+        node_cache.hashlib, "file_digest", lambda file, kind: read.append(file.name) or real(file, kind)
+    )
     first = model_digest(export)
     assert len(read) >= 4
     read.clear()

@@ -111,6 +111,9 @@ def test_damage_is_named(tmp_path: Path) -> None:
         RecordDataset(tmp_path)
     path.write_text(json.dumps(manifest))
     (tmp_path / "data/part-00000.parquet").write_bytes(b"not parquet")
+    with pytest.raises(DataError, match=r"part-00000.* has 11 bytes, its manifest says \d+; delete it"):
+        _ = RecordDataset(tmp_path)[0]
+    (tmp_path / "data/part-00000.parquet").unlink()
     with pytest.raises(DataError, match=r"part-00000.*cannot be read"):
         _ = RecordDataset(tmp_path)[0]
 
