@@ -6,21 +6,25 @@ command resumes. If the parent is itself a stage 2 model, trained here or import
 `aligner_decoder`, and both halves of the aligner start from there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from PIL import Image
+from transformers import CLIPTokenizer
 
 from jobs.experiment import Experiment, main
 from kosmosg import Prompt
 from kosmosg.conditioners.alignernet import AlignerDecoder
 from kosmosg.data.collate.align import AlignCollate
+from kosmosg.data.precomputed import TEXT_STATES
 from kosmosg.data.templates.instruct import caption_of
-from kosmosg.diffusion.decoder import load_text_encoder
+from kosmosg.diffusion.decoder import load_part, load_text_encoder, text_sizes
 from kosmosg.stages import Stage
 from kosmosg.stages.align import AlignStage
 from kosmosg_platform.cluster.resources import require_resources
+from kosmosg_platform.datasets.precomputed import empty_states
+from kosmosg_platform.training.columns import text_states_identity
 from kosmosg_platform.training.sample_images import sample_sheet
 from kosmosg_platform.training.stage_recipe import StageRecipe
 from kosmosg_platform.training.trainer import FitResult, fit
@@ -45,21 +49,29 @@ class AlignRecipe(StageRecipe):
 
     def build_stage(self) -> AlignStage:
         model, _ = self.initial.load()
-        encoder, _ = load_text_encoder(self.experiment.decoder)
+        encoder = None if self.columns else load_text_encoder(self.experiment.decoder)[0]
         return AlignStage(model, encoder, self.experiment.align, self.initial.load_aligner_decoder())
 
     def build_collate(self) -> AlignCollate:
         processor = self.initial.processor()
-        encoder, tokenizer = load_text_encoder(self.experiment.decoder)
         data = self.experiment.data
         return AlignCollate(
             processor,
-            tokenizer,
-            clip_length=encoder.config.max_position_embeddings,
+            load_part(CLIPTokenizer, self.experiment.decoder, "tokenizer"),
+            clip_length=text_sizes(self.experiment.decoder)[0],
             length=self.max_seq_len(processor, MAX_SEQ_LEN),
             empty=data.empty_captions,
             pad_to_length=data.pad_captions,
+            empty_states=empty_states(next(iter(self.columns.values()))) if self.columns else None,
         )
+
+    def column(self) -> str:
+        return TEXT_STATES
+
+    def column_identity(self) -> Mapping[str, Any]:
+        processor = self.initial.processor()
+        length = self.max_seq_len(processor, MAX_SEQ_LEN)
+        return text_states_identity(self.experiment.decoder, processor, length)
 
     def sample_images(self, stage: Stage) -> Sequence[tuple[str, Image.Image]]:
         """The first captions, through language model, aligner and decoder."""

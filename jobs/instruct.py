@@ -5,7 +5,7 @@ Starts from `align` (or from parent=FOLDER); writes a model to <output>/instruct
 and `kosmosg serve` use. It can be interrupted at any time: the same command resumes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,12 +14,12 @@ from PIL import Image
 from jobs.experiment import Experiment, main
 from kosmosg import Prompt
 from kosmosg.data.collate.instruct import InstructCollate
-from kosmosg.diffusion.decoder import FrozenDecoder
-from kosmosg.errors import CheckpointError
-from kosmosg.hub import decoder_folder
+from kosmosg.data.precomputed import POSTERIOR
+from kosmosg.diffusion.decoder import FrozenDecoder, decoder_sizes
 from kosmosg.stages import Stage
 from kosmosg.stages.instruct import InstructStage
 from kosmosg_platform.cluster.resources import require_resources
+from kosmosg_platform.training.columns import posterior_identity
 from kosmosg_platform.training.sample_images import sample_sheet
 from kosmosg_platform.training.sampler import MixtureSampler
 from kosmosg_platform.training.stage_recipe import StageRecipe
@@ -37,7 +37,7 @@ class InstructRecipe(StageRecipe):
         return {
             "objective": asdict(self.experiment.instruct),
             "templates": asdict(self.experiment.templates.instruct),
-            "image_size": image_size(self.experiment.decoder),
+            "image_size": decoder_sizes(self.experiment.decoder).image,
         }
 
     def build_stage(self) -> InstructStage:
@@ -47,8 +47,20 @@ class InstructRecipe(StageRecipe):
 
     def build_collate(self) -> InstructCollate:
         processor = self.initial.processor()
-        size = image_size(self.experiment.decoder)
-        return InstructCollate(processor, size, self.max_seq_len(processor), self.experiment.templates.instruct)
+        sizes = decoder_sizes(self.experiment.decoder)
+        return InstructCollate(
+            processor,
+            sizes.image,
+            self.max_seq_len(processor),
+            self.experiment.templates.instruct,
+            latent_shape=sizes.latent if self.columns else None,
+        )
+
+    def column(self) -> str:
+        return POSTERIOR
+
+    def column_identity(self) -> Mapping[str, Any]:
+        return posterior_identity(self.experiment.decoder)
 
     def sample_images(self, stage: Stage) -> Sequence[tuple[str, Image.Image]]:
         """The first samples of the mixture: prompt, generated image, and the record's own image."""
@@ -66,22 +78,6 @@ class InstructRecipe(StageRecipe):
             stage.decoder,
         )
         return [("prompts", sheet)]
-
-
-def image_size(decoder: str) -> int:
-    """Pixels per side that a decoder was trained on, from its configuration alone. Raises CheckpointError."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    place = decoder_folder(decoder)
-    try:
-        unet = UNet2DConditionModel.load_config(place, subfolder="unet")
-        vae = AutoencoderKL.load_config(place, subfolder="vae")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"decoder {place} is neither a Stable Diffusion folder nor a reachable Hub id "
-            f"({str(error).splitlines()[0]}); give decoder=FOLDER or decoder=toyworld"
-        ) from error
-    return int(unet["sample_size"]) * int(2 ** (len(vae["block_out_channels"]) - 1))
 
 
 recipe = InstructRecipe.of

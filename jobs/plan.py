@@ -6,6 +6,7 @@ preset, the reason and a remedy are printed. Exit code 1 if a stage fits on none
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from jobs.experiment import Experiment, load
 from jobs.settings import JOBS, reads, usage
@@ -40,7 +41,10 @@ def _experiment(stage: str, arguments: Sequence[str]) -> Experiment:
 
 
 def _plan(stage: str, experiment: Experiment) -> StagePlan:
-    cost = stage_cost(stage, _model(experiment), decoder_cost(experiment.decoder), experiment.data.weights)
+    decoder = decoder_cost(experiment.decoder)
+    if experiment.data.precomputed == "always":
+        decoder = replace(decoder, encode_flops=0.0, text_flops=0.0, text_parameters=0)
+    cost = stage_cost(stage, _model(experiment), decoder, experiment.data.weights)
     return plan_stage(cost, experiment.train, experiment.scale, experiment.engine)
 
 

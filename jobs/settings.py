@@ -31,6 +31,7 @@ class JobSettings:
 JOBS = {
     "build_dataset": JobSettings(("output", "scale", "source", "dest", "limit", "build", "retry", "toyworld")),
     "hash_list": JobSettings(("output", "scale", "source", "dest", "limit", "build.source", "hash_list", "toyworld")),
+    "precompute": JobSettings(("output", "scale", "model", "decoder", "parent", "data", "precompute")),
     "toyworld": JobSettings(("output", "tracking", "dest", "toyworld_build")),
     "pretrain": JobSettings((*_TRAIN, "pretrain", "templates.pretrain"), example="train.seed=1"),
     "align": JobSettings((*_TRAIN, "align"), example="train.seed=1"),

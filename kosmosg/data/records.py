@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 
 import pyarrow as pa
 
+from kosmosg.data.precomputed import POSTERIOR, TEXT_STATES
 from kosmosg.errors import DataError
 from kosmosg.plugins import load_plugins
 
@@ -101,6 +102,8 @@ class RecordKind:
     schema: pa.Schema
     images: tuple[str, ...] = ()
     """Fields with a whole image, in the order in which to show them; empty for text."""
+    target: str = ""
+    """Field with the image that stage 3 learns to generate; empty for kinds that it does not read."""
     samples: Mapping[str, SampleKind] = field(default_factory=dict)
     """How each stage that trains on it reads it: `pretrain`, `align`, `instruct`."""
     folder: str = ""
@@ -133,6 +136,7 @@ RECORD_KINDS: dict[str, RecordKind] = {
             ]
         ),
         images=("image",),
+        target="image",
         # Paper: composition, editing and captioned images 2:2:1. Typical: two entities with their images.
         samples={"instruct": SampleKind(share=2, words=36, images=2)},
     ),
@@ -149,6 +153,7 @@ RECORD_KINDS: dict[str, RecordKind] = {
             ]
         ),
         images=("before", "after"),
+        target="after",
         samples={"instruct": SampleKind(share=2, words=28, images=1)},
     ),
     "text": RecordKind(
@@ -172,6 +177,7 @@ RECORD_KINDS: dict[str, RecordKind] = {
             ]
         ),
         images=("image",),
+        target="image",
         samples={
             "pretrain": SampleKind(share=5, words=24, images=1, needs_image=True),
             "align": SampleKind(share=1, words=_CAPTION_WORDS, images=0),
@@ -194,6 +200,9 @@ RECORD_KINDS: dict[str, RecordKind] = {
         samples={"pretrain": SampleKind(share=2, words=300, images=3)},
         served_by=("composition",),
     ),
+    # Columns of another dataset (`kosmosg.data.precomputed`): a row for each of its records, in the same order.
+    POSTERIOR: RecordKind(pa.schema([_required("id", pa.string()), pa.field(POSTERIOR, pa.binary())])),
+    TEXT_STATES: RecordKind(pa.schema([_required("id", pa.string()), _required(TEXT_STATES, pa.binary())])),
 }
 
 

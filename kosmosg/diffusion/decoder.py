@@ -8,6 +8,7 @@ Shape legend: B samples, H x W pixels, c x h x w latents, Q x D condition (77 x 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +16,7 @@ from typing import Any, Self
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg.hub import decoder_choices, decoder_folder
@@ -48,6 +49,33 @@ def load_text_encoder(source: str | Path, dtype: torch.dtype | None = None) -> t
     encoder = load_part(CLIPTextModel, source, "text_encoder", dtype=dtype or torch.float32)
     tokenizer = load_part(CLIPTokenizer, source, "tokenizer")
     return encoder.eval().requires_grad_(False), tokenizer
+
+
+@dataclass(frozen=True)
+class DecoderSizes:
+    """What a decoder was trained on."""
+
+    image: int
+    """Pixels per side."""
+    latent: tuple[int, int, int]
+    """(c, h, w) of an image's latent."""
+
+
+def decoder_sizes(source: str | Path) -> DecoderSizes:
+    """The sizes of a decoder, from its configuration alone. Raises CheckpointError if that cannot be read."""
+    unet = load_part(UNet2DConditionModel, source, "unet", "load_config")
+    vae = load_part(AutoencoderKL, source, "vae", "load_config")
+    side, factor = int(unet["sample_size"]), int(2 ** (len(vae["block_out_channels"]) - 1))
+    return DecoderSizes(side * factor, (int(vae["latent_channels"]), side, side))
+
+
+def text_sizes(source: str | Path) -> tuple[int, int]:
+    """(Q, D): tokens of a caption and width of a decoder's text encoder, from its configuration alone.
+
+    Raises CheckpointError if that cannot be read.
+    """
+    config = load_part(CLIPTextConfig, source, "text_encoder")
+    return int(config.max_position_embeddings), int(config.hidden_size)
 
 
 def check_channels(unet: UNet2DConditionModel, vae: AutoencoderKL) -> None:
@@ -173,16 +201,29 @@ class FrozenDecoder(nn.Module):
         `noise (B, c, h, w)`, standard normal, makes the sample reproducible; without it the global generator is used.
         The original trains on samples too, not on the mean.
         """
+        return self.sample(self.posterior(pixels), noise)
+
+    @torch.no_grad()
+    def posterior(self, pixels: Tensor) -> Tensor:
+        """`pixels (B, 3, H, W)` in [-1, 1] to mean and deviation of the VAE's posterior, `(B, 2, c, h, w)`, unscaled.
+
+        Raises ConfigError for pixels of another shape.
+        """
         factor = self.vae_factor
         if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % factor or pixels.shape[3] % factor:
             raise ConfigError(
                 f"pixels have shape {tuple(pixels.shape)}, expected (B, 3, H, W) with sides divisible by {factor}; "
                 "resize and crop them"
             )
-        posterior = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
+        found = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist
+        return torch.stack([found.mean, found.std], dim=1)
+
+    def sample(self, posterior: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Scaled latents `(B, c, h, w)` from `posterior (B, 2, c, h, w)`, in its precision; `noise` as in `latents`."""
+        mean, deviation = posterior.unbind(dim=1)
         if noise is None:
-            noise = torch.randn_like(posterior.mean)
-        drawn = posterior.mean + posterior.std * noise.to(posterior.mean.dtype)
+            noise = torch.randn_like(mean)
+        drawn = mean + deviation * noise.to(mean.dtype)
         scaled: Tensor = (drawn - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor
         return scaled
 

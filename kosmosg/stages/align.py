@@ -19,6 +19,7 @@ from torch.nn import Parameter
 from transformers import CLIPTextModel
 
 from kosmosg.conditioners.alignernet import AlignerDecoder
+from kosmosg.data.precomputed import TEXT_STATES
 from kosmosg.errors import ConfigError
 from kosmosg.model import KosmosG
 from kosmosg.stages import Batch, StageOutput, recompute, trainable_parameters
@@ -47,7 +48,8 @@ class AlignStage(nn.Module):
 
     Args:
         model: the model whose aligner is trained; everything else is frozen.
-        text_encoder: the text encoder that the U-Net was trained with.
+        text_encoder: the text encoder that the U-Net was trained with; None if every batch has its states already
+            (`kosmosg.data.precomputed`).
         objective: weights of the loss.
         decoder: N to start from, of an earlier stage 2 that trained this aligner; by default N is newly initialised.
 
@@ -58,13 +60,13 @@ class AlignStage(nn.Module):
     def __init__(
         self,
         model: KosmosG,
-        text_encoder: CLIPTextModel,
+        text_encoder: CLIPTextModel | None,
         objective: AlignObjective | None = None,
         decoder: AlignerDecoder | None = None,
     ) -> None:
         super().__init__()
-        width, wanted = model.config.aligner_config.d_model, text_encoder.config.hidden_size
-        if width != wanted:
+        width = model.config.aligner_config.d_model
+        if text_encoder is not None and width != (wanted := text_encoder.config.hidden_size):
             raise ConfigError(
                 f"the aligner gives conditions of width {width}, the decoder's text encoder of width {wanted}; "
                 "choose a model and a decoder that fit"
@@ -77,7 +79,8 @@ class AlignStage(nn.Module):
         self.objective = objective or AlignObjective()
         model.requires_grad_(False)
         model.aligner.requires_grad_(True)
-        text_encoder.requires_grad_(False)
+        if text_encoder is not None:
+            text_encoder.requires_grad_(False)
         self.train()
 
     def forward(self, batch: Batch) -> StageOutput:
@@ -85,7 +88,7 @@ class AlignStage(nn.Module):
         input_ids = batch["input_ids"]
         with torch.no_grad():
             states = self.model.mllm.states(input_ids)
-            target = self.text_encoder(input_ids=batch["clip_input_ids"]).last_hidden_state
+            target = self._target(batch)
         padding = input_ids == self.model.config.text_config.pad_token_id
         condition = self.model.aligner(states, padding)
         rebuilt = self.decoder(condition, states.shape[1])
@@ -96,10 +99,19 @@ class AlignStage(nn.Module):
             metrics["captions_shortened"] = batch["shortened"].mean()
         return StageOutput(loss, {name: value.detach() for name, value in metrics.items()})
 
+    def _target(self, batch: Batch) -> Tensor:
+        if TEXT_STATES in batch:
+            return batch[TEXT_STATES]
+        if self.text_encoder is None:
+            raise ConfigError("this stage has no text encoder, and the batch has no text_states; give it one of them")
+        states: Tensor = self.text_encoder(input_ids=batch["clip_input_ids"]).last_hidden_state
+        return states
+
     def train(self, mode: bool = True) -> Self:
         """The frozen text encoder never uses dropout; the language model does if the objective says so."""
         super().train(mode)
-        self.text_encoder.eval()
+        if self.text_encoder is not None:
+            self.text_encoder.eval()
         if not self.objective.dropout:
             self.model.mllm.eval()
         return self

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from kosmosg.data.precomputed import POSTERIOR
 from kosmosg.diffusion.decoder import FrozenDecoder
 from kosmosg.errors import ConfigError
 from kosmosg.model import KosmosG
@@ -106,15 +107,16 @@ class InstructStage(nn.Module):
 
     def forward(self, batch: Batch) -> StageOutput:
         """Mean weighted denoising error; `mse` is the same without weights."""
-        pixels = batch["target_pixels"]
-        random = self.noise(batch["seed"]).to(pixels.device)
+        random = self.noise(batch["seed"]).to(batch["input_ids"].device)
         condition = self.condition(batch)
         # Computed in every step, whether a sample is dropped or not, so that gradients flow through the same modules on
         # every rank, as ZeRO requires.
         null = self.model.conditioning(self.null_ids)
         condition = torch.where(random.dropped[:, None, None], null, condition)
-        with torch.no_grad():
-            latents = self.decoder.latents(pixels, random.sample)
+        if POSTERIOR in batch:
+            latents = self.decoder.sample(batch[POSTERIOR], random.sample)
+        else:
+            latents = self.decoder.latents(batch["target_pixels"], random.sample)
         errors = self.decoder.loss(latents, condition, random.noise, random.timesteps)
         loss = (self.weights(random.timesteps) * errors).mean()
         metrics = {"loss": loss, "mse": errors.mean(), "dropped": random.dropped.float().mean()}

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from kosmosg.data.collate.base import Batch, BatchRow, KeyedRecord, numbers, pad_rows
+from kosmosg.data.precomputed import TEXT_STATES, unpack
 from kosmosg.data.templates.instruct import caption_of
 from kosmosg.errors import ConfigError
 from kosmosg.processor import KosmosGProcessor
@@ -15,7 +17,8 @@ from kosmosg.processor import KosmosGProcessor
 
 class AlignCollate:
     """Returns `input_ids` (B, T), `image_embeds_position_mask` (B, T) all False, `clip_input_ids` (B, Q), `seed` (B,),
-    `shortened` (B,) 1 where a caption was too long, and `weight` () the number of rows.
+    `shortened` (B,) 1 where a caption was too long, and `weight` () the number of rows. With `empty_states` there is
+    `text_states` (B, Q, D) in place of `clip_input_ids`.
 
     A caption that is too long for either model is shortened for both, so that CLIP's target and the states that M sees
     describe the same text.
@@ -28,6 +31,8 @@ class AlignCollate:
         empty: probability that the caption is replaced by the empty one, so that the null condition is aligned too.
         pad_to_length: pad every batch to `length` instead of to its longest caption. The reconstruction loss counts
             pads, as in the original, so without this it depends on how samples are split over workers.
+        empty_states: (Q, D) the text encoder's states of the empty caption; if given, records have the precomputed
+            column `text_states`, made of captions that are shortened by the same rule.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class AlignCollate:
         length: int = 86,
         empty: float = 0.0,
         pad_to_length: bool = False,
+        empty_states: Tensor | None = None,
     ) -> None:
         if not 0.0 <= empty <= 1.0:
             raise ConfigError(f"data.empty_captions is {empty}; a probability lies between 0 and 1")
@@ -49,24 +55,41 @@ class AlignCollate:
         self.length = length
         self.empty = empty
         self.pad_to_length = pad_to_length
+        self.empty_states = empty_states
 
     def __call__(self, samples: Sequence[KeyedRecord]) -> Batch:
-        rows, captions, shortened = [], [], []
+        rows, captions, shortened, states = [], [], [], []
         for key, record in samples:
-            whole = "" if numbers(key.seed)() < self.empty else caption_of(record)
-            caption = longest_start(whole, self._fits)
+            emptied = numbers(key.seed)() < self.empty
+            whole = "" if emptied else caption_of(record)
+            caption = self.shorten(whole)
             ids, slots, _ = self.processor.sequence([caption])
             rows.append(BatchRow(ids, slots, key.seed))
             captions.append(caption)
             shortened.append(float(caption != whole))
+            if self.empty_states is not None:
+                shape = self.empty_states.shape
+                states.append(self.empty_states if emptied else unpack(record, TEXT_STATES, shape))
         batch = pad_rows(rows, self.processor, self.length if self.pad_to_length else 0)
-        clip = self.clip_tokenizer(
-            captions, padding="max_length", max_length=self.clip_length, truncation=True, return_tensors="pt"
-        )
-        batch["clip_input_ids"] = clip["input_ids"]
+        if states:
+            batch[TEXT_STATES] = torch.stack(states)
+        else:
+            batch["clip_input_ids"] = self.clip_input_ids(captions)
         batch["shortened"] = torch.tensor(shortened)
         batch["weight"] = torch.tensor(float(len(rows)))
         return batch
+
+    def shorten(self, caption: str) -> str:
+        """As much of a caption as fits both models."""
+        return longest_start(caption, self._fits)
+
+    def clip_input_ids(self, captions: Sequence[str]) -> Tensor:
+        """(B, Q) tokens of captions for the text encoder."""
+        clip = self.clip_tokenizer(
+            list(captions), padding="max_length", max_length=self.clip_length, truncation=True, return_tensors="pt"
+        )
+        ids: Tensor = clip["input_ids"]
+        return ids
 
     def _fits(self, caption: str) -> bool:
         if len(self.processor.tokenize(caption)) + 1 > self.length:  # <s>

@@ -18,6 +18,7 @@ from kosmosg.data.collate.base import (
     room_for_an_image,
     template_of,
 )
+from kosmosg.data.precomputed import POSTERIOR, unpack
 from kosmosg.data.templates.instruct import Example, InstructTemplates, Record
 from kosmosg.errors import ConfigError
 from kosmosg.processor import KosmosGProcessor
@@ -25,7 +26,8 @@ from kosmosg.processor import KosmosGProcessor
 
 class InstructCollate:
     """Returns `input_ids` (B, T), `image_embeds_position_mask` (B, T), `target_pixels` (B, 3, H, W) in [-1, 1], `seed`
-    (B,), `weight` () the number of rows, and `pixel_values` (N, 3, S, S) if there are images.
+    (B,), `weight` () the number of rows, and `pixel_values` (N, 3, S, S) if there are images. With `latent_shape` there
+    is `target_posterior` (B, 2, c, h, w) in place of `target_pixels`.
 
     Sequences have no `</s>`.
 
@@ -34,6 +36,8 @@ class InstructCollate:
         image_size: H and W of the target, pixels.
         length: maximum row length in tokens; longer rows are truncated, without splitting images.
         templates: the random choices.
+        latent_shape: (c, h, w); if given, records have the precomputed column `target_posterior`, and their target is
+            not decoded.
     """
 
     def __init__(
@@ -42,11 +46,13 @@ class InstructCollate:
         image_size: int = 512,
         length: int = 2048,
         templates: InstructTemplates | None = None,
+        latent_shape: tuple[int, int, int] | None = None,
     ) -> None:
         self.processor = processor
         self.image_size = image_size
         self.length = room_for_an_image(length, processor)
         self.templates = templates or InstructTemplates()
+        self.latent_shape = latent_shape
 
     def __call__(self, samples: Sequence[KeyedRecord]) -> Batch:
         rows, targets = [], []
@@ -54,9 +60,12 @@ class InstructCollate:
             example = self.example(key, record)
             ids, slots, images = fit(*self.processor.sequence(example.parts), self.length, self.processor)
             rows.append(BatchRow(ids, slots, key.seed, images))
-            targets.append(target_pixels(example.target, self.image_size))
+            if self.latent_shape:
+                targets.append(unpack(record, POSTERIOR, (2, *self.latent_shape)))
+            else:
+                targets.append(target_pixels(example.target, self.image_size))
         batch = pad_rows(rows, self.processor)
-        batch["target_pixels"] = torch.stack(targets)
+        batch[POSTERIOR if self.latent_shape else "target_pixels"] = torch.stack(targets)
         batch["weight"] = torch.tensor(float(len(rows)))
         return batch
 

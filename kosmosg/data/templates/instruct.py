@@ -27,10 +27,20 @@ WORD_ENDS = frozenset(" ,.!?;:)]}")
 
 @dataclass(frozen=True)
 class Example:
-    """One instruction example: `parts` is the prompt in order, `target` the image to be generated (RGB)."""
+    """One instruction example: `parts` is the prompt in order."""
 
     parts: list[PromptPart]
-    target: Image.Image
+    record: Record
+    field: str
+    """Field of the record with the image to be generated."""
+
+    @property
+    def target(self) -> Image.Image:
+        """The image to be generated (RGB). Decoded when asked for: with a precomputed posterior it is not needed.
+
+        Raises DataError if it is missing or cannot be decoded.
+        """
+        return record_image(self.record[self.field], self.field)
 
 
 @dataclass(frozen=True)
@@ -64,17 +74,17 @@ class InstructTemplates:
                 parts.append(piece)
             else:
                 parts.append(entity_image(entities[piece], masked=uniform() <= self.mask_background))
-        return Example(parts, record_image(record["image"], "image"))
+        return Example(parts, record, "image")
 
     def edit(self, record: Record, uniform: Uniform) -> Example:
         """An editing pair: [caption] <before> instruction -> after."""
         parts: list[PromptPart] = [] if uniform() < self.drop_edit_caption else [record["caption"] or ""]
         parts += [record_image(record["before"], "before"), record["instruction"]]
-        return Example(parts, record_image(record["after"], "after"))
+        return Example(parts, record, "after")
 
     def t2i(self, record: Record, uniform: Uniform) -> Example:
         """The caption alone -> the image. Takes composition records and caption records that have an image."""
-        return Example([caption_of(record)], record_image(record["image"], "image"))
+        return Example([caption_of(record)], record, "image")
 
     def _pieces(self, caption: str, entities: Sequence[Record], uniform: Uniform) -> list[Piece]:
         if self.drop_scope == "sample":

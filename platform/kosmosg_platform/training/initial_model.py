@@ -1,5 +1,6 @@
 """Where a stage's model comes from: the section `model`, and the model that it means."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,10 +178,10 @@ def tokenizer_path(tokenizer: str) -> Path:
     return path
 
 
-def decoder_fingerprint(decoder: str) -> str:
-    """What identifies a decoder: a digest of its contents if it is a folder, else its name."""
+def decoder_fingerprint(decoder: str, parts: Sequence[str] = DECODER_PARTS) -> str:
+    """What identifies a decoder, or some parts of it: a digest of the contents if it is a folder, else its name."""
     folder = Path(decoder_folder(decoder))
-    return model_digest(folder, DECODER_PARTS) if folder.is_dir() else decoder
+    return model_digest(folder, parts) if folder.is_dir() else decoder
 
 
 def _resolve(setting: str, name: str) -> Path:

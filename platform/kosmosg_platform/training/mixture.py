@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -43,6 +43,9 @@ class DataConfig(Section):
     pad_captions: bool = False
     """Let `align` pad every batch to `max_seq_len`. Its loss counts pads, so without this the loss depends on how
     samples are split over workers."""
+    precomputed: Literal["auto", "always", "never"] = "auto"
+    """Columns of `precompute` that replace the VAE in stage 3 and the text encoder in stage 2: read where all datasets
+    have them (`auto`), required, or ignored."""
 
 
 @dataclass(frozen=True)

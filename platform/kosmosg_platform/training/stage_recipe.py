@@ -6,7 +6,7 @@ records become batches, what else affects the result, and which sample images to
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -18,7 +18,10 @@ from kosmosg.checkpoint.export import save_export
 from kosmosg.conditioners.alignernet import AlignerDecoder
 from kosmosg.stages import Stage
 from kosmosg_platform.config import plain
+from kosmosg_platform.datasets.dataset import RecordDataset
+from kosmosg_platform.datasets.precomputed import RecordsWithColumn
 from kosmosg_platform.run_paths import RunPaths
+from kosmosg_platform.training.columns import find_columns
 from kosmosg_platform.training.initial_model import InitialModel, ModelConfig, absolute
 from kosmosg_platform.training.mixture import DataConfig, Mixture, find_mixture
 from kosmosg_platform.training.model_card import model_card
@@ -50,6 +53,8 @@ class StageRecipe(ABC):
     """The `StageExperiment`, with the stage's own sections."""
     initial: InitialModel
     mixture: Mixture
+    columns: Mapping[str, Path] = field(default_factory=dict)
+    """Folders of the stage's precomputed column by kind of sample; empty if it does without."""
 
     stage: ClassVar[str]
     """`pretrain`, `align` or `instruct`."""
@@ -60,7 +65,14 @@ class StageRecipe(ABC):
         layout = RunPaths(experiment.output)
         mixture = find_mixture(cls.stage, experiment.data, layout)
         initial = InitialModel.of(cls.stage, experiment.model, experiment.decoder, experiment.parent, layout)
-        return cls(experiment, initial, mixture)
+        recipe = cls(experiment, initial, mixture)
+        return replace(recipe, columns=recipe._find_columns())
+
+    def _find_columns(self) -> Mapping[str, Path]:
+        column, mode = self.column(), self.experiment.data.precomputed
+        if not column or mode == "never":
+            return {}
+        return find_columns(self.stage, mode, self.mixture.folders, column, self.column_identity)
 
     # -- what each stage defines -----------------------------------------------------------------------------------
 
@@ -84,6 +96,14 @@ class StageRecipe(ABC):
         """The aligner's decoder N if the stage trains one; it is exported with the model."""
         return None
 
+    def column(self) -> str:
+        """Name of the precomputed column that the stage can read, if there is one."""
+        return ""
+
+    def column_identity(self) -> Mapping[str, Any]:
+        """What the values of that column depend on."""
+        return {}
+
     # -- what they share -------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> dict[str, Any]:
@@ -100,8 +120,14 @@ class StageRecipe(ABC):
         return self.initial.lineage()
 
     def datasets(self) -> Mapping[str, RecordSource]:
-        """The sources by kind of sample."""
-        return self.mixture.open()
+        """The sources by kind of sample, with the stage's precomputed column if it reads one."""
+        datasets = self.mixture.open()
+        if not self.columns:
+            return datasets
+        return {
+            name: RecordsWithColumn(RecordDataset(self.mixture.folders[name]), RecordDataset(folder))
+            for name, folder in self.columns.items()
+        }
 
     def weights(self) -> Mapping[str, float]:
         """Share of each source."""

@@ -120,9 +120,9 @@ def test_text_to_image_shows_no_image() -> None:
 
 def test_bad_records_and_settings_are_named() -> None:
     with pytest.raises(DataError, match="no image"):
-        InstructTemplates().t2i({"id": "7", "text": "a cat", "image": None}, played([]))
+        InstructTemplates().t2i({"id": "7", "text": "a cat", "image": None}, played([])).target  # noqa: B018
     with pytest.raises(DataError, match="cannot be decoded"):
-        InstructTemplates().t2i({"id": "7", "text": "a cat", "image": b"not an image"}, played([]))
+        InstructTemplates().t2i({"id": "7", "text": "a cat", "image": b"not an image"}, played([])).target  # noqa: B018
     with pytest.raises(ConfigError, match=r"drop_entity_text is 1\.5"):
         InstructTemplates(drop_entity_text=1.5)
     wrong = entity(0, "cat", 2, 5) | {"mask": encode_mask(np.ones((2, 2), dtype=bool))}
