@@ -3,7 +3,8 @@
 In reading order: `prompt` (and `conversation`), `processor`, `config` (and `shapes`), `layers`, `model`,
 `conditioners`, `prompt_encoder`, `diffusion` and `pipeline` make up the model; `stages` trains it on the records that
 `data` defines; `eval` measures it; `hub` resolves model names; `checkpoint` and `convert` read and write weights;
-`plugins` fills the registries, and `toyworld` is one of the plug-ins; `errors` defines the exceptions.
+`node_cache` keeps digests of files; `plugins` fills the registries, and `toyworld` is one of the plug-ins; `errors`
+defines the exceptions.
 
 The names below are the main public interface. They load on first use, so that `import kosmosg` stays light: no torch,
 no diffusers, and never ray, deepspeed or mlflow.

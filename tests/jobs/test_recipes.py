@@ -177,7 +177,7 @@ def test_the_papers_mixture_of_what_is_there(output: Path, tmp_path: Path) -> No
             ["model.init=huge"],
             r"^model.init: 'huge' is none of tiny, paper, toyworld, and there is no model",
         ),
-        ("instruct", ["parent=new", "decoder=/nowhere"], r"neither a Stable Diffusion folder nor a reachable Hub id"),
+        ("instruct", ["parent=new", "decoder=/nowhere"], r"decoder .* is neither a folder nor a reachable Hub id"),
     ],
 )
 def test_a_mistake_is_told_before_anything_starts(stage: str, settings: list[str], message: str, output: Path) -> None:

@@ -1,7 +1,7 @@
 """Training with Ray Train and DeepSpeed, from settings to an export.
 
 What is trained: `recipe` (the interface of a job's recipe), `stage_recipe` (what the stages share), `initial_model`,
-`mixture`, `sampler`, `dataloader`, `lr_schedule`. How: `trainer` on the driver, `loop` on every worker, `engine` around
-DeepSpeed, `checkpoints`, `ema`. The results: `metrics`, `sample_images`, `export`, `model_card`; `consumed` tells which
-records a step has seen.
+`mixture`, `columns`, `sampler`, `dataloader`, `lr_schedule`. How: `trainer` on the driver, `loop` on every worker,
+`engine` around DeepSpeed, `checkpoints`, `ema`. The results: `metrics`, `sample_images`, `export`, `model_card`;
+`consumed` tells which records a step has seen.
 """
