@@ -110,14 +110,18 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, InterleavedGenerat
         pixel_values: Tensor | None = None,
         image_tokens: Tensor | None = None,
         records: Records | None = None,
+        inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         """States after the final LayerNorm, (B, T, C), with gradient but without logits, for the training stages.
 
         `input_ids` (B, T), pads on the right; `image_embeds_position_mask` (B, T) True on image slots; `pixel_values`
-        (N, 3, S, S) of all images in reading order, or `image_tokens` (N, Q, C) if they are already known. Raises
-        `PromptError` if images and slots do not match or the batch is longer than the position table.
+        (N, 3, S, S) of all images in reading order, or `image_tokens` (N, Q, C) if they are already known;
+        `inputs_embeds` (B, T, C), from `embed`, replaces all images. Raises `PromptError` if images and slots do not
+        match or the batch is longer than the position table.
         """
-        embeddings = self.embed(input_ids, image_embeds_position_mask, pixel_values, image_tokens)
+        embeddings = inputs_embeds
+        if embeddings is None:
+            embeddings = self.embed(input_ids, image_embeds_position_mask, pixel_values, image_tokens)
         rows = position_rows(input_ids != self._pad)
         states: Tensor = self.text_model.model(embeddings, rows, **vars(records or Records()))
         return states

@@ -73,14 +73,18 @@ def recompute(model: PreTrainedModel) -> None:
 def read(mllm: KosmosGForConditionalGeneration, batch: Batch) -> Tensor:
     """The language model's states (B, T, C) of a batch, with gradient, including to the vision tower.
 
-    For a batch without images the vision tower runs on a blank one, which contributes nothing. Under ZeRO every rank
-    must run the same modules in the same order, and another rank's batch may have images.
+    In a batch without images, vision tower and resampler run on a blank one, which contributes exactly nothing,
+    whatever they make of it. Under ZeRO every rank must run the same modules in the same order, and another rank's
+    batch may have images: ZeRO-2 adds up gradients in the order in which the backward pass makes them, and ZeRO-3
+    gathers weights in the order of the forward pass, also where no gradient is needed. So the blank image runs where
+    images do, right behind the token embeddings.
     """
-    pixels = batch.get("pixel_values")
-    states = mllm.states(batch["input_ids"], batch.get("image_embeds_position_mask"), pixels)
-    if pixels is None and torch.is_grad_enabled():
+    input_ids, pixels = batch["input_ids"], batch.get("pixel_values")
+    embeddings = mllm.embed(input_ids, batch.get("image_embeds_position_mask"), pixels)
+    if pixels is None or not len(pixels):
         vision = mllm.config.vision_config
         size = (1, vision.num_channels, vision.image_size, vision.image_size)
-        blank = mllm.image_tokens(torch.zeros(size, device=states.device))
-        states = states + 0.0 * blank.sum()
-    return states
+        blank = mllm.image_tokens(torch.zeros(size, device=embeddings.device))
+        # The sum of no elements, rather than all of them times 0, which is not 0 for infinity and NaN.
+        embeddings = embeddings + blank[:0].sum()
+    return mllm.states(input_ids, inputs_embeds=embeddings)

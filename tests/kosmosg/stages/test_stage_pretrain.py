@@ -97,6 +97,35 @@ def test_text_alone_still_runs_the_eyes(new_model: Any, words: Batch, gradients:
         torch.testing.assert_close(stage(words).loss, found["loss"])
 
 
+def test_modules_run_in_one_order_with_and_without_images(new_model: Any, batch: Batch, words: Batch) -> None:
+    stage = PretrainStage(new_model())
+    order: list[str] = []
+    for name, module in stage.named_modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda *_, name=name: order.append(name))
+            module.register_full_backward_hook(lambda *_, name=name: order.append(f"{name}, backward"))
+    seen = []
+    for one in (batch, words, words | {"pixel_values": batch["pixel_values"][:0]}):
+        stage(one).loss.backward()
+        with torch.no_grad():
+            stage.eval()(one)
+        stage.train()
+        seen.append(order.copy())
+        order.clear()
+    assert any(name.endswith("fc1, backward") for name in seen[0])
+    assert seen[1] == seen[0]
+    assert seen[2] == seen[0]
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_nothing_of_the_blank_image_reaches_the_loss(new_model: Any, words: Batch, broken: float) -> None:
+    stage = PretrainStage(new_model()).eval()
+    sound = stage(words).loss
+    with torch.no_grad():
+        stage.model.mllm.image_to_text_projection.dense.bias.fill_(broken)
+    assert torch.equal(stage(words).loss, sound)
+
+
 def test_a_batch_without_anything_to_learn_gives_zero(new_model: Any, words: Batch) -> None:
     stage = PretrainStage(new_model())
     output = stage(words | {"labels": torch.full_like(words["labels"], IGNORED)})
