@@ -19,7 +19,7 @@ from kosmosg.hub import resolve_model
 from kosmosg_platform.cluster import workspace
 from kosmosg_platform.config import RENAMED, describe, to_yaml
 from kosmosg_platform.tracking import Run
-from kosmosg_platform.training import engine
+from kosmosg_platform.training import engine_config
 from kosmosg_platform.training.lr_schedule import batch_plan, learning_rate
 
 STAGES = ("pretrain", "align", "instruct")
@@ -32,7 +32,7 @@ def test_every_preset_can_run_every_stage(preset: str, stage: str) -> None:
     experiment = load(stage, preset)
     micro, passes = batch_plan(experiment.train, experiment.scale.workers)
     assert micro * passes * experiment.scale.workers == experiment.train.global_batch
-    engine.check(experiment.engine, on_gpu=experiment.scale.use_gpu)
+    engine_config.check(experiment.engine, on_gpu=experiment.scale.use_gpu)
     rates = [learning_rate(experiment.train, step) for step in range(0, experiment.train.steps, 97)]
     assert 0 < max(rates) <= experiment.train.lr
 

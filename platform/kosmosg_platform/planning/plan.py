@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kosmosg.errors import ConfigError
 from kosmosg_platform.cluster.session import ScaleConfig
 from kosmosg_platform.planning.flops import StageCost
-from kosmosg_platform.training.engine import EngineConfig
+from kosmosg_platform.training.engine_config import EngineConfig
 from kosmosg_platform.training.lr_schedule import TrainConfig, batch_plan
 
 USED = 0.35

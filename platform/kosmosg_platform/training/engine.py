@@ -1,4 +1,4 @@
-"""The optimizer on one or many devices: the section `engine`, and DeepSpeed behind it.
+"""The optimizer on one or many devices, with DeepSpeed behind it. Its settings are in `engine_config`.
 
 `Engine` is the only class that uses DeepSpeed. It runs forward, backward and step, and can convert the whole training
 state to named full tensors and back, for any ZeRO stage and number of workers.
@@ -16,36 +16,19 @@ Facts about DeepSpeed 0.19.8 that this file relies on:
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from kosmosg.errors import CheckpointError, ConfigError
+from kosmosg.errors import CheckpointError
 from kosmosg.stages import StageOutput
-from kosmosg_platform.config import Section
+from kosmosg_platform.training.engine_config import EngineConfig, check, deepspeed_config
 from kosmosg_platform.training.lr_schedule import TrainConfig, lr_multiplier
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_MIN_LOSS_SCALE = 2.0**-13  # the original's 1e-4; DeepSpeed's configuration allows only whole numbers
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class EngineConfig(Section):
-    """Settings of DeepSpeed."""
-
-    zero_stage: int = Field(default=1, ge=0, le=3)
-    """What is sharded over the workers: 0 nothing, 1 optimizer states, 2 also gradients, 3 also parameters."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Precision of the forward and backward pass; the optimizer always keeps fp32 weights. fp16 (V100) needs a GPU."""
-    offload_optimizer: bool = False
-    """Keep the optimizer states in CPU memory (zero_stage 1 to 3)."""
-    checkpoint_activations: bool = False
-    """Recompute activations in the backward pass instead of keeping them: less memory, about a third more time."""
-    loss_scale: int = Field(default=16, ge=1, le=32)
-    """Exponent (base 2) of the initial loss scale (fp16 only; the original starts at 4 = 2^2)."""
-    loss_scale_window: int = Field(default=256, ge=1)
-    """Steps without overflow before the loss scale doubles (fp16 only; the default is the original's)."""
 
 
 class Engine:
@@ -92,6 +75,9 @@ class Engine:
         self._wrapper = self._engine.optimizer
         self._inner: torch.optim.Optimizer = getattr(self._wrapper, "optimizer", self._wrapper)
         self._inner.state.clear()
+        if (scaler := self._scaler()) is not None:
+            scaler.min_scale = scaler.min_loss_scale = _MIN_LOSS_SCALE
+            scaler.raise_error_at_min_scale = False  # the loop decides what follows from many skipped steps
 
     @property
     def module(self) -> nn.Module:
@@ -286,54 +272,10 @@ class Engine:
         return list(chain(*self._wrapper.fp32_groups))
 
     def _scaler(self) -> Any:
-        scaler = getattr(self._wrapper, "loss_scaler", None)
-        return scaler if hasattr(scaler, "cur_scale") else getattr(self._wrapper, "loss_scale_config", None)
-
-
-def deepspeed_config(
-    train: TrainConfig, config: EngineConfig, micro_batch: int, passes: int, world_size: int, on_gpu: bool = False
-) -> dict[str, Any]:
-    """The configuration for DeepSpeed; everything else keeps its default."""
-    zero: dict[str, Any] = {"stage": config.zero_stage}
-    if config.zero_stage == 3:
-        zero["stage3_gather_16bit_weights_on_model_save"] = False
-    if config.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
-    settings: dict[str, Any] = {
-        "train_batch_size": micro_batch * passes * world_size,
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": passes,
-        "gradient_clipping": train.max_grad_norm,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        # DeepSpeed's own CPU Adam would be compiled on first use; torch's computes the same.
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 1 << 31,
-        "wall_clock_breakdown": False,
-    }
-    if config.precision == "bf16":
-        settings["bf16"] = {"enabled": True}
-        if passes > 1 and config.zero_stage > 0:
-            # Summing many micro-batches in bf16 loses small contributions. (ZeRO-0 offers no alternative.)
-            settings["data_types"] = {"grad_accum_dtype": "fp32"}
-    if config.precision == "fp16":
-        settings["fp16"] = {
-            "enabled": True,
-            "loss_scale": 0,
-            "initial_scale_power": config.loss_scale,
-            "loss_scale_window": config.loss_scale_window,
-            "hysteresis": 1,
-            "min_loss_scale": 1e-4,
-        }
-    return settings
-
-
-def check(config: EngineConfig, on_gpu: bool) -> None:
-    """Reject what cannot run, before anything is started. Raises ConfigError."""
-    if config.offload_optimizer and config.zero_stage == 0:
-        raise ConfigError("engine.offload_optimizer: needs engine.zero_stage 1, 2 or 3, not 0")
-    if config.precision == "fp16" and not on_gpu:
-        raise ConfigError("engine.precision: fp16 needs a GPU; use fp32 or bf16 on a CPU")
+        """Whatever scales the loss dynamically; None in fp32 and bf16, where DeepSpeed has one that never changes."""
+        scalers = (getattr(self._wrapper, name, None) for name in ("loss_scaler", "loss_scale_config"))
+        dynamic = ("dynamic", "dynamic_loss_scale")
+        return next((one for one in scalers if any(getattr(one, name, False) for name in dynamic)), None)
 
 
 def _deepspeed(on_gpu: bool) -> Any:

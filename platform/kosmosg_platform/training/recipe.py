@@ -13,7 +13,7 @@ from kosmosg_platform.cluster.session import ScaleConfig
 from kosmosg_platform.config import Section
 from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.tracking import Run, TrackingConfig
-from kosmosg_platform.training.engine import EngineConfig
+from kosmosg_platform.training.engine_config import EngineConfig
 from kosmosg_platform.training.lr_schedule import TrainConfig, freeze
 from kosmosg_platform.training.sampler import SampleIndex
 

@@ -27,7 +27,7 @@ from kosmosg_platform.progress import duration, follow_metrics
 from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.storage import point, read_json, write_json, write_text
 from kosmosg_platform.tracking import Run
-from kosmosg_platform.training import checkpoints, engine
+from kosmosg_platform.training import checkpoints, engine_config
 from kosmosg_platform.training.loop import work
 from kosmosg_platform.training.lr_schedule import batch_plan
 from kosmosg_platform.training.metrics import last_metrics
@@ -66,7 +66,7 @@ def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
     # Ray's workers have working directories of their own, so paths must be absolute.
     experiment = experiment.model_copy(update={"output": experiment.output.absolute()})
     batch_plan(experiment.train, experiment.scale.workers)
-    engine.check(experiment.engine, experiment.scale.use_gpu)
+    engine_config.check(experiment.engine, experiment.scale.use_gpu)
     fingerprint = recipe.fingerprint()
     key = run_key(recipe.stage, experiment, fingerprint)
     layout = RunPaths(experiment.output)

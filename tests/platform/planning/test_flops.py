@@ -21,7 +21,7 @@ from kosmosg_platform.planning.flops import (
     vision,
 )
 from kosmosg_platform.planning.plan import memory_per_worker, plan_stage, render
-from kosmosg_platform.training.engine import EngineConfig
+from kosmosg_platform.training.engine_config import EngineConfig
 from kosmosg_platform.training.lr_schedule import TrainConfig
 
 

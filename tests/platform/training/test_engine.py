@@ -1,7 +1,7 @@
 """The engine's state is the same whatever ZeRO stage holds it: real DeepSpeed in one process."""
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg.stages import StageOutput
-from kosmosg_platform.training.checkpoints import load_weights
-from kosmosg_platform.training.engine import Engine, EngineConfig
+from kosmosg_platform.training.checkpoints import State, TrainingProgress, load_weights, write_manifest, write_shard
+from kosmosg_platform.training.engine import Engine
+from kosmosg_platform.training.engine_config import EngineConfig
 from kosmosg_platform.training.lr_schedule import TrainConfig, learning_rate
 
 STEPS, CUT = 7, 3
@@ -50,7 +51,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
-def start(zero: int, precision: str, passes: int = 1, state: dict[str, Tensor] | None = None) -> Engine:
+def start(zero: int, precision: str, passes: int = 1, state: Mapping[str, Tensor] | None = None) -> Engine:
     stage = TinyStage()
     parameters = [(name, p) for name, p in stage.named_parameters() if p.requires_grad]
     if state is not None:
@@ -140,6 +141,33 @@ def test_bf16_with_several_passes_keeps_its_state(zero: int) -> None:
     head = learn(first, 0, CUT, 2)
     tail = learn(start(zero, "bf16", 2, state_of(first)), CUT, STEPS, 2)
     assert head + tail == pytest.approx(whole, abs=TOLERANCE["bf16"])
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_checkpoint_continues_exactly(
+    zero: int, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    # A CPU computes in fp16, though too slowly for DeepSpeed and us to allow it.
+    monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: True)
+    monkeypatch.setattr("kosmosg_platform.training.engine.check", lambda config, on_gpu: None)
+    whole = start(zero, precision)
+    losses = learn(whole, 0, STEPS)
+    first = start(zero, precision)
+    learn(first, 0, CUT)
+    progress = TrainingProgress("key", CUT, first.optimizer_steps(), first.loss_scale_state())
+    write_manifest(tmp_path, progress, [write_shard(tmp_path, 0, state_of(first))])
+    read = State(tmp_path)
+    assert read.progress.loss_scale.get("cur_scale") == (2.0**16 if precision == "fp16" else None)
+    second = start(zero, precision, state=read)
+    second.load_loss_scale_state(read.progress.loss_scale)
+    assert second.optimizer_steps() == CUT
+    assert learn(second, CUT, STEPS) == losses[CUT:]
+    assert second.loss_scale_state() == whole.loss_scale_state()
+    for name, tensor in state_of(whole).items():
+        assert torch.equal(state_of(second)[name], tensor), name
 
 
 def test_masters_are_fp32_although_the_forward_pass_is_bf16() -> None:

@@ -20,7 +20,8 @@ from kosmosg.data.templates.pretrain import IGNORED
 from kosmosg.diffusion.decoder import FrozenDecoder
 from kosmosg.stages.instruct import InstructStage
 from kosmosg.stages.pretrain import PretrainObjective, PretrainStage
-from kosmosg_platform.training.engine import Engine, EngineConfig
+from kosmosg_platform.training.engine import Engine
+from kosmosg_platform.training.engine_config import EngineConfig
 from kosmosg_platform.training.lr_schedule import TrainConfig, learning_rate
 
 # Ray's workers cannot import test files: what is defined here travels by value.
