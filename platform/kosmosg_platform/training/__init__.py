@@ -2,6 +2,6 @@
 
 What is trained: `recipe` (the interface of a job's recipe), `stage_recipe` (what the stages share), `initial_model`,
 `mixture`, `columns`, `sampler`, `dataloader`, `lr_schedule`. How: `trainer` on the driver, `loop` on every worker,
-`engine` around DeepSpeed, `checkpoints`, `ema`. The results: `metrics`, `sample_images`, `export`, `model_card`;
-`consumed` tells which records a step has seen.
+`engine` around DeepSpeed, `engine_config`, `checkpoints`, `ema`. The results: `metrics`, `sample_images`, `export`,
+`model_card`; `consumed` tells which records a step has seen.
 """
