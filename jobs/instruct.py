@@ -15,6 +15,7 @@ from jobs.experiment import Experiment, main
 from kosmosg import Prompt
 from kosmosg.data.collate.instruct import InstructCollate
 from kosmosg.data.precomputed import POSTERIOR
+from kosmosg.data.records import record_kind
 from kosmosg.diffusion.decoder import FrozenDecoder, decoder_sizes
 from kosmosg.stages import Stage
 from kosmosg.stages.instruct import InstructStage
@@ -56,6 +57,10 @@ class InstructRecipe(StageRecipe):
             latent_shape=sizes.latent if self.columns else None,
         )
 
+    def fields(self, kind: str) -> Sequence[str]:
+        """All, but with the posterior of the target image not the image itself."""
+        return [name for name in super().fields(kind) if not self.columns or name != record_kind(kind).target]
+
     def column(self) -> str:
         return POSTERIOR
 
@@ -65,7 +70,7 @@ class InstructRecipe(StageRecipe):
     def sample_images(self, stage: Stage) -> Sequence[tuple[str, Image.Image]]:
         """The first samples of the mixture: prompt, generated image, and the record's own image."""
         assert isinstance(stage, InstructStage)  # what build_stage gave
-        datasets, collate = self.datasets(), self.build_collate()
+        datasets, collate = self.mixture.open(), self.build_collate()
         sizes = {kind: len(dataset) for kind, dataset in datasets.items()}
         order = MixtureSampler(sizes, self.weights(), self.experiment.train.seed, SHOWN)
         examples = [collate.example(key, datasets[key.source][key.index]) for key in order.step(0)]

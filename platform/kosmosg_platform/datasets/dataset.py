@@ -69,7 +69,7 @@ def _write_tables(folder: Path, name: str, form: pa.Schema, tables: Iterable[pa.
     count = 0
     # Row groups of one record or a few: dictionaries and statistics would take more room than they save.
     layout = {"use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
-    with pq.ParquetWriter(temporary, form, compression="zstd", **layout) as writer:
+    with pq.ParquetWriter(temporary, form, compression=_compression(form), **layout) as writer:
         for rows in tables:
             group = ROW_GROUP_ROWS
             if rows.num_rows:
@@ -82,6 +82,21 @@ def _write_tables(folder: Path, name: str, form: pa.Schema, tables: Iterable[pa.
     shard = Shard(name, count, temporary.stat().st_size, digest)
     temporary.replace(target)
     return shard
+
+
+def _compression(form: pa.Schema) -> dict[str, str]:
+    """Codec by leaf column: binary fields hold encoded images or random numbers, which a codec only makes slower."""
+
+    def leaves(path: str, kind: pa.DataType) -> Iterator[tuple[str, str]]:
+        if pa.types.is_struct(kind):
+            for field in kind:
+                yield from leaves(f"{path}.{field.name}", field.type)
+        elif pa.types.is_list(kind):
+            yield from leaves(f"{path}.list.element", kind.value_type)
+        else:
+            yield path, "none" if pa.types.is_binary(kind) else "zstd"
+
+    return dict(leaf for field in form for leaf in leaves(field.name, field.type))
 
 
 def write_manifest(

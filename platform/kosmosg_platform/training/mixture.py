@@ -1,6 +1,6 @@
 """Which records a stage trains on, in which shares: the section `data`, and the mixture that it means."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from kosmosg.data.records import RecordKind, SampleKind, dataset_folder, record_
 from kosmosg.errors import ConfigError
 from kosmosg_platform.config import Section
 from kosmosg_platform.console import echo
-from kosmosg_platform.datasets.dataset import RecordDataset
+from kosmosg_platform.datasets.dataset import RecordDataset, read_manifest
 from kosmosg_platform.run_paths import RunPaths, require_dataset
 
 
@@ -55,9 +55,17 @@ class Mixture:
     folders: Mapping[str, Path]
     weights: Mapping[str, float]
 
-    def open(self, documents_per_row: int = 0) -> dict[str, RecordDataset | DocumentGroups]:
-        """The datasets by kind of sample; in stage 1 a sample of text is a group of `documents_per_row` records."""
-        datasets = {name: RecordDataset(folder) for name, folder in self.folders.items()}
+    def open(
+        self, documents_per_row: int = 0, fields: Callable[[str], Sequence[str]] | None = None
+    ) -> dict[str, RecordDataset | DocumentGroups]:
+        """The datasets by kind of sample; in stage 1 a sample of text is a group of `documents_per_row` records.
+
+        `fields` gives what to read of records of a kind; null reads all.
+        """
+        datasets = {}
+        for name, folder in self.folders.items():
+            kind = read_manifest(folder)["kind"]
+            datasets[name] = RecordDataset(folder, columns=None if fields is None else fields(kind))
         return {
             name: DocumentGroups(one, documents_per_row) if documents_per_row and name == "text" else one
             for name, one in datasets.items()

@@ -16,6 +16,7 @@ from pydantic import field_validator
 from kosmosg import KosmosGProcessor
 from kosmosg.checkpoint.export import save_export
 from kosmosg.conditioners.alignernet import AlignerDecoder
+from kosmosg.data.records import record_kind
 from kosmosg.stages import Stage
 from kosmosg_platform.config import plain
 from kosmosg_platform.datasets.dataset import RecordDataset
@@ -100,6 +101,11 @@ class StageRecipe(ABC):
         """Name of the precomputed column that the stage can read, if there is one."""
         return ""
 
+    def fields(self, kind: str) -> Sequence[str]:
+        """The fields that the stage reads of records of a kind; by default all."""
+        names: list[str] = record_kind(kind).schema.names
+        return names
+
     def column_identity(self) -> Mapping[str, Any]:
         """What the values of that column depend on."""
         return {}
@@ -121,12 +127,13 @@ class StageRecipe(ABC):
 
     def datasets(self) -> Mapping[str, RecordSource]:
         """The sources by kind of sample, with the stage's precomputed column if it reads one."""
-        datasets = self.mixture.open()
+        datasets: Mapping[str, RecordSource] = self.mixture.open(fields=self.fields)
         if not self.columns:
             return datasets
         return {
-            name: RecordsWithColumn(RecordDataset(self.mixture.folders[name]), RecordDataset(folder))
-            for name, folder in self.columns.items()
+            name: RecordsWithColumn(one, RecordDataset(self.columns[name]))
+            for name, one in datasets.items()
+            if isinstance(one, RecordDataset)
         }
 
     def weights(self) -> Mapping[str, float]:
