@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import itertools
 import json
+import re
 import textwrap
 import types
 import typing
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from kosmosg.errors import ConfigError
 
@@ -59,6 +60,19 @@ class Section(BaseModel):
     """Base of every configuration section: frozen, rejects unknown keys, attribute docstrings are the help texts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_url_for_a_folder(cls, value: Any, info: ValidationInfo) -> Any:
+        """`Path` would make a relative folder of a URL, named `s3:`, on the node that happens to write there."""
+        given = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
+        url = next((one for one in given if isinstance(one, str) and re.match(r"[a-z][a-z0-9+.-]+:/", one)), None)
+        if url is not None and _is_about_paths(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError(
+                f"{url} is a URL, but this setting takes a folder or file that every node sees, such as a bucket that "
+                "is mounted on all of them"
+            )
+        return value
 
 
 S = TypeVar("S", bound=Section)
@@ -245,6 +259,11 @@ def _fields(kind: Any) -> dict[str, Any]:
         hints = typing.get_type_hints(kind)
         return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
     return {name: field.annotation for name, field in kind.model_fields.items()}
+
+
+def _is_about_paths(annotation: Any) -> bool:
+    """Whether an annotation such as `Path | None` or `dict[str, Path]` has a path in it."""
+    return annotation is Path or any(map(_is_about_paths, typing.get_args(annotation)))
 
 
 def _structured(annotation: Any) -> Any | None:

@@ -234,3 +234,24 @@ def test_a_step_of_the_demo_is_done_again_when_its_preset_says_something_else(tm
     assert len(done) == 1
     run_with(3)
     assert len(done) == 2
+
+
+@pytest.mark.parametrize(
+    ("job", "setting", "path"),
+    [
+        ("pretrain", "output=s3://bucket/runs", "output"),
+        ("build_dataset", "dest=gs://bucket/set", "dest"),
+        ("align", "data.captions=s3://bucket/captions", "data.captions"),
+        ("align", "data.datasets={questions: 's3://bucket/questions'}", "data.datasets"),
+        ("evaluate", "evaluate.data=hdfs://name/coco", "evaluate.data"),
+        ("instruct", "output=file:///runs", "output"),
+    ],
+)
+def test_a_url_where_a_folder_belongs_is_refused(job: str, setting: str, path: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{path}: .*is a URL, but this setting takes a folder"):
+        load(job, "tiny", [setting])
+
+
+@pytest.mark.parametrize("setting", ["source=s3://bucket/images", "parent=s3://bucket/model", "output=a:b/c"])
+def test_a_url_is_taken_where_urls_are_read(setting: str) -> None:
+    load("build_dataset", "tiny", [setting])
