@@ -65,10 +65,6 @@ class AlignRecipe(StageRecipe):
             empty_states=empty_states(next(iter(self.columns.values()))) if self.columns else None,
         )
 
-    def fields(self, kind: str) -> Sequence[str]:
-        """Captions alone."""
-        return ("id", "caption", "text")
-
     def column(self) -> str:
         return TEXT_STATES
 

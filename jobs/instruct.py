@@ -13,6 +13,7 @@ from PIL import Image
 
 from jobs.experiment import Experiment, main
 from kosmosg import Prompt
+from kosmosg.data.collate.base import SampleKey
 from kosmosg.data.collate.instruct import InstructCollate
 from kosmosg.data.precomputed import POSTERIOR
 from kosmosg.data.records import record_kind
@@ -21,6 +22,8 @@ from kosmosg.stages import Stage
 from kosmosg.stages.instruct import InstructStage
 from kosmosg_platform.cluster.resources import require_resources
 from kosmosg_platform.training.columns import posterior_identity
+from kosmosg_platform.training.recipe import Record
+from kosmosg_platform.training.replacement import usable
 from kosmosg_platform.training.sample_images import sample_sheet
 from kosmosg_platform.training.sampler import MixtureSampler
 from kosmosg_platform.training.stage_recipe import StageRecipe
@@ -73,13 +76,18 @@ class InstructRecipe(StageRecipe):
         datasets, collate = self.mixture.open(), self.build_collate()
         sizes = {kind: len(dataset) for kind, dataset in datasets.items()}
         order = MixtureSampler(sizes, self.weights(), self.experiment.train.seed, SHOWN)
-        examples = [collate.example(key, datasets[key.source][key.index]) for key in order.step(0)]
+
+        def shown(key: SampleKey, record: Record) -> tuple[Prompt, Image.Image]:
+            example = collate.example(key, record)
+            return Prompt.from_parts(example.parts), example.target
+
+        examples = [usable(key, datasets[key.source], shown)[0] for key in order.step(0)]
         sheet = sample_sheet(
             stage.export(),
             collate.processor,
             self.experiment.decoder,
-            [Prompt.from_parts(example.parts) for example in examples],
-            [example.target for example in examples],
+            [prompt for prompt, _ in examples],
+            [target for _, target in examples],
             stage.decoder,
         )
         return [("prompts", sheet)]

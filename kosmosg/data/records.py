@@ -93,6 +93,8 @@ class SampleKind:
     """Whether the records must have an image."""
     template: str = ""
     """Another sample kind whose template applies, if it has none of its own."""
+    fields: tuple[str, ...] = ()
+    """Fields that the stage reads, of this kind's records and of those that serve it; empty reads all."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,9 @@ class RecordKind:
 
 # Tokens that a typical caption has.
 _CAPTION_WORDS = 20
+
+# Where the words of a record are (`kosmosg.data.templates.instruct.caption_of`), and its id for messages.
+_WORDS = ("id", "text", "caption")
 
 RECORD_KINDS: dict[str, RecordKind] = {
     "composition": RecordKind(
@@ -161,7 +166,7 @@ RECORD_KINDS: dict[str, RecordKind] = {
             [_required("id", pa.string()), _required("text", pa.string()), _required("source", pa.string())],
         ),
         # Paper: batches of 0.5M tokens of text, 0.5M of captioned images, 0.2M of interleaved documents.
-        samples={"pretrain": SampleKind(share=5, words=700, images=0)},
+        samples={"pretrain": SampleKind(share=5, words=700, images=0, fields=_WORDS)},
         served_by=("caption", "composition"),
     ),
     "caption": RecordKind(
@@ -179,9 +184,11 @@ RECORD_KINDS: dict[str, RecordKind] = {
         images=("image",),
         target="image",
         samples={
-            "pretrain": SampleKind(share=5, words=24, images=1, needs_image=True),
-            "align": SampleKind(share=1, words=_CAPTION_WORDS, images=0),
-            "instruct": SampleKind(share=1, words=_CAPTION_WORDS, images=0, name="t2i", needs_image=True),
+            "pretrain": SampleKind(share=5, words=24, images=1, needs_image=True, fields=(*_WORDS, "image")),
+            "align": SampleKind(share=1, words=_CAPTION_WORDS, images=0, fields=_WORDS),
+            "instruct": SampleKind(
+                share=1, words=_CAPTION_WORDS, images=0, name="t2i", needs_image=True, fields=(*_WORDS, "image")
+            ),
         },
         folder="captions",
         served_by=("composition",),

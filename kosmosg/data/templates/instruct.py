@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from kosmosg.data.image_bytes import decode_image, decode_mask
 from kosmosg.errors import ConfigError, DataError
@@ -140,7 +140,7 @@ def entity_image(entity: Record, masked: bool) -> Image.Image:
         return crop
     try:
         mask = Image.fromarray(decode_mask(entity["mask"]))
-    except (OSError, SyntaxError) as error:
+    except Exception as error:
         raise DataError(f"the mask of entity {entity['text']!r} cannot be decoded: {error}") from error
     if mask.size != crop.size:
         raise DataError(
@@ -159,7 +159,10 @@ def record_image(data: bytes | None, field: str) -> Image.Image:
         raise DataError(f"a record has no {field}, which this template needs; build the dataset with images")
     try:
         return decode_image(data)
-    except (OSError, SyntaxError) as error:
+    except UnidentifiedImageError as error:
+        raise DataError(f"the {field} of a record is not an image that can be read ({len(data)} bytes)") from error
+    except Exception as error:
+        # Decoders raise all kinds of exceptions on damaged bytes, DecompressionBombError and struct.error among them.
         raise DataError(f"the {field} of a record cannot be decoded: {error}") from error
 
 

@@ -38,7 +38,8 @@ def trace(
 ) -> None:
     """Show which records a training step consumed, or where a record came from.
 
-    The order of samples is computed again from the run's settings and data; nothing is stored for it.
+    The order of samples is computed again from the run's settings and data; only samples that could not be used, and
+    those that replaced them, come from a list that the run keeps.
 
     \b
     A record: kosmosg trace --record dog/01.jpg --data runs/build_dataset/composition
@@ -68,9 +69,12 @@ def _print_step(name: str, step: int | None, output: Path, as_json: bool) -> Non
         for record in records:
             print(json.dumps({name: _plain(value) for name, value in asdict(record).items()}, ensure_ascii=False))
         return
-    heads = ("step", "position", "kind", "dataset", "record", "id")
-    rows = [(r.step, r.position, r.kind, r.dataset, r.index, printable(r.id)) for r in records]
-    _print_table([heads, *([str(cell) for cell in row] for row in rows)])
+    heads = ["step", "position", "kind", "dataset", "record", "id"]
+    rows = [[str(cell) for cell in (r.step, r.position, r.kind, r.dataset, r.index, printable(r.id))] for r in records]
+    if any(r.instead_of is not None for r in records):
+        heads.append("instead of")
+        rows = [[*row, printable(r.instead_of or "")] for row, r in zip(rows, records, strict=True)]
+    _print_table([heads, *rows])
 
 
 def _print_record(record_id: str, folder: Path, as_json: bool) -> None:

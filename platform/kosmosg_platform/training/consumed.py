@@ -1,4 +1,5 @@
-"""Which records an optimizer step consumed, by arithmetic on the sample order: nothing is stored while training.
+"""Which records an optimizer step consumed, by arithmetic on the sample order: while training nothing is stored for it
+but the samples that were replaced (`kosmosg_platform.training.replacement`).
 
 Step s of a run with global batch G consumes positions [s G, (s + 1) G) of the order, however many workers there were
 and however often the run was interrupted; so seed, batch size, shares and dataset sizes are all that is needed.
@@ -15,12 +16,14 @@ from kosmosg.data.packing import DocumentGroups
 from kosmosg.data.templates.pretrain import PretrainTemplates
 from kosmosg.errors import CheckpointError, ConfigError, DataError
 from kosmosg_platform.config import validate
+from kosmosg_platform.console import read_metrics
 from kosmosg_platform.datasets.dataset import RecordDataset
 from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.storage import read_json
 from kosmosg_platform.training.checkpoints import MANIFEST, read_progress
 from kosmosg_platform.training.lr_schedule import TrainConfig
 from kosmosg_platform.training.mixture import DataConfig, Mixture, find_mixture
+from kosmosg_platform.training.replacement import FILE
 from kosmosg_platform.training.sampler import MixtureSampler
 
 SETTINGS = "experiment.yaml"
@@ -45,6 +48,8 @@ class ConsumedRecord:
     """Of the record."""
     epoch: int
     """How many complete passes over the dataset came before."""
+    instead_of: str | None = None
+    """Id of the record that the order has here, when it could not be used and this one replaced it."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +74,21 @@ class TracedRun:
         sizes = {name: len(source) for name, source in sources.items()}
         order = MixtureSampler(sizes, self.mixture.weights, self.train.seed, self.train.global_batch)
         first = step * self.train.global_batch
-        wanted: dict[str, list[tuple[int, int, int]]] = {}  # kind -> position, epoch, index of each record
+        lines = (line for line in read_metrics(self.folder / FILE) if line["step"] == step)
+        replaced = {(line["kind"], line["seed"]): line for line in lines}
+        wanted: dict[str, list[tuple[int, int, int, str | None]]] = {}  # kind -> position, epoch, index, instead of
         for position, sample in enumerate(order.step(step), start=first):
             source = sources[sample.source]
-            members = source.members(sample.index) if isinstance(source, DocumentGroups) else [sample.index]
-            wanted.setdefault(sample.source, []).extend((position, sample.epoch, index) for index in members)
+            line = replaced.get((sample.source, sample.seed))
+            read, instead = (line["by"], line["id"]) if line else (sample.index, None)
+            members = source.members(read) if isinstance(source, DocumentGroups) else [read]
+            wanted.setdefault(sample.source, []).extend((position, sample.epoch, index, instead) for index in members)
         found = []
         for kind, places in wanted.items():
             folder = self.mixture.folders[kind]
-            ids = RecordDataset(folder).read_ids(index for _, _, index in places)
-            for (position, epoch, index), record_id in zip(places, ids, strict=True):
-                found.append(ConsumedRecord(step, position, kind, folder, index, record_id, epoch))
+            ids = RecordDataset(folder).read_ids(index for _, _, index, _ in places)
+            for (position, epoch, index, instead), record_id in zip(places, ids, strict=True):
+                found.append(ConsumedRecord(step, position, kind, folder, index, record_id, epoch, instead))
         return sorted(found, key=lambda record: (record.position, record.index))
 
 

@@ -32,6 +32,7 @@ from kosmosg_platform.training.export import export
 from kosmosg_platform.training.lr_schedule import batch_plan, learning_rate
 from kosmosg_platform.training.metrics import Meter, Recorder, peak_memory_gb, write_sample_images
 from kosmosg_platform.training.recipe import TrainRun
+from kosmosg_platform.training.replacement import ReplacedSamples
 from kosmosg_platform.training.sampler import mix
 
 
@@ -91,6 +92,7 @@ class Worker:
             self.engine.load_loss_scale_state(state.progress.loss_scale)
         decay = job.experiment.train.ema
         self.average = WeightEma(self.engine, self.owned, decay, state) if decay else None
+        self.replaced = ReplacedSamples(job, self.start, self.engine.device)
         self.recorder = Recorder(job, self.start) if self.rank == 0 else None
 
     def train(self) -> None:
@@ -100,9 +102,11 @@ class Worker:
         meter, begun = Meter(), time.monotonic()
         for step in range(self.start, train.steps):
             waiting = time.monotonic()
-            batch = [next(batches) for _ in range(self.passes)]
+            loaded = [next(batches) for _ in range(self.passes)]
             meter.waited += time.monotonic() - waiting
-            self._step(step, batch, meter)
+            for one in loaded:
+                self.replaced.note(step, one.replaced)
+            self._step(step, [one.batch for one in loaded], meter)
             if self.average is not None:
                 self.average.update(step)
             done = step + 1
@@ -142,6 +146,7 @@ class Worker:
                 "raise train.warmup, or look at the data of this step"
             )
         norm = self.engine.gradient_norm()
+        replaced = self.replaced.settle(step)
         if self.recorder is None:
             return
         metrics |= {
@@ -149,6 +154,7 @@ class Worker:
             "samples_per_second": meter.steps * train.global_batch / seconds,
             "data_wait": meter.waited / seconds,
             "memory_gb": peak_memory_gb(),
+            "data/replaced": float(replaced),
         }
         if norm is not None:
             metrics["gradient_norm"] = norm
@@ -157,6 +163,7 @@ class Worker:
     def _save(self, step: int, seconds: float) -> None:
         import ray.train
 
+        self.replaced.settle(step - 1)
         engine = self.job.experiment.engine
         progress = checkpoints.TrainingProgress(
             key=self.job.key,

@@ -49,6 +49,9 @@ class TrainConfig(Section):
     """Optimizer steps between logged metrics."""
     sample_every: int = Field(default=0, ge=0)
     """Optimizer steps between sample images; 0 generates them only once, at the end."""
+    max_replaced: float = Field(default=0.001, ge=0, le=1)
+    """Share of all samples so far that may be replaced because they cannot be used, such as undecodable images; above
+    it the run ends. Up to 10 are always replaced, unless this is 0, which ends the run at the first."""
     restart: bool = False
     """Start over even if a run of the same settings is unfinished or finished under `output`; its checkpoints, metrics
     and export are removed first."""

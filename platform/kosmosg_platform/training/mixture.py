@@ -1,7 +1,7 @@
 """Which records a stage trains on, in which shares: the section `data`, and the mixture that it means."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,18 +54,23 @@ class Mixture:
 
     folders: Mapping[str, Path]
     weights: Mapping[str, float]
+    fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What is read of each kind's records; all of them where it is empty."""
 
     def open(
         self, documents_per_row: int = 0, fields: Callable[[str], Sequence[str]] | None = None
     ) -> dict[str, RecordDataset | DocumentGroups]:
         """The datasets by kind of sample; in stage 1 a sample of text is a group of `documents_per_row` records.
 
-        `fields` gives what to read of records of a kind; null reads all.
+        `fields` gives what to read of records of a kind; null reads all that the kind of sample needs.
         """
         datasets = {}
         for name, folder in self.folders.items():
-            kind = read_manifest(folder)["kind"]
-            datasets[name] = RecordDataset(folder, columns=None if fields is None else fields(kind))
+            columns = self.fields.get(name) or None
+            if fields is not None:
+                wanted = fields(read_manifest(folder)["kind"])
+                columns = tuple(one for one in wanted if columns is None or one in columns)
+            datasets[name] = RecordDataset(folder, columns=columns)
         return {
             name: DocumentGroups(one, documents_per_row) if documents_per_row and name == "text" else one
             for name, one in datasets.items()
@@ -105,7 +110,8 @@ def find_mixture(stage: str, data: DataConfig, layout: RunPaths) -> Mixture:
             f"{stage}: no records under {_parent(data, layout)} for {', '.join(missing)} ({settings}), skipping; "
             f"training on {', '.join(found)}"
         )
-    return Mixture(found, {name: weights[name] for name in found})
+    fields = {name: samples[name][1].fields for name in found}
+    return Mixture(found, {name: weights[name] for name in found}, fields)
 
 
 def _refuse_unknown(stage: str, data: DataConfig, samples: Mapping[str, object]) -> None:

@@ -31,12 +31,16 @@ from kosmosg_platform.training import checkpoints, engine_config
 from kosmosg_platform.training.loop import work
 from kosmosg_platform.training.lr_schedule import batch_plan
 from kosmosg_platform.training.metrics import last_metrics
+from kosmosg_platform.training.notices import FILE as NOTICES
+from kosmosg_platform.training.notices import follow_notices
 from kosmosg_platform.training.recipe import Recipe, TrainingExperiment, TrainRun
+from kosmosg_platform.training.replacement import FILE as REPLACED
 
 FINISHED = "finished.json"
-_WRITTEN = (FINISHED, "run.json", "experiment.yaml", "metrics.jsonl", "checkpoints", "samples", "export")
+_FILES = (FINISHED, "run.json", "experiment.yaml", "metrics.jsonl", REPLACED, NOTICES)
+_WRITTEN = (*_FILES, "checkpoints", "samples", "export")
 # Settings of `train` that affect logging or how batches are split, but not the result.
-_FREE = {"micro_batch", "checkpoint_every", "log_every", "sample_every", "restart"}
+_FREE = {"micro_batch", "checkpoint_every", "log_every", "sample_every", "max_replaced", "restart"}
 _SMALL = 8  # workers up to which a report should not wait for Ray's two-second health check
 
 
@@ -136,7 +140,7 @@ def _train(job: TrainRun) -> float:
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    with follow_metrics(stage, experiment.train.steps, job.metrics):
+    with follow_metrics(stage, experiment.train.steps, job.metrics), follow_notices(job.folder, stage):
         try:
             _interruptible(trainer.fit)
         except Exception as error:

@@ -18,6 +18,7 @@ from kosmosg_platform.datasets.dataset import write_manifest, write_records
 from kosmosg_platform.planning.flops import STABLE_DIFFUSION, stage_cost
 from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.training.mixture import DataConfig, find_mixture
+from tests.made_records import records, write_dataset
 
 STAGES = ("pretrain", "align", "instruct")
 RED = encode_image(Image.new("RGB", (16, 16), "red"))
@@ -84,6 +85,30 @@ def test_records_without_images_serve_where_words_are_enough(layout: RunPaths, t
     assert find_mixture("align", DataConfig(captions=words), layout).folders == {"caption": words}
     with pytest.raises(ConfigError, match=r"data.composition: .* does not exist"):
         find_mixture("instruct", DataConfig(captions=words), layout)
+
+
+def test_stages_read_the_fields_that_they_use(layout: RunPaths, tmp_path: Path) -> None:
+    """Stage 2 no image, and words from compositions nothing else of them."""
+
+    def without_target(kind: str) -> list[str]:
+        """As stage 3 with a precomputed column."""
+        return [name for name in RECORD_KINDS[kind].schema.names if name != RECORD_KINDS[kind].target]
+
+    pairs = dataset(tmp_path / "pairs", "caption")
+    (aligned,) = find_mixture("align", DataConfig(captions=pairs), layout).open().values()
+    assert aligned[0] == {"id": "0", "text": "a cat"}
+    shown = find_mixture("instruct", DataConfig(captions=pairs), layout).open()["t2i"][0]
+    assert shown == {"id": "0", "text": "a cat", "image": RED}
+    tuned = find_mixture("instruct", DataConfig(captions=pairs), layout)
+    assert tuned.open(fields=without_target)["t2i"][0] == {"id": "0", "text": "a cat"}
+    composed = write_dataset(tmp_path / "composed", "composition", records("composition", 1))
+    tuned = find_mixture("instruct", DataConfig(composition=composed), layout)
+    whole = set(RECORD_KINDS["composition"].schema.names)
+    assert set(tuned.open(fields=without_target)["composition"][0]) == whole - {"image"}
+    served = find_mixture("pretrain", DataConfig(composition=composed), layout).open()
+    assert set(served["text"][0]) == {"id", "caption"}
+    assert set(served["caption"][0]) == {"id", "caption", "image"}
+    assert set(served["interleaved"][0]) == whole
 
 
 @pytest.mark.parametrize("place", ["settings", "usual"])
