@@ -1,6 +1,6 @@
 """An export: the folder of a trained or imported model, which is also what one stage hands to the next.
 
-    config.json  model.safetensors (or shards with an index)  processor files  experiment.yaml  README.md
+    config.json  model.safetensors (or shards with an index)  processor files  experiment.yaml  README.md  SHA256SUMS
     aligner_decoder/  (N, config and weights: only stage 2 writes and reads it)
 
 It is an ordinary transformers checkpoint, so `KosmosG.from_pretrained(folder)` can load it too; this module adds the
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from kosmosg.checkpoint.publish import WEIGHTS, FolderLayout, publish_folder
 from kosmosg.checkpoint.state_dict import open_weights, shape_of
+from kosmosg.checkpoint.sums import SUMS, verify_sums, write_sums
 from kosmosg.conditioners.alignernet import AlignerDecoder
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import CheckpointError, KosmosGError
@@ -36,7 +37,7 @@ EXPORT = FolderLayout(
     files=(
         *_MODEL,
         *(f"{ALIGNER_DECODER_FOLDER}/{name}" for name in _MODEL),
-        *(CONFIG_FILE, SENTENCEPIECE_FILE, "experiment.yaml", "README.md"),
+        *(CONFIG_FILE, SENTENCEPIECE_FILE, "experiment.yaml", "README.md", SUMS),
     ),
     identity=("config.json", "model_type", KosmosGConfig.model_type),
 )
@@ -66,6 +67,7 @@ def save_export(
         processor.save_pretrained(draft)
         (draft / "experiment.yaml").write_text(yaml.safe_dump(experiment or {}, sort_keys=False, allow_unicode=True))
         (draft / "README.md").write_text(card)
+        write_sums(draft)
 
     return publish_folder(Path(folder), EXPORT, fill)
 
@@ -73,14 +75,15 @@ def save_export(
 def load_export(folder: str | Path) -> tuple[KosmosG, KosmosGProcessor]:
     """Load the model, in evaluation mode, and the processor of an export.
 
-    Raises `CheckpointError` if the folder is missing, incomplete, of another kind or size, or its weights are not
-    finite.
+    Raises `CheckpointError` if the folder is missing, incomplete, of another kind or size, if a file is not what its
+    `SHA256SUMS` says, or its weights are not finite.
     """
     folder = Path(folder)
     config = read_config(folder)
     _complete(folder, config)
     processor = KosmosGProcessor.from_pretrained(folder)
     check_processor(processor, config, f"the processor in {folder}")
+    verify_sums(folder)  # last, so that what is wrong is told in its own words where that can be said
     model: KosmosG = KosmosG.from_pretrained(folder).eval()
     _finite(model, folder)
     return model, processor
@@ -96,6 +99,7 @@ def load_aligner_decoder(folder: str | Path) -> AlignerDecoder | None:
         return None
     config = read_config(part)
     _complete(part, config, AlignerDecoder)
+    verify_sums(Path(folder), ALIGNER_DECODER_FOLDER)
     decoder: AlignerDecoder = AlignerDecoder.from_pretrained(part).eval()
     _finite(decoder, part)
     return decoder

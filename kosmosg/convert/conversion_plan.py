@@ -30,6 +30,7 @@ from kosmosg.checkpoint.export import (
 )
 from kosmosg.checkpoint.publish import publish_folder
 from kosmosg.checkpoint.state_dict import shape_of
+from kosmosg.checkpoint.sums import write_sums
 from kosmosg.conditioners.alignernet import AlignerDecoder, AlignerNet
 from kosmosg.config import KosmosGConfig
 from kosmosg.convert.key_mapping import TRIMMED, rename
@@ -170,6 +171,7 @@ def import_weights(
             processor.save_pretrained(draft)
         (draft / "experiment.yaml").write_text("{}\n")
         (draft / "README.md").write_text(_import_card(plan))
+        write_sums(draft)
 
     return publish_folder(Path(folder), EXPORT, fill)
 

@@ -60,7 +60,7 @@ def losses(name: str, output: Path, *settings: str, steps: int = 3) -> tuple[lis
     batches = micro_batches(job, 0, 16, 0, 1)
     for step in range(steps):
         torch.manual_seed(step)
-        batch = next(batches)
+        batch = next(batches).batch
         loss = module(batch).loss
         optimizer.zero_grad()
         loss.backward()

@@ -63,7 +63,7 @@ def test_a_stage_learns_from_its_records(stage: str, output: Path) -> None:
     again: Any = job.build_stage()
     for (name, one), (_, other) in zip(module.trainable(), again.trainable(), strict=True):
         assert torch.equal(one, other), f"{name} depends on what was drawn before"
-    batch = next(micro_batches(job, 0, 8, 0, 1))
+    batch = next(micro_batches(job, 0, 8, 0, 1)).batch
     optimizer = torch.optim.AdamW([parameter for _, parameter in module.trainable()], lr=2e-3)
     losses = []
     for _ in range(6):
@@ -79,8 +79,8 @@ def test_a_stage_learns_from_its_records(stage: str, output: Path) -> None:
 def test_workers_share_the_batch_without_overlap(output: Path) -> None:
     experiment = tiny("instruct", output, "parent=new", "train.global_batch=8")
     job = TrainRun(instruct.recipe(experiment), experiment, "key", Run("", ""))
-    whole = next(micro_batches(job, 3, 8, 0, 1))["seed"].tolist()
-    parts = [next(micro_batches(job, 3, 4, rank, 2))["seed"].tolist() for rank in range(2)]
+    whole = next(micro_batches(job, 3, 8, 0, 1)).batch["seed"].tolist()
+    parts = [next(micro_batches(job, 3, 4, rank, 2)).batch["seed"].tolist() for rank in range(2)]
     assert parts[0] + parts[1] == whole
     assert len(set(whole)) == 8
 
@@ -131,7 +131,7 @@ def test_rows_and_loss_of_a_batch_do_not_depend_on_workers_and_micro_batches(
         for rank in range(workers):
             batches = micro_batches(job, step, micro, rank, workers)
             for _ in range(GLOBAL // workers // micro):
-                batch = next(batches)
+                batch = next(batches).batch
                 assert len(batch["input_ids"]) == micro
                 assert batch["input_ids"].shape[1] <= 64
                 for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):

@@ -160,7 +160,7 @@ def record_image(data: bytes | None, field: str) -> Image.Image:
     try:
         return decode_image(data)
     except UnidentifiedImageError as error:
-        raise DataError(f"the {field} of a record is not an image that can be read ({len(data)} bytes)") from error
+        raise DataError(f"the {field} of a record, {len(data)} bytes, cannot be decoded: it is no image") from error
     except Exception as error:
         # Decoders raise all kinds of exceptions on damaged bytes, DecompressionBombError and struct.error among them.
         raise DataError(f"the {field} of a record cannot be decoded: {error}") from error

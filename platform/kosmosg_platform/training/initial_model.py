@@ -10,6 +10,7 @@ from pydantic import field_validator
 from kosmosg import KosmosG, KosmosGConfig, KosmosGProcessor
 from kosmosg.checkpoint.digest import model_digest
 from kosmosg.checkpoint.export import ALIGNER_DECODER_FOLDER, load_aligner_decoder, load_export
+from kosmosg.checkpoint.sums import verify_sums
 from kosmosg.conditioners.alignernet import AlignerDecoder
 from kosmosg.conditioners.base import CONDITIONERS, make_conditioner, with_conditioner
 from kosmosg.errors import CheckpointError, ConfigError
@@ -80,7 +81,7 @@ class InitialModel:
     def fingerprint(self) -> dict[str, Any]:
         """What identifies it: a digest of the parent's weights, or the settings of the new model.
 
-        Raises ConfigError if the parent is not an export folder, or the new model's tokenizer is missing.
+        Raises ConfigError if the parent is not an export folder or is damaged, or the new model's tokenizer is missing.
         """
         decoder = decoder_fingerprint(self.decoder)
         if self.parent is None:
@@ -88,6 +89,7 @@ class InitialModel:
             return {"parent": NEW, "model": plain(self.model), "decoder": decoder}
         other = {} if self.model.aligner is None else {"aligner": self.model.aligner}
         try:
+            verify_sums(self.parent)
             return {"parent": model_digest(self.parent), "decoder": decoder, **other}
         except CheckpointError as error:
             raise ConfigError(f"parent: {error}") from None

@@ -242,7 +242,7 @@ def test_a_run_replaces_counts_logs_once_resumes_exactly_and_can_be_traced(
     expected = sorted((step, each.index, each.by, each.seed) for step, each in replaced)
     order = MixtureSampler({"t2i": COUNT}, {"t2i": 1.0}, 0, GLOBAL)
     killed = replace(CaptionRecipe(folder), killed_at=order.step(7)[1].seed)  # two steps after a checkpoint
-    result = fit(killed, experiment(tmp_path, scale={"workers": 2, "max_failures": 1}))
+    result = fit(killed, experiment(tmp_path, scale={"workers": 2, "max_failures": 1}, train={"log_every": 1}))
     said = capfd.readouterr().err
     assert (folder / "killed").exists()
     assert sorted((line["step"], line["index"], line["by"], line["seed"]) for line in left(result.folder)) == expected
@@ -250,11 +250,8 @@ def test_a_run_replaces_counts_logs_once_resumes_exactly_and_can_be_traced(
     for index in BAD:
         assert said.count(f"instruct: record 'caption/{index}' of t2i cannot be used and is replaced by") == 1
     lines = read_metrics(result.folder / "metrics.jsonl")
-    assert [line["step"] for line in lines] == list(range(1, STEPS, 2))
-    for line in lines:
-        step = line["step"]
-        assert line["data/replaced"] == sum(at <= step for at, *_ in expected)
-        assert line["number"] == pytest.approx(sum(steps[step - 1] + steps[step]) / (2 * GLOBAL))
+    assert [line["number"] for line in lines] == pytest.approx([sum(step) / GLOBAL for step in steps])
+    assert [line["data/replaced"] for line in lines] == [sum(at <= n for at, *_ in expected) for n in range(STEPS)]
     run = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(result.run_id)
     assert run.data.metrics["data/replaced"] == len(expected)
 

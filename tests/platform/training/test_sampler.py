@@ -3,6 +3,7 @@
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -100,3 +101,22 @@ def test_a_source_with_weight_needs_records() -> None:
         MixtureSampler({"a": 3, "b": 0}, {"a": 1, "b": 1}, 0, 4)
     with pytest.raises(ValueError, match="cannot be shared equally by 5"):
         order_of([1]).step(0, 0, 5)
+
+
+@pytest.mark.parametrize(("records", "shards", "seed"), [(9_000, 30, 0), (40_000, 1_000, 1), (5_000, 2, 2)])
+def test_the_order_is_shuffled_over_all_shards(records: int, shards: int, seed: int) -> None:
+    """Neighbours of a source, which lie in one shard, are not neighbours in the order: two samples in a row come from
+    the same shard, and from neighbouring records, as often as chance has it."""
+    order = MixtureSampler({"a": records}, {"a": 1}, seed, 1)
+    count = min(records, 8_000)
+    indices = np.array([order.sample_at(position).index for position in range(count)])
+    shard = indices * shards // records
+    same = np.mean(shard[1:] == shard[:-1])
+    spread = np.sqrt((1 / shards) * (1 - 1 / shards) / count)
+    assert abs(same - 1 / shards) < 5 * spread
+    assert np.mean(np.abs(np.diff(indices)) == 1) < 10 / records + 5 * np.sqrt(2 / records / count)
+    # Every stretch of the order draws from all shards alike: chi-squared, its mean is the number of shards - 1.
+    for stretch in np.array_split(shard, 4):
+        drawn = np.bincount(stretch, minlength=shards)
+        expected = len(stretch) / shards
+        assert ((drawn - expected) ** 2 / expected).sum() < (shards - 1) + 6 * np.sqrt(2 * (shards - 1)) + 6
