@@ -19,7 +19,7 @@ from kosmosg.data.records import record_kind
 from kosmosg.data.sources.base import Reader, Source
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import Section, plain
-from kosmosg_platform.console import echo, plural
+from kosmosg_platform.console import byte_count, echo, plural
 from kosmosg_platform.datasets.build import BuildResult, BuildSettings, build
 from kosmosg_platform.datasets.dataset import RecordDataset
 from kosmosg_platform.owned_folder import refuse_overlap
@@ -71,6 +71,7 @@ def settings(experiment: Experiment, source: Source) -> BuildSettings:
         shard_bytes=config.shard_mb * 2**20,
         chunk_rows=config.chunk_rows,
         max_refused=config.max_refused,
+        keep_answers=config.keep_answers,
         retry=experiment.retry.reason,
     )
 
@@ -115,6 +116,11 @@ def summary(results: list[BuildResult]) -> list[str]:
         lines.append(f"  {done}, {result.kept_shards} kept, {result.seconds:.1f} s{rate}")
         lines += [f"  refused   {count:>7,}  {reason}" for reason, count in result.reasons.items()]
         lines += [f"  entities left out {count:>7,}  {reason}" for reason, count in result.entities_left_out.items()]
+        if result.answers.bytes or result.answers.removed:
+            removed = (
+                f", {byte_count(result.answers.removed)} of older settings removed" if result.answers.removed else ""
+            )
+            lines.append(f"  answers of models kept: {byte_count(result.answers.bytes)}{removed}")
         lines.append(f"  look at it: {result.folder / REPORT}")
     return lines
 

@@ -38,6 +38,7 @@ ROWS = pa.schema(
         ("cuts", pa.list_(CUT)),
         ("dropped", pa.list_(pa.string())),
         ("names", pa.string()),  # JSON: the annotators so far
+        ("costs", pa.string()),  # JSON: what steps have spent on the rows of the chunk, on one of them
         ("refusal", _REFUSAL),
     ]
 )
@@ -52,6 +53,8 @@ class PipelineRow:
     sample: Sample | None = None
     refusal: QuarantineRow | None = None
     names: dict[str, str] = field(default_factory=dict)
+    costs: dict[str, Any] = field(default_factory=dict)
+    """Plain values that travel with the row, whatever becomes of it."""
 
     def refused(self, stage: str, reason: str, message: str) -> "PipelineRow":
         """The same row, rejected by a step."""
@@ -87,6 +90,8 @@ def from_table(table: pa.Table) -> list[PipelineRow]:
 
 def _plain(row: PipelineRow) -> dict[str, Any]:
     plain: dict[str, Any] = {"chunk": row.chunk, "chunk_rows": row.chunk_rows, "refusal": row.refusal}
+    if row.costs:
+        plain["costs"] = json.dumps(row.costs)
     sample = row.sample
     if sample is None:
         return plain
@@ -124,8 +129,9 @@ def _unpack(packed: Mapping[str, Any]) -> NDArray[np.uint8]:
 
 
 def _carried(row: Mapping[str, Any]) -> PipelineRow:
+    costs = json.loads(row["costs"] or "{}")
     if row["id"] is None:
-        return PipelineRow(row["chunk"], row["chunk_rows"], refusal=row["refusal"])
+        return PipelineRow(row["chunk"], row["chunk_rows"], refusal=row["refusal"], costs=costs)
     sample = Sample(
         id=row["id"],
         source=row["source"],
@@ -137,7 +143,7 @@ def _carried(row: Mapping[str, Any]) -> PipelineRow:
         cuts=[unpacked_cut(cut) for cut in row["cuts"]],
         dropped=list(row["dropped"]),
     )
-    return PipelineRow(row["chunk"], row["chunk_rows"], sample=sample, names=json.loads(row["names"]))
+    return PipelineRow(row["chunk"], row["chunk_rows"], sample=sample, names=json.loads(row["names"]), costs=costs)
 
 
 def unpacked_cut(plain: Mapping[str, Any]) -> EntityMask:

@@ -19,9 +19,15 @@ from kosmosg.data.annotators.base import FIELDS, Annotator, Rejection
 from kosmosg.data.kept_answers import answers_table, read_answers
 from kosmosg.data.pipeline_rows import PipelineRow
 from kosmosg_platform.datasets.chunks import Chunk
+from kosmosg_platform.datasets.spent import Costs, Spent, device_of, plain_costs, timed
 from kosmosg_platform.datasets.steps import PipelineStep
 
 ANSWERS = ".answers"
+
+
+def place_of(folder: Path, step: PipelineStep) -> Path:
+    """The folder of a step's answers."""
+    return folder / ANSWERS / f"{step.name}-{step.key[:16]}"
 
 
 class StepRunner:
@@ -29,7 +35,7 @@ class StepRunner:
 
     def __init__(self, folder: Path, step: PipelineStep) -> None:
         self.step = step
-        self.place = folder / ANSWERS / f"{step.name}-{step.key[:16]}"
+        self.place = place_of(folder, step)
         self._annotator: Annotator | None = None
 
     @property
@@ -43,10 +49,13 @@ class StepRunner:
         """Put the step's answers into the rows; rejected rows pass through."""
         samples = [row.sample for row in rows if row.sample is not None]
         known, name = self._kept(chunk)
+        costs: Costs = {}
         unknown = [sample for sample in samples if sample.id not in known]
         if unknown:
-            name = self.annotator.name
-            given = apply(self.annotator, unknown, self.step.batch_size)
+            name = self.annotator.name  # loads the model, which does not count
+            with timed(costs, self.step.name, len(unknown), device_of(self.annotator)) as spent:
+                given = apply(self.annotator, unknown, self.step.batch_size)
+                spent.reached = len(samples)
             known |= {sample.id: answer for sample, answer in zip(unknown, given, strict=True)}
             self._keep(chunk, known, name)
         done: list[PipelineRow] = []
@@ -62,6 +71,10 @@ class StepRunner:
                 row.sample.fill(self.step.fills, answer)
                 row.names[FIELDS[self.step.fills].credit] = name
             done.append(row)
+        if not unknown:
+            costs[self.step.name] = Spent(len(samples))
+        if done:
+            done[0].costs.update(plain_costs(costs))
         return done
 
     def _kept(self, chunk: Chunk) -> tuple[dict[str, Any], str]:

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from kosmosg_platform.cluster.resources import WorkerDemand, require_resources
 from kosmosg_platform.config import digest
 from kosmosg_platform.datasets.chunks import CHUNKS, RECEIPTS, Chunk, chunks_of, finish_shard, read_counts, write_plan
 from kosmosg_platform.datasets.dataset import MANIFEST, Shard, read_manifest, write_manifest
+from kosmosg_platform.datasets.kept_steps import KeptAnswers, tidy_answers
 from kosmosg_platform.datasets.listing import LISTING, ListedShard, write_listing
 from kosmosg_platform.datasets.pipeline import PipelinePlan, run_pipeline
 from kosmosg_platform.datasets.steps import PipelineStep
@@ -54,6 +56,7 @@ class BuildResult:
     kept_shards: int  # from earlier runs
     built_rows: int  # source rows that this run processed
     seconds: float
+    answers: KeptAnswers
 
     @property
     def rate(self) -> float:
@@ -74,6 +77,8 @@ class BuildSettings:
     chunk_rows: int = 64
     max_refused: float = 0.5
     """Share of rows in quarantine above which nothing is published."""
+    keep_answers: int = 3
+    """Of how many last settings the answers of models are kept."""
     retry: str = ""
     """Stage, reason or "stage: reason": shards with such rejections are built again."""
 
@@ -121,6 +126,12 @@ def build(
     if missing or not (folder / MANIFEST).is_file():
         _refuse_to_publish(folder, found, settings)
         _publish(folder, reader, settings, found)
+    answers = tidy_answers(
+        folder,
+        settings.steps,
+        settings.keep_answers,
+        partial(_contents, folder, shards, keys, settings.chunk_rows) if missing else None,
+    )
     return BuildResult(
         folder=folder,
         kind=reader.kind,
@@ -132,7 +143,13 @@ def build(
         kept_shards=kept,
         built_rows=built_rows,
         seconds=time.monotonic() - started,
+        answers=answers,
     )
+
+
+def _contents(folder: Path, shards: Sequence[ListedShard], keys: Mapping[str, str], chunk_rows: int) -> set[str]:
+    """Digests of all chunks of a dataset."""
+    return {chunk.content for shard in shards for chunk in chunks_of(folder, shard, keys[shard.name], chunk_rows)}
 
 
 def _published(folder: Path) -> set[str]:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from kosmosg.data.annotators.apply import UNEXPECTED
 from kosmosg_platform.datasets.dataset import write_record_tables, write_records, write_refusals
 from kosmosg_platform.datasets.listing import ListedShard, item_rows
+from kosmosg_platform.datasets.spent import FINISH, WRITE, Costs, plain_costs, read_costs, timed, total
 from kosmosg_platform.storage import write_json, write_text
 
 CHUNKS = ".chunks"
@@ -96,11 +97,13 @@ def write_chunk(
     refusals: Sequence[Mapping[str, Any]],
     dropped: Mapping[str, int],
     annotators: Mapping[str, str],
+    costs: Costs,
 ) -> None:
-    """Write what a chunk became. Its counts come last: without them it is built again."""
+    """Write what a chunk became. Its counts come last: without them it is built again. Adds to `costs`."""
     path = chunk.path(folder, ".parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_records(path.parent, path.name, kind, records)
+    with timed(costs, WRITE, len(records)):
+        write_records(path.parent, path.name, kind, records)
     told = {
         "key": chunk.key,
         "rows": len(records) + len(refusals),
@@ -108,6 +111,7 @@ def write_chunk(
         "refusals": list(refusals),
         "dropped": dict(sorted(dropped.items())),
         "annotators": dict(annotators),
+        "costs": plain_costs(costs),
     }
     write_text(chunk.path(folder, ".json"), json.dumps(told))
 
@@ -129,7 +133,9 @@ def finish_shard(folder: Path, kind: str, key: str, chunks: Sequence[Chunk]) -> 
     if len(counts) != len(chunks):
         raise RuntimeError(f"{len(chunks) - len(counts)} chunks of {name} are not there; run the same build again")
     tables = (pq.read_table(chunk.path(folder, ".parquet")) for chunk in chunks)
-    data = write_record_tables(folder, f"data/{name}.parquet", kind, tables)
+    costs = total(read_costs(each.get("costs", {})) for each in counts)
+    with timed(costs, FINISH, sum(each["records"] for each in counts)):
+        data = write_record_tables(folder, f"data/{name}.parquet", kind, tables)
     refusals = [row for each in counts for row in each["refusals"]]
     if refusals:
         quarantine = asdict(write_refusals(folder, f"quarantine/{name}.parquet", refusals))
@@ -153,6 +159,7 @@ def finish_shard(folder: Path, kind: str, key: str, chunks: Sequence[Chunk]) -> 
         "dropped": dict(sorted(dropped.items())),
         "unexpected": sum(row["reason"].startswith(UNEXPECTED) for row in refusals),
         "annotators": annotators,
+        "costs": plain_costs(costs),
     }
     write_json(folder / RECEIPTS / f"{name}.json", receipt)
     shutil.rmtree(folder / CHUNKS / name, ignore_errors=True)

@@ -11,7 +11,7 @@ Every row that is read is written: as a record, or as a rejection with step, rea
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import floor
 from pathlib import Path
@@ -28,7 +28,11 @@ from kosmosg_platform.console import quiet_ray_data
 from kosmosg_platform.datasets.answers import StepRunner
 from kosmosg_platform.datasets.chunks import Chunk, read_plan, write_chunk
 from kosmosg_platform.datasets.listing import read_items
+from kosmosg_platform.datasets.spent import COMPOSE, READ, Costs, Spent, plain_costs, read_costs, timed, total
 from kosmosg_platform.datasets.steps import PipelineStep
+
+Ready = tuple[Sequence[Mapping[str, Any]], Mapping[str, Spent]]
+"""Records of a chunk that needed no steps, and what reading it has cost."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +115,16 @@ class _Read:
     def __call__(self, block: pa.Table) -> Iterator[pa.Table]:
         for number in block.column("id").to_pylist():
             chunk = self.plan.chunk(number)
-            rows, ready = carry(list(self.read(chunk)), number)
+            costs: Costs = {}
+            with timed(costs, READ, 0) as spent:
+                rows, ready = carry(list(self.read(chunk)), number)
+                spent.reached = spent.rows = len(rows) + len(ready)
             if not rows and not ready:
                 rows = [PipelineRow(number, 0)]  # so that the empty chunk reaches its writer
+            rows[:1] = [replace(row, costs=plain_costs(costs)) for row in rows[:1]]
             for step in self.steps:
                 rows = StepRunner(self.plan.folder, step).run(rows, chunk)
-            yield to_table(rows) if self.write is None else self.write(rows, {number: ready})
+            yield to_table(rows) if self.write is None else self.write(rows, {number: (ready, costs)})
 
     def read(self, chunk: Chunk) -> Iterator[SourceRow]:
         """The rows of a chunk; of items with the same key the first of the shard is taken, the others are told."""
@@ -157,17 +165,23 @@ class _Write:
     def __init__(self, plan: PipelinePlan) -> None:
         self.plan = plan
 
-    def __call__(self, rows: Sequence[PipelineRow], ready: Mapping[int, Sequence[Mapping[str, Any]]]) -> pa.Table:
-        """A table of the chunks that are written; `ready` holds the records of each that needed no steps."""
+    def __call__(self, rows: Sequence[PipelineRow], ready: Mapping[int, Ready]) -> pa.Table:
+        """A table of the chunks that are written; `ready` holds the records of each that needed no steps, and what
+        reading them has cost."""
         chunks: dict[int, list[PipelineRow]] = {number: [] for number in ready}
         for row in rows:
             chunks.setdefault(row.chunk, []).append(row)
         for number, of in chunks.items():
-            self.write(self.plan.chunk(number), of, ready.get(number, ()))
+            self.write(self.plan.chunk(number), of, *ready.get(number, ((), {})))
         return pa.table({"chunk": pa.array(list(chunks), type=pa.int64())})
 
-    def write(self, chunk: Chunk, rows: Sequence[PipelineRow], ready: Sequence[Mapping[str, Any]]) -> None:
-        """Write one chunk."""
+    def write(
+        self, chunk: Chunk, rows: Sequence[PipelineRow], ready: Sequence[Mapping[str, Any]], read: Mapping[str, Spent]
+    ) -> None:
+        """Write one chunk; `read` is what reading it has cost, where its rows do not carry that."""
+        costs: Costs = total(read_costs(row.costs) for row in rows)
+        if not rows or not rows[0].chunk_rows:
+            costs = {**costs, **read}
         count = rows[0].chunk_rows if rows else len(ready)
         if count not in (len(rows) + len(ready), 0):
             raise RuntimeError(f"{chunk} came with {len(rows)} of its {count} rows; a block was split")
@@ -175,18 +189,19 @@ class _Write:
         refusals: list[Mapping[str, Any]] = []
         dropped: Counter[str] = Counter()
         names: dict[str, str] = {}
-        for row in rows if count else ():
-            made = self._record(row)
-            if row.sample is not None:
-                dropped.update(row.sample.dropped)
-            if isinstance(made, PipelineRow):
-                refusals.append(dict(made.refusal or {}))
-            else:
-                records.append(made)
-                names = names or dict(row.names)
+        with timed(costs, COMPOSE, sum(row.sample is not None for row in rows)):
+            for row in rows if count else ():
+                made = self._record(row)
+                if row.sample is not None:
+                    dropped.update(row.sample.dropped)
+                if isinstance(made, PipelineRow):
+                    refusals.append(dict(made.refusal or {}))
+                else:
+                    records.append(made)
+                    names = names or dict(row.names)
         if len(records) + len(refusals) != count:
             raise RuntimeError(f"{chunk} has {count} rows, {len(records)} + {len(refusals)} came out")
-        write_chunk(self.plan.folder, chunk, self.plan.reader.kind, records, refusals, dropped, names)
+        write_chunk(self.plan.folder, chunk, self.plan.reader.kind, records, refusals, dropped, names, costs)
 
     def _record(self, row: PipelineRow) -> Mapping[str, Any] | PipelineRow:
         """The record of an annotated row, or the row as it was rejected."""

@@ -112,6 +112,9 @@ class BuildConfig(Section):
     keep_masks: bool = False
     """Keep the masks of segmenters beside the captions and entities that are always kept: a build with another
     threshold then asks no model, for some ten times the space."""
+    keep_answers: int = Field(default=3, ge=1)
+    """Of how many last settings the answers of models are kept (`DEST/.answers`), so that going back to one asks no
+    model again; 1 keeps those of the dataset that is there."""
     max_refused: float = Field(default=0.5, ge=0, le=1)
     """Maximum share of rejected rows; above it, nothing is published."""
 

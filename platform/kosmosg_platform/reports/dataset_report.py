@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 from kosmosg.data.records import record_kind
 from kosmosg.errors import DataError
 from kosmosg_platform.config import flatten
+from kosmosg_platform.console import byte_count
 from kosmosg_platform.datasets.dataset import RecordDataset, read_manifest
+from kosmosg_platform.datasets.kept_steps import kept_bytes
 from kosmosg_platform.datasets.statistics import STATISTICS, measure
 from kosmosg_platform.reports.page import Bar, Histogram, PageSection, Report, Table
 from kosmosg_platform.reports.record_card import clean, record_card
@@ -70,9 +72,11 @@ def dataset_report(folder: Path, statistics: Mapping[str, Any], seed: int = 0) -
         "records": f"{manifest['rows']:,}",
         "filtered": f"{counts['filtered']:,}",
         "quarantined": f"{counts['quarantined']:,}",
-        "on disk": _size(statistics["bytes"]),
+        "on disk": byte_count(statistics["bytes"]),
         "shards": f"{statistics['shards']:,}",
     }
+    if answers := kept_bytes(folder):
+        facts["answers of models kept"] = byte_count(answers)
     sections = [_built(manifest), _counts(counts), *_reasons(manifest), *_distributions(statistics)]
     if statistics["entity_words"]:
         sections.append(_words(statistics))
@@ -239,11 +243,3 @@ def _number(value: float) -> str:
 
 def _said(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _size(number: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:,.1f} TB"
