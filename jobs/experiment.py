@@ -28,6 +28,7 @@ from kosmosg_platform.config import Section, resolve
 from kosmosg_platform.console import echo, echo_error, quiet_libraries
 from kosmosg_platform.datasets.steps import BuildConfig
 from kosmosg_platform.inference.precompute import PrecomputeConfig
+from kosmosg_platform.planning.build_plan import BuildPlanConfig
 from kosmosg_platform.training.stage_recipe import StageExperiment
 
 PRESETS = Path(__file__).parent / "presets"
@@ -213,6 +214,7 @@ class Experiment(StageExperiment):
     toyworld: ToyworldConfig = ToyworldConfig()
     build: BuildConfig = BuildConfig()
     retry: RetryConfig = RetryConfig()
+    plan: BuildPlanConfig = BuildPlanConfig()
     hash_list: HashListConfig = HashListConfig()
     precompute: PrecomputeConfig = PrecomputeConfig()
     toyworld_build: ToyworldBuildConfig = ToyworldBuildConfig()

@@ -1,13 +1,22 @@
-"""Estimate the memory per GPU, FLOPs, days and storage of each training stage of a preset before running it.
+"""Estimate what training or a dataset build takes before running it.
+
+    kosmosg plan paper scale.workers=64                                            # the three training stages
+    kosmosg plan build_dataset photos plan.images=9_000_000 plan.pilot=my_pilot    # a dataset build
+
+Of each training stage: memory per GPU, FLOPs, days and storage.
 
 Nothing is trained or loaded: weights and FLOPs are counted from the shapes. For every device that cannot run the
 preset, the reason and a remedy are printed. Exit code 1 if a stage fits on none of the devices.
+
+Of a dataset build: CPU-hours and GPU-hours by step, days, storage, the driver's memory and, where a price is given,
+cost. The rates are those that a small build of the same steps, on the same kind of machine, has measured of itself.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from jobs.build_dataset import chosen_source
 from jobs.experiment import Experiment, load
 from jobs.settings import JOBS, reads, usage
 from kosmosg import KosmosGConfig, KosmosGProcessor
@@ -17,10 +26,14 @@ from kosmosg.hub import resolve_model
 from kosmosg.plugins import load_plugins
 from kosmosg.shapes import MODEL_SHAPES, new_config
 from kosmosg_platform.console import echo, echo_error
+from kosmosg_platform.planning.build_plan import plan_build, read_pilot, render_build
 from kosmosg_platform.planning.flops import decoder_cost, stage_cost
 from kosmosg_platform.planning.plan import StagePlan, plan_stage, render
 from kosmosg_platform.run_paths import STAGES
 from kosmosg_platform.training.initial_model import tokenizer_path
+
+BUILD = "build_dataset"
+BUILD_SECTIONS = ("plan", "build", "toyworld")
 
 
 def plan(arguments: Sequence[str]) -> list[StagePlan]:
@@ -34,10 +47,32 @@ def _experiment(stage: str, arguments: Sequence[str]) -> Experiment:
     if len(presets) > 1:
         raise ConfigError(f"{' '.join(presets)}: give at most one preset, then key=value; see --help")
     overrides = [word for word in arguments if "=" in word]
-    unread = next((word.partition("=")[0] for word in overrides if not reads("plan", word.partition("=")[0])), None)
-    if unread:
-        raise ConfigError(f"{unread}: a plan does not depend on it; see `kosmosg plan --help` for what it reads")
+    for key in (word.partition("=")[0] for word in overrides):
+        if not reads("plan", key) or _of_a_build(key) != (stage == BUILD):
+            what = "a dataset build" if stage == BUILD else "the training stages"
+            raise ConfigError(f"{key}: a plan of {what} does not depend on it; see `kosmosg plan --help`")
     return load(stage, presets[0] if presets else JOBS["plan"].preset, overrides)
+
+
+def _of_a_build(key: str) -> bool:
+    return key.partition(".")[0] in BUILD_SECTIONS
+
+
+def plan_dataset(arguments: Sequence[str]) -> Iterator[str]:
+    """The plan of a dataset build, as text. Raises ConfigError and DataError."""
+    experiment = _experiment(BUILD, arguments)
+    config, build = experiment.plan, experiment.build
+    if config.pilot is None:
+        preset = next((word for word in arguments if "=" not in word), JOBS["plan"].preset)
+        raise ConfigError(
+            "plan.pilot: the rates of a build are measured, not assumed; build a pilot first, `kosmosg run "
+            f"build_dataset {preset} source=SOURCE limit=1000 dest=PILOT`, with the build.* settings of the whole, "
+            "then give plan.pilot=PILOT"
+        )
+    source = chosen_source(experiment)
+    pilot = read_pilot(config.pilot)
+    steps, settings = build.pipeline_steps(source), build.settings(source)
+    yield from render_build(plan_build(config, pilot, steps, settings, build.chunk_rows), pilot, config)
 
 
 def _plan(stage: str, experiment: Experiment) -> StagePlan:
@@ -68,8 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(usage("plan"))
         sys.exit(0)
     try:
-        if all("=" in word for word in given):
+        whole = given[:1] != [BUILD]
+        if all("=" in word for word in (given if whole else given[1:])):
             echo(f"plan: no preset given, using `{JOBS['plan'].preset}`")
+        if not whole:
+            print("\n".join(plan_dataset(given[1:])))
+            sys.exit(0)
         plans = plan(given)
         shared = _experiment(STAGES[-1], given)
     except KosmosGError as error:

@@ -41,7 +41,9 @@ JOBS = {
     "export": JobSettings(("output", "source", "dest", "decoder")),
     "demo": JobSettings(("output", "tracking", "demo"), preset="minutes"),
     "ablation": JobSettings(("output", "tracking", "dest", "ablation")),
-    "plan": JobSettings((*_TRAIN, "pretrain", "align", "instruct", "templates"), example="scale.workers=2"),
+    "plan": JobSettings(
+        (*_TRAIN, "pretrain", "align", "instruct", "templates", "build", "toyworld", "plan"), example="scale.workers=2"
+    ),
 }
 JOBS_OF_JOBS = ("demo", "ablation")
 """Jobs that start other jobs, to which they pass `JOB.settings`."""

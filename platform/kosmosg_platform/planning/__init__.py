@@ -1,1 +1,2 @@
-"""Cost estimates: `flops` counts what a stage computes and stores, `plan` says if it fits and how long it takes."""
+"""Cost estimates: `flops` counts what a stage computes and stores, `plan` says if it fits and how long it takes;
+`build_plan` says that of a dataset build, from what a small one has measured."""
