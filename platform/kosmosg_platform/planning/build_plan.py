@@ -94,7 +94,7 @@ class BuildPlan:
     stored: Mapping[str, float]
     """Bytes by what they are of."""
     driver_bytes: float
-    """Memory of the driver while it lists and deals out, beside the 0.2 to 0.5 GB of Python and its libraries."""
+    """Memory of the driver while it lists and deals out, about, beside Python and its libraries."""
     dollars: float | None
 
 
