@@ -1,9 +1,11 @@
 """Names of models and files in the settings: found wherever a worker runs, or refused before one starts."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from kosmosg.checkpoint.sums import write_sums
 from kosmosg.errors import ConfigError
 from kosmosg.hub import resolve_model
 from kosmosg_platform.run_paths import RunPaths
@@ -36,3 +38,18 @@ def test_what_ships_has_names(tmp_path: Path) -> None:
     assert given.parent == begun.parent == resolve_model("toyworld:align")
     with pytest.raises(ConfigError, match=r"^parent: .*'toyworld:decoder'.*toyworld:pretrain, toyworld:align"):
         InitialModel.of("instruct", ModelConfig(), "toyworld", "toyworld:decoder", RunPaths(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_damaged_parent_is_refused_before_anything_starts(tmp_path: Path, name: str) -> None:
+    parent = shutil.copytree(resolve_model("toyworld:align"), tmp_path / "parent")
+    write_sums(parent)
+    given = InitialModel(ModelConfig(), "toyworld", parent)
+    whole = given.fingerprint()
+    content = bytearray((parent / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (parent / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"^parent: .*{name} has the sha256 \w{{64}}, SHA256SUMS says \w{{64}}"):
+        given.fingerprint()
+    shutil.copy2(resolve_model("toyworld:align") / name, parent / name)
+    assert given.fingerprint() == whole
