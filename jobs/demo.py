@@ -8,6 +8,7 @@ report.html and sheet.png to <output>/demo.
 It can be interrupted at any time: the same command resumes.
 """
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -42,7 +43,10 @@ class DemoRun:
     experiment: Experiment
     folder: Path
     tracking: str
+    """The store that all runs of the demo are written to."""
     run: Run
+    key: str
+    """Of its run."""
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -52,7 +56,12 @@ class DemoRun:
 
     def job(self, name: str, *settings: str) -> Experiment:
         """The experiment of one of the demo's jobs: same preset, writing under the demo's folder."""
-        shared = (f"output={self.folder}", f"tracking.uri={self.tracking}", f"tracking.parent_run={self.run.id}")
+        shared = (
+            f"output={self.folder}",
+            f"tracking.uri={self.tracking}",
+            f"tracking.experiment={json.dumps(self.experiment.tracking.experiment)}",
+            f"tracking.parent_run={json.dumps(self.run.id or self.key)}",
+        )
         return load(name, self.experiment.demo.preset, [*shared, *self.experiment.demo.settings, *settings])
 
 
@@ -71,33 +80,51 @@ def run(experiment: Experiment) -> Path:
     folder = layout.job("demo")
     echo(f"demo: writing everything to {folder}")
     key = digest({"demo": str(folder)})
-    mlflow_run = Run.open(experiment.tracking, layout, "demo", key=key, tags={"job": "demo"})
-    demo = DemoRun(experiment, folder, experiment.tracking.uri or layout.tracking, mlflow_run)
+    name = f"demo {experiment.demo.preset} ({key[:4]})"
+    params = {"demo": plain(experiment.demo), **sizes(experiment)}
+    mlflow_run = Run.open(experiment.tracking, layout, "demo", folder, key, name, {"job": "demo"}, params)
     write_text(folder / "experiment.yaml", to_yaml(experiment))
+    mlflow_run.log_file(folder / "experiment.yaml")
     began = time.perf_counter()
-    try:
+    with mlflow_run.closing():
+        demo = DemoRun(experiment, folder, mlflow_run.uri, mlflow_run, key)
         # Room for the stage with the most workers.
         largest = max(map(demo.job, STAGES), key=lambda job: job.scale.workers * job.scale.cpus_per_worker)
         with connect(largest):
-            for name, step in STEPS.items():
-                run_step(demo, name, step)
+            for step, action in STEPS.items():
+                run_step(demo, step, action)
         # The endpoint starts a cluster of its own, as a deployment would; two at once are too much for a laptop.
         run_step(demo, "endpoint", ask_endpoint)
-    except KeyboardInterrupt:
-        mlflow_run.close("KILLED")
-        raise
-    except BaseException as error:
-        mlflow_run.set_tags({"failure": f"{type(error).__name__}: {error}"})
-        mlflow_run.close("FAILED")
-        raise
-    report = demo_report(folder, demo.found, demo.tracking).write(folder / "report.html")
-    sheet = Path(shutil.copyfile(folder / "evaluate" / "sheet.png", folder / "sheet.png"))
-    for file in (report, sheet):
-        mlflow_run.log_file(file)
-    mlflow_run.close()
+        report = demo_report(folder, demo.found, demo.tracking).write(folder / "report.html")
+        sheet = Path(shutil.copyfile(folder / "evaluate" / "sheet.png", folder / "sheet.png"))
+        logged = mlflow_run.logged()
+        for step, found in demo.found.items():
+            mlflow_run.log_metrics(logged.new(figures(step, found), 0))
+        for file in (report, sheet):
+            mlflow_run.log_file(file)
     echo(f"demo: done in {(time.perf_counter() - began) / 60:.1f} min")
     print(f"report: {report}\nsheet:  {sheet}")
     return report
+
+
+def sizes(experiment: Experiment) -> dict[str, Any]:
+    """How long the demo trains each stage, for its page in MLflow."""
+    trains = {stage: load(stage, experiment.demo.preset, experiment.demo.settings).train for stage in STAGES}
+    return {
+        stage: {"steps": train.steps, "global_batch": train.global_batch, "lr": train.lr}
+        for stage, train in trains.items()
+    }
+
+
+def figures(step: str, found: Mapping[str, Any]) -> dict[str, float]:
+    """What a step found, as metrics of the demo's run: seconds, rows, last metrics, scores."""
+    numbers: dict[str, Any] = {name: value for name, value in found.items() if name in ("seconds", "request_seconds")}
+    numbers |= {f"rows/{kind}": rows for kind, rows in found.get("rows", {}).items()}
+    numbers |= found.get("metrics", {})
+    for row in found.get("scores", ()):
+        prefix = f"{row['variant'].replace(' ', '_')}/{row['set']}"
+        numbers |= {f"{prefix}/{name}": value for name, value in row.items() if isinstance(value, float)}
+    return {f"{step}/{name}": float(value) for name, value in numbers.items()}
 
 
 def run_step(demo: DemoRun, name: str, step: Step) -> None:

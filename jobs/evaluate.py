@@ -104,10 +104,13 @@ def publish(
     key = digest({"models": judged, "settings": plain(experiment.evaluate), "protocol": protocol.protocol_id})
     tags = {"protocol": protocol.protocol_id, "protocol.name": protocol.name}
     layout = RunPaths(experiment.output)
-    run = Run.open(experiment.tracking, layout, "evaluate", key=key, tags=tags, params=plain(experiment.evaluate))
+    place, name = layout.job("evaluate") / "runs" / key[:12], f"evaluate {protocol.name} ({key[:4]})"
+    run = Run.open(experiment.tracking, layout, "evaluate", place, key, name, tags, plain(experiment.evaluate))
+    logged = run.logged()
     for row in scores:
         prefix = f"{row['variant'].replace(' ', '_')}/{row['set']}"
-        run.log_metrics({f"{prefix}/{name}": value for name, value in row.items() if isinstance(value, float)}, step=0)
+        figures = {f"{prefix}/{name}": value for name, value in row.items() if isinstance(value, float)}
+        run.log_metrics(logged.new(figures, 0))
     for name in ("report.html", "sheet.png", "scores.json", "protocol.json", "experiment.yaml"):
         run.log_file(folder / name)
     run.close()

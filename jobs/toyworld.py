@@ -71,14 +71,17 @@ def track(experiment: Experiment, work: Path, destination: Path, scores: Scores)
         experiment.tracking,
         RunPaths(experiment.output),
         "toyworld",
-        key=digest({"settings": settings}),
+        work,
+        digest({"settings": settings}),
         params=settings,
     )
+    logged = run.logged()
     for name in FITS:
         for line in map(json.loads, _lines(work, name)):
-            run.log_metrics({f"{name}/{key}": value for key, value in line.items() if key != "step"}, step=line["step"])
+            figures = {f"{name}/{key}": value for key, value in line.items() if key != "step"}
+            run.log_metrics(logged.new(figures, line["step"]), line["step"])
     for row, values in scores.items():
-        run.log_metrics({f"acceptance/{row}/{key}": value for key, value in values.items()}, step=0)
+        run.log_metrics(logged.new({f"acceptance/{row}/{key}": value for key, value in values.items()}, 0))
     for file in ("README.md", "scores.json"):
         run.log_file(destination / file)
     run.close()

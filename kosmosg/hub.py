@@ -1,11 +1,12 @@
 """Resolves model names to folders.
 
-A model is named in one of four ways, everywhere: in Python, in settings, on the command line and for an endpoint.
+A model is named in one of five ways, everywhere: in Python, in settings, on the command line and for an endpoint.
 
     toyworld:instruct                  a model that a plug-in ships (`MODELS`)
     runs/instruct/export               a folder
     s3://bucket/models/mine            a URL: s3, gs, hdfs, file; hf://OWNER/NAME and https://huggingface.co/OWNER/NAME
     OWNER/NAME                         an id of the Hugging Face Hub
+    models:/kosmosg@champion           a model of MLflow's registry, by alias or version
 
 Remote models are downloaded once: from the Hub into its own cache, from a URL into `$KOSMOSG_CACHE` (default
 `~/.cache/kosmosg`). The same names, without the colon and model, name decoders: `decoder_folder("toyworld")`.
@@ -26,7 +27,7 @@ from typing import Any
 
 from kosmosg.errors import CheckpointError, ConfigError
 from kosmosg.node_cache import cache_folder
-from kosmosg.plugins import load_plugins
+from kosmosg.plugins import load_entry, load_plugins
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,9 @@ class ShippedModels:
     description: str = ""
     """What it can generate, printed when it is chosen automatically: "32 x 32 pixels, ..."."""
 
+
+REGISTRIES: dict[str, str] = {}
+"""Scheme -> `module:function` that gives the folder of a model in a registry, such as MLflow's `models:/NAME@ALIAS`."""
 
 MODELS: dict[str, ShippedModels] = {}
 """Name before the colon -> what a plug-in ships under that name."""
@@ -68,6 +72,8 @@ def resolve_model(name: str | Path, **download: Any) -> Path:
     if known is not None:
         return known
     text = _text(name)
+    if text.startswith("models:/"):
+        return _from_registry(text)
     if "://" in text:
         return _from_url(text, download)
     if Path(name).is_dir():
@@ -194,6 +200,14 @@ def _advice(name: str) -> str:
     close += [str(parent / found) for found in difflib.get_close_matches(wrong, beside, n=1)]
     hint = f"did you mean {close[0]}? " if close else ""
     return f"{hint}give one that ships ({', '.join(names)}), a folder, a URL, or a Hub id (OWNER/NAME)"
+
+
+def _from_registry(name: str) -> Path:
+    scheme = name.partition(":")[0]
+    if scheme not in REGISTRIES:
+        raise CheckpointError(f"{name} is a name in MLflow's registry; import kosmosg_platform, which knows it")
+    folder: Path = load_entry(REGISTRIES, scheme, "model")(name)
+    return folder
 
 
 def _from_hub(name: str, download: dict[str, Any]) -> Path:

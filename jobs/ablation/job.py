@@ -9,6 +9,7 @@ dest=FOLDER. `toyworld dest=docs` made docs/results.md and takes two to three ho
 the trend of its main rows. It can be interrupted at any time: the same command resumes.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -63,11 +64,16 @@ class Ablation:
 
     def __init__(self, experiment: Experiment) -> None:
         self.settings = experiment.ablation
-        layout = RunPaths(experiment.output)
+        layout, tracking = RunPaths(experiment.output), experiment.tracking
         self.folder = layout.job("ablation")
+        key = digest({"folder": str(self.folder), "settings": plain(self.settings)})
+        params = plain(self.settings)
+        self.run = Run.open(tracking, layout, "ablation", self.folder, key, tags={"job": "ablation"}, params=params)
         self.shared = (
             f"output={self.folder}",
-            f"tracking.uri={experiment.tracking.uri or layout.tracking}",
+            f"tracking.uri={self.run.uri}",
+            f"tracking.experiment={json.dumps(tracking.experiment)}",
+            f"tracking.parent_run={json.dumps(self.run.id or key)}",
             *self.settings.settings,
         )
 
@@ -203,10 +209,17 @@ def check_finished(settings: AblationConfig) -> None:
 
 def run(experiment: Experiment) -> Path:
     """Train, judge and write the page; returns its path."""
-    settings, ablation = experiment.ablation, Ablation(experiment)
-    variants = chosen(settings.ablations)
-    check_finished(settings)
+    variants = chosen(experiment.ablation.ablations)
+    check_finished(experiment.ablation)
     page_path(experiment)  # refused now, not after hours of training
+    ablation = Ablation(experiment)
+    with ablation.run.closing():
+        return study(experiment, ablation, variants)
+
+
+def study(experiment: Experiment, ablation: Ablation, variants: Sequence[Variant]) -> Path:
+    """What `run` does, within the study's MLflow run."""
+    settings = experiment.ablation
     scale = ablation.job("instruct").scale
     require_resources(scale.training_workers(), address=scale.address)
     with connect(ablation.job("instruct")):
@@ -325,16 +338,12 @@ def publish(experiment: Experiment, ablation: Ablation, found: AblationResults) 
     report.write(ablation.folder / "report.html")
     write_json(ablation.folder / "results.json", found.figures())
     write_text(ablation.folder / "experiment.yaml", to_yaml(experiment))
-    tracking, layout = experiment.tracking, RunPaths(experiment.output)
-    run = Run.open(
-        tracking, layout, "ablation", digest(found.figures()), {"job": "ablation"}, plain(experiment.ablation)
-    )
+    run, logged = ablation.run, ablation.run.logged()
     for kind, rows in (("main", found.rows), ("variants", found.ablations), ("edits", found.edits)):
         for row in rows:
             prefix = f"{kind}/{row.name.replace(' ', '_').replace(',', '')}/{row.set}"
-            run.log_metrics({f"{prefix}/{name}": figure.mean for name, figure in row.figures.items()})
+            run.log_metrics(logged.new({f"{prefix}/{name}": one.mean for name, one in row.figures.items()}, 0))
     for file in (page, ablation.folder / "report.html", ablation.folder / "results.json"):
         run.log_file(file)
-    run.close()
     print(f"page:   {page}\nreport: {ablation.folder / 'report.html'}")
     return page

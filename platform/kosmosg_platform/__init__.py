@@ -1,5 +1,9 @@
 """The infrastructure that every job and endpoint needs: configuration, storage, Ray, DeepSpeed, MLflow.
 
-Shared modules: `config`, `storage`, `run_paths`, `owned_folder`, `console`, `progress`, `tracking`. Packages: `cluster`
-(where things run), `datasets`, `planning`, `training`, `inference`, `evaluation`, `reports`, `cli`.
+Shared modules: `config`, `storage`, `run_paths`, `owned_folder`, `console`, `progress`. Packages: `cluster`
+(where things run), `tracking`, `datasets`, `planning`, `training`, `inference`, `evaluation`, `reports`, `cli`.
 """
+
+from kosmosg.hub import REGISTRIES
+
+REGISTRIES["models"] = "kosmosg_platform.tracking.registry:fetch_model"

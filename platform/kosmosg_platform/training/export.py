@@ -31,7 +31,7 @@ def export(job: TrainRun, folder: Path) -> tuple[Stage, int]:
         "samples": progress.step * job.experiment.train.global_batch,
         "seconds": round(progress.seconds, 1),
         "averaged_weights": averaged,
-        "mlflow_run": job.run.id,
+        "mlflow_run": job.run.id or "not known when this was written",
     }
     figures |= {name: value for name, value in last_metrics(job).items() if name == "loss"}
     job.recipe.save(stage, folder, figures)

@@ -104,8 +104,8 @@ class InitialModel:
         if self.parent is None:
             return {"parent.export": NEW}
         finished = self.parent.parent / "finished.json"
-        trained_here = {"parent.run": str(read_json(finished)["run_id"])} if finished.is_file() else {}
-        return {"parent.export": str(self.parent), **trained_here}
+        run_id = str(read_json(finished)["run_id"]) if finished.is_file() else ""
+        return {"parent.export": str(self.parent), **({"parent.run": run_id} if run_id else {})}
 
     def load(self) -> tuple[KosmosG, KosmosGProcessor]:
         """Model, in training mode, and processor. A new model's weights come from torch's seed.

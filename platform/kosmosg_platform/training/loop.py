@@ -24,6 +24,7 @@ from torch import nn
 
 from kosmosg.stages import Batch
 from kosmosg_platform.console import echo, quiet_libraries
+from kosmosg_platform.tracking.system_metrics import record_node
 from kosmosg_platform.training import checkpoints
 from kosmosg_platform.training.dataloader import micro_batches
 from kosmosg_platform.training.ema import WeightEma
@@ -34,6 +35,8 @@ from kosmosg_platform.training.metrics import Meter, Recorder, peak_memory_gb, w
 from kosmosg_platform.training.recipe import TrainRun
 from kosmosg_platform.training.replacement import ReplacedSamples
 from kosmosg_platform.training.sampler import mix
+
+_FLUSH_SECONDS = 2.0  # the driver may wait longer, when the workers have freed their devices
 
 
 def work(config: Mapping[str, Any]) -> None:
@@ -48,7 +51,8 @@ def work(config: Mapping[str, Any]) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     worker = Worker(job)
-    worker.train()
+    with record_node(job.run, job.experiment.tracking.system_metrics_every):
+        worker.train()
     worker.engine.release()  # the device has no room for both the trained stage and the exported one
     del worker
     gc.collect()
@@ -56,6 +60,9 @@ def work(config: Mapping[str, Any]) -> None:
         stage, step = export(job, job.export)
         cast(nn.Module, stage).to(device)
         write_sample_images(job, job.recipe.sample_images(stage), step)
+        # What is not sent by then is left to the driver.
+        job.run.as_writer("worker").flush(_FLUSH_SECONDS)
+        job.run.as_writer("worker").release()
     ray.train.report({"step": job.experiment.train.steps})  # no worker exits before the export is written
 
 
@@ -99,6 +106,8 @@ class Worker:
         """Train from the current step to the last one."""
         train = self.job.experiment.train
         batches = micro_batches(self.job, self.start, self.micro, self.rank, self.world)
+        if train.sample_every and self.start == 0:
+            self._sample_images(0)
         meter, begun = Meter(), time.monotonic()
         for step in range(self.start, train.steps):
             waiting = time.monotonic()

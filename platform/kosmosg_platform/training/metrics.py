@@ -12,11 +12,9 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 
-from kosmosg_platform.console import echo, read_metrics
+from kosmosg_platform.console import read_metrics
 from kosmosg_platform.storage import write_text
 from kosmosg_platform.training.recipe import TrainRun
-
-_TRACK_SECONDS = 3.0
 
 
 class Meter:
@@ -49,52 +47,36 @@ class Meter:
 class Recorder:
     """Writes the metrics of one run; only the first worker has one.
 
-    A resumed run repeats some steps: their earlier lines are removed from the file, and each step is sent to MLflow
-    only once. If the tracking server does not respond, metrics are kept in memory and in the file, and training
-    continues.
+    A resumed run repeats some steps: their earlier lines are removed from the file, and each step is logged to MLflow
+    only once. Nothing here waits for the tracking server.
     """
 
     def __init__(self, job: TrainRun, start: int) -> None:
-        self._job = job
+        self._run = job.run.as_writer("worker")
+        self._logged = self._run.logged()
         kept = [line for line in read_metrics(job.metrics) if line["step"] < start]
         write_text(job.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = job.metrics.open("a", encoding="utf-8")
-        self._tracked = job.run.last_step()
-        # Metrics that a killed worker had written here but not sent yet.
-        late = [line for line in kept if line["step"] > self._tracked]
-        self._waiting = [(line["step"], {k: v for k, v in line.items() if k != "step"}) for line in late]
-        self._sent = time.monotonic()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """The metrics of optimizer step `step` (0-based)."""
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
-        if step > self._tracked:
-            self._waiting.append((step, dict(metrics)))
-        if time.monotonic() - self._sent > _TRACK_SECONDS:
-            self._send()
+        self._run.log_metrics(self._logged.new(metrics, step), step)
 
     def close(self) -> None:
         self._file.close()
-        self._send()
-
-    def _send(self) -> None:
-        from mlflow.exceptions import MlflowException
-
-        self._sent = time.monotonic()
-        try:
-            self._job.run.log_history(self._waiting)
-            self._waiting = []
-        except (MlflowException, OSError) as error:
-            echo(f"tracking at {self._job.run.uri} does not respond, metrics are kept in {self._job.metrics}: {error}")
 
 
 def write_sample_images(job: TrainRun, images: Sequence[tuple[str, Image.Image]], step: int) -> None:
-    """Sample images after `step` steps: into the run's folder and into MLflow."""
+    """Sample images after `step` steps: into the run's folder and, once for each step, into MLflow."""
+    run = job.run.as_writer("worker")
     for name, image in images:
         job.samples.mkdir(parents=True, exist_ok=True)
-        image.save(job.samples / f"{name}-{step:08d}.png")
-        job.run.log_image(image, name, step)
+        path = job.samples / f"{name}-{step:08d}.png"
+        image.save(path)
+        if (name, step) not in run.logged().images:
+            run.log_image(path, name, step)
 
 
 def peak_memory_gb() -> float:

@@ -1,5 +1,6 @@
 """Which records a stage trains on, in which shares: the section `data`, and the mixture that it means."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,9 @@ from kosmosg_platform.config import Section
 from kosmosg_platform.console import echo
 from kosmosg_platform.datasets.dataset import RecordDataset, read_manifest
 from kosmosg_platform.run_paths import RunPaths, require_dataset
+
+DIGEST_CHARACTERS = 36
+"""Of a dataset's digest in MLflow, which takes no more."""
 
 
 class DataConfig(Section):
@@ -75,6 +79,22 @@ class Mixture:
             name: DocumentGroups(one, documents_per_row) if documents_per_row and name == "text" else one
             for name, one in datasets.items()
         }
+
+    def tracked(self) -> list[dict[str, str]]:
+        """The datasets as MLflow lists them; the digest is the start of the sha256 of a dataset's manifest."""
+        found = []
+        for name, folder in sorted(self.folders.items()):
+            dataset = RecordDataset(folder)
+            found.append(
+                {
+                    "name": name,
+                    "digest": dataset.manifest["sha256"][:DIGEST_CHARACTERS],
+                    "source": json.dumps({"uri": str(folder)}),
+                    "profile": json.dumps({"num_rows": len(dataset), "share": self.weights[name]}),
+                    "context": "training",
+                }
+            )
+        return found
 
     def fingerprint(self) -> dict[str, Any]:
         """Digest of contents and share of each source, for the run's identity."""

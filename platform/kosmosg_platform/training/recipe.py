@@ -60,6 +60,10 @@ class Recipe(Protocol):
         """Tags of the MLflow run that say where the stage came from, such as its parent's run."""
         ...
 
+    def tracked_datasets(self) -> Sequence[Mapping[str, str]]:
+        """The datasets as `Run.log_inputs` takes them; may be empty."""
+        ...
+
     def build_stage(self) -> Stage:
         """The stage before its first step, on the CPU, the same on every worker (torch's seed is set)."""
         ...

@@ -125,6 +125,10 @@ class StageRecipe(ABC):
         """Where the stage came from, as tags of its MLflow run."""
         return self.initial.lineage()
 
+    def tracked_datasets(self) -> list[dict[str, str]]:
+        """The datasets of the mixture."""
+        return self.mixture.tracked()
+
     def datasets(self) -> Mapping[str, RecordSource]:
         """The sources by kind of sample, with the stage's precomputed column if it reads one."""
         datasets: Mapping[str, RecordSource] = self.mixture.open(fields=self.fields)

@@ -24,21 +24,26 @@ from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest, plain, to_yaml
 from kosmosg_platform.console import echo, quiet_libraries
 from kosmosg_platform.progress import duration, follow_metrics
-from kosmosg_platform.run_paths import RunPaths
+from kosmosg_platform.run_paths import STAGES, RunPaths
 from kosmosg_platform.storage import point, read_json, write_json, write_text
 from kosmosg_platform.tracking import Run
+from kosmosg_platform.tracking.spool import read_run
 from kosmosg_platform.training import checkpoints, engine_config
+from kosmosg_platform.training.changed_settings import changed_settings
 from kosmosg_platform.training.loop import work
 from kosmosg_platform.training.lr_schedule import batch_plan
 from kosmosg_platform.training.metrics import last_metrics
+from kosmosg_platform.training.model_card import PURPOSE
 from kosmosg_platform.training.notices import FILE as NOTICES
 from kosmosg_platform.training.notices import follow_notices
 from kosmosg_platform.training.recipe import Recipe, TrainingExperiment, TrainRun
 from kosmosg_platform.training.replacement import FILE as REPLACED
 
 FINISHED = "finished.json"
+REGISTERED = "kosmosg"
+"""Name of the trained model in MLflow's registry; models of the stages before the last are `kosmosg-STAGE`."""
 _FILES = (FINISHED, "run.json", "experiment.yaml", "metrics.jsonl", REPLACED, NOTICES)
-_WRITTEN = (*_FILES, "checkpoints", "samples", "export")
+_WRITTEN = (*_FILES, "checkpoints", "samples", "export", "tracking")
 # Settings of `train` that affect logging or how batches are split, but not the result.
 _FREE = {"micro_batch", "checkpoint_every", "log_every", "sample_every", "max_replaced", "restart"}
 _SMALL = 8  # workers up to which a report should not wait for Ray's two-second health check
@@ -51,7 +56,7 @@ class FitResult:
     export: Path
     """Folder to load the model from."""
     run_id: str
-    """MLflow run."""
+    """MLflow run; empty if the tracking server has not been reached yet."""
     metrics: dict[str, float]
     """The last logged metrics: loss, samples_per_second, ..."""
     seconds: float
@@ -85,10 +90,10 @@ def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
             require_resources(experiment.scale.training_workers())
             if experiment.train.restart:
                 _forget(folder)
-            run = _open_run(recipe, experiment, fingerprint, key, fresh=not (folder / "run.json").is_file())
-            write_json(folder / "run.json", {"uri": run.uri, "id": run.id, "data": fingerprint.get("data")})
+            run = _open_run(recipe, experiment, fingerprint, key)
+            write_json(folder / "run.json", {"uri": run.uri, "data": fingerprint.get("data")})
             job = TrainRun(recipe, experiment, key, run)
-            with _closing(run):
+            with run.closing():
                 seconds = _train(job)
                 _finish(job, fingerprint, seconds)
         return _result(folder)
@@ -186,7 +191,7 @@ def _interruptible(call: Callable[[], object]) -> None:
 
 
 def _open_run(
-    recipe: Recipe, experiment: TrainingExperiment, fingerprint: Mapping[str, Any], key: str, fresh: bool
+    recipe: Recipe, experiment: TrainingExperiment, fingerprint: Mapping[str, Any], key: str
 ) -> Run:
     """Open the run's MLflow run, and write its settings to a file beside its checkpoints."""
     tags = {
@@ -197,23 +202,29 @@ def _open_run(
         "parent.sha256": str(fingerprint.get("parent", "")),
         **recipe.lineage(),
     }
-    layout = RunPaths(experiment.output)
-    run = Run.open(experiment.tracking, layout, recipe.stage, key, tags, plain(experiment), fresh)
-    settings = layout.run(recipe.stage, key) / "experiment.yaml"
+    layout, train = RunPaths(experiment.output), experiment.train
+    folder = layout.run(recipe.stage, key)
+    name = f"{recipe.stage} {train.steps} x {train.global_batch} ({key[:4]})"
+    params = changed_settings(experiment, recipe.stage)
+    run = Run.open(experiment.tracking, layout, recipe.stage, folder, key, name, tags, params)
+    settings = folder / "experiment.yaml"
     write_text(settings, to_yaml(experiment))
     run.log_file(settings)
+    if datasets := recipe.tracked_datasets():
+        run.log_inputs(datasets)
     return run
 
 
 def _finish(job: TrainRun, fingerprint: Mapping[str, Any], seconds: float) -> None:
     stage = job.recipe.stage
-    version = job.run.register(f"kosmosg-{stage}", job.export, {"run.key": job.key})
+    name = REGISTERED if stage == STAGES[-1] else f"{REGISTERED}-{stage}"
+    job.run.log_model(name, job.export, job.key, PURPOSE.get(stage, stage), {"run.key": job.key, "stage": stage})
+    job.run.flush()
     metrics = {name: value for name, value in last_metrics(job).items() if name != "step"}
     finished = {
         "run_id": job.run.id,
         "metrics": metrics,
         "seconds": seconds,
-        "model_version": version,
         "fingerprint": fingerprint,
     }
     write_json(job.folder / FINISHED, finished)
@@ -223,7 +234,9 @@ def _finish(job: TrainRun, fingerprint: Mapping[str, Any], seconds: float) -> No
 
 def _result(folder: Path, skipped: bool = False) -> FitResult:
     finished = read_json(folder / FINISHED)
-    return FitResult(folder / "export", finished["run_id"], finished["metrics"], finished["seconds"], folder, skipped)
+    # A tracking server that was away at the end may have taken the run since.
+    run_id = finished["run_id"] or read_run(folder / "tracking").get("id", "")
+    return FitResult(folder / "export", run_id, finished["metrics"], finished["seconds"], folder, skipped)
 
 
 def _users_mistake(error: BaseException) -> KosmosGError | None:
@@ -233,20 +246,6 @@ def _users_mistake(error: BaseException) -> KosmosGError | None:
         if isinstance(cause, KosmosGError):
             return cause
     return None
-
-
-@contextmanager
-def _closing(run: Run) -> Iterator[None]:
-    """Close the MLflow run with a status that reflects how the block ended."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        run.close("KILLED")
-        raise
-    except BaseException:
-        run.close("FAILED")
-        raise
-    run.close("FINISHED")
 
 
 @contextmanager
