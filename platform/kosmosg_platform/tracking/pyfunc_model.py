@@ -1,8 +1,8 @@
 """The model that `mlflow.pyfunc.load_model` gives: prompts of text and images in, images out.
 
-    model = mlflow.pyfunc.load_model("models:/kosmosg@champion")
-    table = pandas.DataFrame([{"prompt": "<i> at sea", "images": [base64_of_a_png]}])
-    model.predict(table, params={"seed": 7})      # a table with the column `image`: base64 of a PNG
+model = mlflow.pyfunc.load_model("models:/kosmosg@champion")
+table = pandas.DataFrame([{"prompt": "<i> at sea", "images": [base64_of_a_png]}])
+model.predict(table, params={"seed": 7})      # a table with the column `image`: base64 of a PNG
 """
 
 import base64

@@ -32,8 +32,7 @@ def fetch_model(name: str) -> Path:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or (_CHOSEN[0] if _CHOSEN else usual)
     if not uri:
         raise CheckpointError(
-            f"there is no model {name!r}: no MLflow store is known; set MLFLOW_TRACKING_URI, or start where "
-            f"{_USUAL} is"
+            f"there is no model {name!r}: no MLflow store is known; set MLFLOW_TRACKING_URI, or start where {_USUAL} is"
         )
     from mlflow.exceptions import MlflowException
 

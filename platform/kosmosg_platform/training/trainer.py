@@ -190,9 +190,7 @@ def _interruptible(call: Callable[[], object]) -> None:
         raise failures[0]
 
 
-def _open_run(
-    recipe: Recipe, experiment: TrainingExperiment, fingerprint: Mapping[str, Any], key: str
-) -> Run:
+def _open_run(recipe: Recipe, experiment: TrainingExperiment, fingerprint: Mapping[str, Any], key: str) -> Run:
     """Open the run's MLflow run, and write its settings to a file beside its checkpoints."""
     tags = {
         "config.sha256": digest(experiment),
