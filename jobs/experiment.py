@@ -29,6 +29,8 @@ from kosmosg_platform.console import echo, echo_error, quiet_libraries
 from kosmosg_platform.datasets.steps import BuildConfig
 from kosmosg_platform.inference.precompute import PrecomputeConfig
 from kosmosg_platform.planning.build_plan import BuildPlanConfig
+from kosmosg_platform.run_paths import RunPaths
+from kosmosg_platform.tracking.registry import look_in
 from kosmosg_platform.training.stage_recipe import StageExperiment
 
 PRESETS = Path(__file__).parent / "presets"
@@ -245,6 +247,8 @@ def main(job: str, run: Callable[[Experiment], Any], arguments: Sequence[str] | 
     quiet_libraries()
     try:
         experiment = from_arguments(job, given)
+        if "tracking" in JOBS[job].reads:
+            look_in(experiment.tracking.store(RunPaths(experiment.output).tracking, create=False))
         run(experiment)
     except KosmosGError as error:
         echo_error(f"kosmosg {job}", error)

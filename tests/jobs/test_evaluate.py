@@ -203,7 +203,7 @@ def test_dreambench_from_photos_to_a_page(
 
     client = MlflowClient(tracking_uri=tracking)
     named = f"tags.protocol = '{protocol['id']}'"
-    (run,) = client.search_runs([client.get_experiment_by_name("evaluate").experiment_id], named)
+    (run,) = client.search_runs([client.get_experiment_by_name("kosmosg").experiment_id], named)
     assert run.info.status == "FINISHED"
     assert run.data.metrics["tiny/all/clip_t"] == pytest.approx(rows[0]["clip_t"])
 

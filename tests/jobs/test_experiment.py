@@ -227,7 +227,7 @@ def test_a_step_of_the_demo_is_done_again_when_its_preset_says_something_else(tm
     def run_with(steps: int) -> None:
         preset.write_text(yaml.safe_dump({"train": {"steps": steps}}))
         experiment = load("demo", "tiny", [f"demo.preset={preset}"])
-        run_step(DemoRun(experiment, tmp_path, "", run=cast(Run, None)), "pretrain", step)
+        run_step(DemoRun(experiment, tmp_path, "", run=cast(Run, None), key=""), "pretrain", step)
 
     run_with(2)
     run_with(2)

@@ -1,2 +1,2 @@
-"""The command `kosmosg`: `main` defines the subcommands, `generate`, `doctor` and `trace` implement three of
-them, `completion` provides shell completion."""
+"""The command `kosmosg`: `main` defines the subcommands, `generate`, `doctor`, `trace` and `track`
+implement four of them, `completion` provides shell completion."""

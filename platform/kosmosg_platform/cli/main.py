@@ -21,6 +21,7 @@ from kosmosg_platform.cli.completion import (
     offer_words,
 )
 from kosmosg_platform.cli.trace import trace
+from kosmosg_platform.cli.track import track_app
 from kosmosg_platform.cluster import workspace
 from kosmosg_platform.console import echo, echo_error, quiet_libraries
 
@@ -304,6 +305,7 @@ def doctor() -> int:
 
 
 app.command()(trace)
+app.add_typer(track_app, name="track")
 
 
 if __name__ == "__main__":

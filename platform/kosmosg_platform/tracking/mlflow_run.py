@@ -27,6 +27,14 @@ SECONDS = 10  # for one request
 _PARAM_LIMIT = 6000  # characters of one value, MLflow's own limit
 _PARAM_BATCH = 100  # params in one call, MLflow's own limit
 _METRIC_BATCH = 900  # metrics in one call, MLflow's own limit is 1000
+_NETWORK = {
+    "Connection refused": "connection refused",
+    "NewConnectionError": "no connection",
+    "NameResolutionError": "no such host",
+    "imed out": f"no answer within {SECONDS} s",
+    "database is locked": "the database is locked",
+}
+"""Signs in the long messages of the libraries below, and what they mean."""
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")
 
 
@@ -212,6 +220,7 @@ def client(uri: str) -> Any:
     """MLflow's client, set up to give up early: this process has other things to do than to wait for a server."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(SECONDS))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # prints a traceback for a locked database
@@ -246,6 +255,10 @@ def _translated(uri: str) -> Iterator[None]:
         raise Refused(_first_line(error)) from error
     except OSError as error:  # requests' exceptions are OSErrors
         raise Unreachable(_first_line(error)) from error
+    except (Unreachable, Refused):
+        raise
+    except Exception as error:  # a mistake of ours or of MLflow's must end neither the thread nor the job
+        raise Refused(f"{type(error).__name__}: {_first_line(error)}") from error
 
 
 def _leading_metrics(entries: Sequence[Entry]) -> list[Entry]:
@@ -268,5 +281,9 @@ def _existing(entry: Entry) -> Path:
 
 def _first_line(error: BaseException) -> str:
     """The message of an exception in one line that a user can read."""
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:300]
+    whole = str(error).strip()
+    text = (whole.splitlines() or [type(error).__name__])[0]
+    for sign, meaning in _NETWORK.items():
+        if sign in whole:
+            return meaning
+    return text[:300]

@@ -23,7 +23,8 @@ DEFAULTS = {"steps": 0, "guidance": -1.0, "seed": 0}
 def signature() -> Any:
     """What `predict` takes and gives: text in which each `<i>` stands for an image, and the images, in order."""
     from mlflow.models import ModelSignature
-    from mlflow.types import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import Array
 
     inputs = Schema(
         [

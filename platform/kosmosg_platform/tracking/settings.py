@@ -32,8 +32,11 @@ class TrackingConfig(Section):
     system_metrics_every: float = Field(default=15.0, ge=0)
     """Seconds between samples of each node's CPU, memory, disk, network and GPU load; 0 records none."""
 
-    def store(self, default: str) -> str:
-        """The URI that runs are written to. Raises ConfigError for one that MLflow has no store for."""
+    def store(self, default: str, create: bool = True) -> str:
+        """The URI that runs are written to. Raises ConfigError for one that MLflow has no store for.
+
+        With `create`, a database file that is not there is made, so that a folder that cannot be written is told now.
+        """
         uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
         scheme = urlsplit(uri).scheme.partition("+")[0]
         if scheme not in (*DATABASES, *_SERVERS) and uri not in _SERVERS:
@@ -41,15 +44,13 @@ class TrackingConfig(Section):
                 f"tracking.uri: {uri} cannot be used; give the address of a tracking server (http://HOST:PORT) or a "
                 "database such as sqlite:////path/mlflow.db"
             )
-        if (file := sqlite_file(uri)) is not None:
+        if create and (file := sqlite_file(uri)) is not None:
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with file.open("ab"):
                     pass
             except OSError as error:
-                raise ConfigError(
-                    f"tracking.uri: {uri} cannot be used ({error.strerror}); give another file"
-                ) from error
+                raise ConfigError(f"tracking.uri: {uri} cannot be used ({error.strerror}); give another") from error
         return uri
 
 

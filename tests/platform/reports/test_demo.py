@@ -1,17 +1,22 @@
 """The pipeline end to end as a user runs it: dataset, three stages, export, evaluation, one HTTP request, a page."""
 
+import base64
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from kosmosg import KosmosGConfig
+from kosmosg.checkpoint.digest import model_digest
 from kosmosg.checkpoint.export import load_export
 from kosmosg.conditioners.base import CONDITIONERS, with_conditioner
+from kosmosg_platform.run_paths import choose_model
 
 ROOT = Path(__file__).resolve().parents[3]
 SECONDS = 540
@@ -21,6 +26,10 @@ def demo(output: Path) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).parent / "kosmosg"), "run", "demo", "tiny", f"output={output}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS)
+
+
+def kosmosg_experiment(client: Any) -> str:
+    return str(client.get_experiment_by_name("kosmosg").experiment_id)
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +68,37 @@ class TestDemo:
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=f"sqlite:///{output / 'mlflow.db'}")
-        (parent,) = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
-        assert parent.info.status == "FINISHED"
-        for stage in ("pretrain", "align", "instruct", "evaluate"):
-            (run,) = client.search_runs([client.get_experiment_by_name(stage).experiment_id])
-            assert run.info.status == "FINISHED"
-            assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        runs = {run.data.tags["stage"]: run for run in client.search_runs([kosmosg_experiment(client)])}
+        assert set(runs) == {"demo", "pretrain", "align", "instruct", "evaluate"}
+        assert {run.info.status for run in runs.values()} == {"FINISHED"}
+        parent = runs.pop("demo")
+        assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {parent.info.run_id}
+        assert parent.data.params["instruct.steps"] == "6"
+        assert parent.data.metrics["instruct/loss"] == runs["instruct"].data.metrics["loss"]
         for stage in ("pretrain", "align", "instruct"):
-            version = client.get_model_version_by_alias(f"kosmosg-{stage}", "candidate")
-            assert Path(version.source.removeprefix("file://")).is_dir()
+            assert {one.dataset.digest for one in runs[stage].inputs.dataset_inputs}
+        for name in ("kosmosg-pretrain", "kosmosg-align", "kosmosg"):
+            assert client.get_model_version_by_alias(name, "candidate").version
+
+    def test_the_champion_is_loaded_by_its_name(self, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By MLflow, from its signature; and by everything that takes the name of a model."""
+        import mlflow
+        import pandas
+
+        name = "models:/kosmosg@champion"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{output / 'mlflow.db'}")
+        mlflow.set_tracking_uri(f"sqlite:///{output / 'mlflow.db'}")
+        loaded = mlflow.pyfunc.load_model(name)
+        assert loaded.metadata.signature.inputs.input_names() == ["prompt", "images"]
+        with Image.open(output / "demo/sheet.png") as sheet, io.BytesIO() as file:
+            sheet.crop((0, 0, 32, 32)).save(file, "PNG")
+            shown = base64.b64encode(file.getvalue()).decode()
+        table = pandas.DataFrame([{"prompt": "<i> at sea", "images": [shown]}])
+        answer = loaded.predict(table, params={"steps": 2, "seed": 3})
+        with Image.open(io.BytesIO(base64.b64decode(answer["image"][0]))) as image:
+            assert image.size == (32, 32)
+        folder = choose_model(output, "toyworld", name).folder
+        assert model_digest(folder) == model_digest(output / "demo/instruct/export")
 
     def test_scores_tell_every_set_and_variant(self, output: Path) -> None:
         scores = json.loads((output / "demo/evaluate/scores.json").read_text())
@@ -102,6 +133,6 @@ def test_a_demo_that_fails_is_recorded_as_failed_with_its_reason(tmp_path: Path)
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS)
     assert result.returncode != 0
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
-    (run,) = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
+    (run,) = client.search_runs([kosmosg_experiment(client)])
     assert run.info.status == "FAILED"
     assert "sidecar cannot annotate this source" in run.data.tags["failure"]

@@ -19,7 +19,6 @@ from kosmosg.errors import CheckpointError, ConfigError, DataError
 from kosmosg.stages import StageOutput
 from kosmosg_platform.config import merge, validate
 from kosmosg_platform.console import read_metrics
-from kosmosg_platform.tracking import Run
 from kosmosg_platform.training import trainer as launch
 from kosmosg_platform.training.recipe import TrainingExperiment
 from kosmosg_platform.training.sampler import SampleIndex
@@ -92,6 +91,9 @@ class ToyRecipe:
     def lineage(self) -> Mapping[str, str]:
         return {"parent.export": "none"}
 
+    def tracked_datasets(self) -> Sequence[Mapping[str, str]]:
+        return [{"name": "a", "digest": "0123", "source": "{}", "profile": "{}", "context": "training"}]
+
     def build_stage(self) -> ToyStage:
         return ToyStage()
 
@@ -157,12 +159,17 @@ def test_a_run_leaves_everything(plain_run: launch.FitResult) -> None:
     assert run.data.params["train.lr"] == "0.01"
     assert run.data.metrics["loss"] == pytest.approx(losses(plain_run)[-1])
     assert {"stage", "config.sha256", "data.manifest.sha256", "world_size", "git.sha"} <= set(run.data.tags)
+    assert {"mlflow.user", "mlflow.source.name", "mlflow.source.git.commit"} <= set(run.data.tags)
+    assert [one.dataset.digest for one in run.inputs.dataset_inputs] == ["0123"]
+    assert len(run.data.params) < 20, "a wall of params"
+    assert any(name.startswith("system/") and name.endswith("/cpu_utilization_percentage") for name in run.data.metrics)
     assert sorted(p.name for p in (plain_run.folder / "samples").iterdir()) == [
+        "scale-00000000.png",
         "scale-00000004.png",
         "scale-00000008.png",
     ]
     alive = (plain_run.folder.parents[1] / "alive.txt").read_text().split()
-    assert alive == ["1", "1"], "the trained stage was still in memory when the exported one was shown"
+    assert alive == ["1", "1", "1"], "the trained stage was still in memory when the exported one was shown"
     assert (plain_run.folder.parent / "export").resolve() == plain_run.export.resolve()
     assert "'steps': 8" in (plain_run.export / "figures.txt").read_text()
     assert losses(plain_run)[-1] < losses(plain_run)[0]
@@ -199,14 +206,12 @@ def test_zero_3_stopped_by_a_mistake_goes_on_with_one_worker_and_zero_0(
     assert losses(result) == pytest.approx(losses(plain_run), abs=1e-5)
     for name, tensor in weights_of(plain_run).items():
         torch.testing.assert_close(weights_of(result)[name], tensor, atol=1e-5, rtol=1e-5)
-    run = Run(f"sqlite:///{tmp_path}/mlflow.db", result.run_id)
-    assert run.last_step() == STEPS - 1
     import mlflow
 
-    client = mlflow.MlflowClient(run.uri)
-    history = client.get_metric_history(run.id, "loss")
-    assert sorted(point.step for point in history) == list(range(STEPS)), "a step was logged twice"
-    assert len(client.search_runs([client.get_run(run.id).info.experiment_id])) == 1
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    history = client.get_metric_history(result.run_id, "loss")
+    assert [point.step for point in history] == list(range(STEPS)), "a step is missing or was logged twice"
+    assert len(client.search_runs([client.get_run(result.run_id).info.experiment_id])) == 1
 
 
 def flip(path: Path) -> None:
