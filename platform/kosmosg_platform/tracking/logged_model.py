@@ -33,7 +33,7 @@ def log_model(api: Any, run_id: str, entry: Mapping[str, Any]) -> None:
         _store(api, logged, export)
         logged = api.finalize_logged_model(logged.model_id, "READY")
         _link_to_run(api, run_id, logged.model_id)
-    _register(api, name, run_id, logged.model_id, entry, tags)
+    _register(api, run_id, logged, entry, tags)
 
 
 def write_mlmodel(export: Path, run_id: str = "", model_id: str = "") -> None:
@@ -101,9 +101,10 @@ def _link_to_run(api: Any, run_id: str, model_id: str) -> None:
     api.log_outputs(run_id, [LoggedModelOutput(model_id, 0)])
 
 
-def _register(api: Any, name: str, run_id: str, model_id: str, entry: Mapping[str, Any], tags: dict[str, str]) -> None:
+def _register(api: Any, run_id: str, logged: Any, entry: Mapping[str, Any], tags: dict[str, str]) -> None:
     from mlflow.exceptions import MlflowException
 
+    name = entry["model"]
     try:
         registered = api.get_registered_model(name)
     except MlflowException as error:
@@ -114,9 +115,9 @@ def _register(api: Any, name: str, run_id: str, model_id: str, entry: Mapping[st
     mine = [one for one in known if one.run_id == run_id]
     found = mine[0] if mine else None
     if found is None:
-        found = api.create_model_version(
-            name, source=f"models:/{model_id}", run_id=run_id, tags=tags, model_id=model_id, await_creation_for=0
-        )
+        # A source of the form models:/ID would be looked up in the process's global store, not in this one.
+        place = logged.artifact_location
+        found = api.create_model_version(name, place, run_id, tags=tags, model_id=logged.model_id, await_creation_for=0)
     api.set_registered_model_alias(name, CANDIDATE, found.version)
     if CHAMPION not in registered.aliases:
         api.set_registered_model_alias(name, CHAMPION, found.version)

@@ -77,6 +77,7 @@ def _download(location: str, uri: str) -> Path:
         return folder
     cache.mkdir(parents=True, exist_ok=True)
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = _DOWNLOAD_SECONDS
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=cache))
     try:
         found = Path(download_artifacts(artifact_uri=location, dst_path=str(draft), tracking_uri=uri, registry_uri=uri))
