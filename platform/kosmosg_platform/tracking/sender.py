@@ -13,6 +13,7 @@ from kosmosg_platform.tracking.spool import Entry, Spool, count_unsent, writers
 _PAUSE = 1.0  # seconds between looks, so that metrics of many steps go into one request
 _FIRST_WAIT, _LONGEST_WAIT = 0.2, 10.0  # seconds before the next try where the server does not answer
 _PATIENCE = 5.0  # seconds of silence before it is reported
+_ANSWERING = 20  # times as long as for a silent server is waited at the end for one that answers
 _AT_ONCE = 2000
 _TOLD = 3  # refusals that are printed; all of them are in the rejected file
 _ORDERED = ("model", "close")  # entries that come after everything that other writers of the run have left
@@ -25,7 +26,7 @@ class Sender:
         self.spool, self._uri = spool, uri
         self._delivery = Delivery(spool, MlflowRun(spool.folder, uri, attempt))
         self._wake, self._stop = threading.Event(), threading.Event()
-        self._hurry = False
+        self._hurry = self._silent = False
         self._thread = threading.Thread(target=self._work, name=f"tracking-{spool.writer}", daemon=True)
         self._thread.start()
 
@@ -36,15 +37,18 @@ class Sender:
             self._wake.set()
 
     def flush(self, seconds: float) -> int:
-        """Wait until everything is sent, but no longer than this; returns how many entries of the run are not.
-
-        Other writers of the run that have ended are included.
+        """Wait until everything is sent, but no longer than this for a server that does not answer, nor more than
+        twenty times as long for one that does, such as with a large model; returns how many entries of the run are
+        not. Other writers of the run that have ended are included.
         """
         self.spool.sync()
         self._hurry = True
         self._wake.set()
-        until = time.monotonic() + seconds
-        while (left := count_unsent(self.spool.folder)) and time.monotonic() < until:
+        began = time.monotonic()
+        while left := count_unsent(self.spool.folder):
+            waited = time.monotonic() - began
+            if waited > seconds * (1 if self._silent else _ANSWERING):
+                break
             time.sleep(0.05)
         self._hurry = False
         return left
@@ -66,10 +70,10 @@ class Sender:
                     self._delivery.send_left_behind()
                 if told:
                     echo(f"tracking: {self._uri} answers again")
-                silent_since, told, wait = 0.0, False, _FIRST_WAIT
+                silent_since, told, wait, self._silent = 0.0, False, _FIRST_WAIT, False
                 self._wake.wait(_PAUSE)
             except Unreachable as error:
-                now = time.monotonic()
+                now, self._silent = time.monotonic(), True
                 silent_since = silent_since or now
                 if not told and now - silent_since > _PATIENCE and not isinstance(error, NotYet):
                     told = True

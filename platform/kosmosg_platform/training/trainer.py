@@ -217,7 +217,6 @@ def _finish(job: TrainRun, fingerprint: Mapping[str, Any], seconds: float) -> No
     stage = job.recipe.stage
     name = REGISTERED if stage == STAGES[-1] else f"{REGISTERED}-{stage}"
     job.run.log_model(name, job.export, job.key, PURPOSE.get(stage, stage), {"run.key": job.key, "stage": stage})
-    job.run.flush()
     metrics = {name: value for name, value in last_metrics(job).items() if name != "step"}
     finished = {
         "run_id": job.run.id,

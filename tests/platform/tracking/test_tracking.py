@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from tests.mlflow_server import MlflowServer
 from PIL import Image
 
 from kosmosg.errors import ConfigError
@@ -21,6 +20,7 @@ from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.tracking import Run, TrackingConfig
 from kosmosg_platform.tracking.sender import replay
 from kosmosg_platform.tracking.spool import Spool, count_unsent, read_run
+from tests.mlflow_server import MlflowServer
 
 KEY = "0123456789ab"
 
