@@ -74,6 +74,9 @@ class CaptionRecipe:
     def lineage(self) -> Mapping[str, str]:
         return {"parent.export": "none"}
 
+    def tracked_datasets(self) -> Sequence[Mapping[str, str]]:
+        return []
+
     def build_stage(self) -> Linear:
         return Linear()
 
