@@ -25,6 +25,7 @@ from kosmosg_platform.datasets.listing import BUCKET_BITS, LISTING, SPILL, previ
 from kosmosg_platform.datasets.pipeline import cpu_shares, grouped
 from kosmosg_platform.datasets.spent import COMPOSE, FINISH, READ, WRITE, Costs, Spent, read_costs, total
 from kosmosg_platform.datasets.steps import PipelineStep
+from kosmosg_platform.planning.plan import duration
 from kosmosg_platform.storage import read_json
 
 SAMPLED = 1000  # items of the pilot whose size in memory is looked at
@@ -226,6 +227,10 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def _figure(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def render_build(plan: BuildPlan, pilot: Pilot, config: BuildPlanConfig) -> Iterator[str]:
     """The plan as text."""
     yield (
@@ -235,12 +240,13 @@ def render_build(plan: BuildPlan, pilot: Pilot, config: BuildPlanConfig) -> Iter
     yield f"  {'processes':>9}  {'CPU-hours':>10}  {'GPU-hours':>10}  {'days':>8}  parts"
     for part in plan.parts:
         yield (
-            f"  {part.processes:9.3g}  {part.cpu_hours:10,.2f}  {part.gpu_hours:10,.2f}  {part.days:8.3g}  "
+            f"  {part.processes:9.4g}  {_figure(part.cpu_hours):>10}  {_figure(part.gpu_hours):>10}  "
+            f"{_figure(part.days):>8}  "
             f"{' + '.join(part.parts)}, on {part.device}"
         )
     cpus = config.cpus_per_node or os.cpu_count() or 1
     nodes = f"{plural(config.nodes, 'node')} with {cpus:g} CPUs and {config.gpus_per_node:g} GPUs"
-    yield f"{plan.days:.3g} days ({plan.days * 24:,.1f} hours) on {nodes}; slowest: {plan.slowest}"
+    yield f"{duration(plan.days)} on {nodes}; slowest: {plan.slowest}"
     told = ", ".join(f"{byte_count(size)} of {name}" for name, size in plan.stored.items())
     yield f"{byte_count(sum(plan.stored.values()))} on disk: {told}"
     yield f"{byte_count(plan.driver_bytes)} in the driver's memory while it lists, beside Python and its libraries"

@@ -155,7 +155,7 @@ def render(plans: Sequence[StagePlan], scale: ScaleConfig, engine: EngineConfig)
             if row.days is None:
                 yield f"  {row.device:<12} REFUSED: {'; '.join(row.refused)}"
             else:
-                yield f"  {row.device:<12} {row.memory / 1e9:6.3g} GB per worker  {_duration(row.days)}"
+                yield f"  {row.device:<12} {row.memory / 1e9:6.3g} GB per worker  {duration(row.days)}"
     unit = ("GPU" if scale.use_gpu else "worker") + ("s" if scale.workers > 1 else "")
     yield (
         f"for {scale.workers} {unit}, {engine.precision}, ZeRO-{engine.zero_stage}; "
@@ -172,7 +172,8 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def _duration(days: float) -> str:
+def duration(days: float) -> str:
+    """`3.5 days`, `7.2 hours`, `0.4 minutes`."""
     if days >= 1:
         return f"{days:.1f} days"
     hours = days * 24
