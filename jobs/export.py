@@ -64,12 +64,12 @@ def export_run(folder: Path, dest: Path) -> Path:
     settings = yaml.safe_load((folder / "experiment.yaml").read_text(encoding="utf-8"))
     experiment = validate(Experiment, settings | {"output": str(folder.parents[1])})
     recipe = import_module(f"jobs.{stage}").recipe(experiment)
-    if run_key(stage, experiment, recipe.fingerprint()) != key:
+    known = read_json(folder / "run.json")
+    if run_key(stage, experiment, recipe.fingerprint(), known.get("resumed_from")) != key:
         raise ConfigError(
             f"source: the data, the parent or the decoder of {folder} have changed since it was trained, so its frozen "
             "parts cannot be rebuilt; put them back, or train again"
         )
-    known = read_json(folder / "run.json")
     _, steps = export(TrainRun(recipe, experiment, key, Run(known["uri"], known["id"])), dest)
     echo(f"export: {stage} after {steps} steps in {dest}")
     return dest

@@ -198,4 +198,6 @@ class MetricsTail:
 
 def _figures(last: dict[str, Any]) -> str:
     speed = [f"{last['samples_per_second']:.1f} samples/s"] if "samples_per_second" in last else []
-    return ", ".join([f"loss {last['loss']:.4f}", *speed])
+    loss = [f"loss {last['loss']:.4f}"] if "loss" in last else ["loss not finite"]
+    skipped = [f"{last['skipped_updates']:.0f} updates skipped"] if "skipped_updates" in last else []
+    return ", ".join([*loss, *skipped, *speed])

@@ -36,6 +36,10 @@ class ScaleConfig(Section):
     max_failures: int = Field(default=2, ge=-1)
     """How many times lost workers are replaced and the run resumes from its last checkpoint; -1 means always."""
 
+    stop_seconds: float = Field(default=25, ge=0)
+    """Time that SIGTERM leaves the workers of a training run to save a checkpoint; less than the scheduler leaves the
+    program (Kubernetes and Slurm: 30 s, unless they are told otherwise)."""
+
     def training_workers(self) -> WorkerDemand:
         """What training takes from a cluster."""
         return WorkerDemand(self.workers, self.cpus_per_worker, float(self.use_gpu))

@@ -118,7 +118,7 @@ def _losses(found: Mapping[str, Mapping[str, Any]]) -> bytes:
     series = {}
     for stage in STAGES:
         lines = read_metrics(Path(found[stage]["export"]).parent / "metrics.jsonl")
-        series[stage] = [(float(line["step"]), float(line["loss"])) for line in lines]
+        series[stage] = [(float(line["step"]), float(line["loss"])) for line in lines if "loss" in line]
     return curves(series, "optimizer step", "loss")
 
 

@@ -2,7 +2,8 @@
 
 What is trained: `recipe` (the interface of a job's recipe), `stage_recipe` (what the stages share), `initial_model`,
 `mixture`, `columns`, `sampler`, `dataloader`, `replacement` (of samples that cannot be used), `lr_schedule`. How:
-`trainer` on the driver, `loop` on every worker, `engine` around DeepSpeed, `engine_config`, `checkpoints`, `ema`, and
-`notices` from workers to the user. The results: `metrics`, `changed_settings`, `sample_images`, `export`, `model_card`;
-`consumed` tells which records a step has seen.
+`trainer` on the driver, `loop` on every worker, `engine` around DeepSpeed, `engine_config`, `checkpoints`,
+`resume_point`, `ema`, and `notices` from workers to the user. What goes wrong: `stability`, `skipped_data`, `stopping`.
+The results: `metrics`, `changed_settings`, `sample_images`, `export`, `model_card`; `consumed` tells which records a
+step has seen.
 """

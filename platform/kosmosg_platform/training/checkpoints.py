@@ -7,8 +7,9 @@ Each worker writes the parameters assigned to it, so that no machine has to hold
 read them back. A folder counts as a checkpoint only if every file in its manifest exists with its original content.
 
 A checkpoint that cannot be read is never deleted, because it may be readable later: by another release, or once a
-shared file system shows all of it. A run resumes from its newest readable checkpoint. If none can be read, the run is
-refused with the reasons, and starts over only with `train.restart`.
+shared file system shows all of it. One whose content has changed is set aside under another name. A run resumes from
+its newest readable checkpoint. If none can be read, the run is refused with the reasons, and starts over only with
+`train.restart`.
 """
 
 import hashlib
@@ -25,12 +26,18 @@ from torch import Tensor, nn
 
 from kosmosg.errors import CheckpointError, DataError
 from kosmosg_platform.config import digest
-from kosmosg_platform.storage import read_json, write_json
+from kosmosg_platform.storage import read_json, write_json, write_text
 
 VERSION = 2
 READABLE = (1, 2)
 """Versions that this release reads. Version 1 stores the sizes of its files but no digests."""
 MANIFEST = "manifest.json"
+REASON = "damaged.txt"
+"""In a checkpoint that was set aside: why."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint all of which is there, with other content than was written."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,8 @@ class TrainingProgress:
     """Steps that changed the weights; fewer than `step` if fp16 skipped some."""
     loss_scale: dict[str, float] = field(default_factory=dict)
     """State of dynamic loss scaling (fp16)."""
+    base: str = ""
+    """Identity of model, data and their order, which runs that go on from this checkpoint must share."""
     seconds: float = 0.0
     """Time spent training so far, over all attempts."""
     written_by: dict[str, object] = field(default_factory=dict)
@@ -103,11 +112,13 @@ def read_progress(folder: Path, verify: bool = False) -> TrainingProgress:
             state = "is missing" if found is None else f"has {found} bytes"
             raise CheckpointError(f"{folder} is not complete: {name} {state}, its manifest says {size}")
         if verify and manifest["version"] > 1 and _sha256(file) != expected["sha256"]:
-            raise CheckpointError(f"{folder} is damaged: {name} does not have the content that its manifest says")
+            raise DamagedCheckpointError(
+                f"{folder} is damaged: {name} does not have the content that its manifest says"
+            )
     try:
         return TrainingProgress(**manifest["progress"])
     except TypeError as error:
-        raise CheckpointError(f"{folder}/{MANIFEST} is damaged: {error}") from None
+        raise DamagedCheckpointError(f"{folder}/{MANIFEST} is damaged: {error}") from None
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -117,7 +128,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is not complete: it has no {MANIFEST}")
     try:
         manifest = read_json(path)
-    except (DataError, OSError) as error:
+    except DataError as error:
+        raise DamagedCheckpointError(str(error)) from None
+    except OSError as error:
         raise CheckpointError(str(error)) from None
     version = manifest.get("version") if isinstance(manifest, dict) else None
     if version not in READABLE:
@@ -131,7 +144,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         content = {name: value for name, value in manifest.items() if name != "sha256"}
         intact = intact and manifest.get("sha256") == digest(content)
     if not intact:
-        raise CheckpointError(f"{path} is damaged: it does not have the content it was written with")
+        raise DamagedCheckpointError(f"{path} is damaged: it does not have the content it was written with")
     return dict(manifest)
 
 
@@ -175,7 +188,11 @@ class CheckpointSurvey:
     superseded: tuple[Path, ...]
     """Other readable checkpoints, none of them with more steps than `newest`."""
     unreadable: tuple[str, ...]
-    """Which folders cannot be read, and why."""
+    """Why other folders cannot be read."""
+    damaged: tuple[tuple[Path, str], ...] = ()
+    """Those of them whose content is not what was written, and why."""
+    set_aside: tuple[str, ...] = ()
+    """Why folders were set aside earlier."""
 
 
 def survey(folder: Path, key: str) -> CheckpointSurvey:
@@ -185,43 +202,57 @@ def survey(folder: Path, key: str) -> CheckpointSurvey:
     """
     readable: list[tuple[int, Path]] = []
     unreadable: list[str] = []
+    damaged: list[tuple[Path, str]] = []
+    set_aside: list[str] = []
     for candidate in sorted(folder.glob("*/*/")):
         if not candidate.is_dir():
+            continue
+        if (candidate / REASON).is_file():
+            set_aside.append((candidate / REASON).read_text(encoding="utf-8").strip())
             continue
         try:
             if read_progress(candidate).key == key:
                 readable.append((read_progress(candidate, verify=True).step, candidate))
         except CheckpointError as error:
             unreadable.append(str(error))
+            if isinstance(error, DamagedCheckpointError):
+                damaged.append((candidate, str(error)))
     readable.sort(key=lambda one: -one[0])  # stable sort: the first by name if steps are equal
     step, best = readable[0] if readable else (0, None)
-    return CheckpointSurvey(best, step, tuple(path for _, path in readable[1:]), tuple(unreadable))
+    superseded = tuple(path for _, path in readable[1:])
+    return CheckpointSurvey(best, step, superseded, tuple(unreadable), tuple(damaged), tuple(set_aside))
 
 
-def newest(folder: Path, key: str, say: Callable[[str], None]) -> CheckpointSurvey:
+def newest(folder: Path, key: str, say: Callable[[str], None], set_aside: bool = False) -> CheckpointSurvey:
     """The survey of a run, which resumes from `newest`; that is None if the run has never written a checkpoint.
 
-    Unreadable checkpoints that are skipped are reported through `say`. Raises CheckpointError with every reason if
-    there are checkpoints but none can be read.
+    Unreadable checkpoints that are skipped are reported through `say`. With `set_aside`, which needs that no worker is
+    running, damaged ones are renamed to `NAME.damaged`, with their reason in a file. Raises CheckpointError with every
+    reason if there are checkpoints but none can be read.
     """
     found = survey(folder, key)
-    if found.newest is None and found.unreadable:
+    places = {}
+    for path, reason in found.damaged if set_aside else ():
+        write_text(path / REASON, f"{reason}\n")
+        places[reason] = path.rename(path.with_name(f"{path.name}.damaged"))
+    if found.newest is None and (found.unreadable or found.set_aside):
         raise CheckpointError(
-            f"no checkpoint of this run can be read: {'; '.join(found.unreadable)}. Nothing was deleted: run the same "
-            "command again once one of them can be read, or start over with train.restart=true"
+            f"no checkpoint of this run can be read: {'; '.join((*found.unreadable, *found.set_aside))}. Nothing was "
+            "deleted: run the same command again once one of them can be read, or start over with train.restart=true"
         )
     for reason in found.unreadable:
-        say(f"{reason}; it is kept but not used. The newest readable checkpoint is at step {found.step}")
+        kept = f"set aside as {places[reason].name}" if reason in places else "kept but not used"
+        say(f"{reason}; it is {kept}. The newest readable checkpoint is at step {found.step}")
     return found
 
 
-def clean(folder: Path, found: CheckpointSurvey) -> None:
-    """Remove the verified checkpoints that a newer one supersedes.
+def clean(folder: Path, found: CheckpointSurvey, keep: int = 1) -> None:
+    """Remove the verified checkpoints except the newest `keep`.
 
     Unreadable checkpoints and those of other runs stay. An attempt's folder is removed with its last checkpoint; its
     other contents are Ray's own records.
     """
-    for path in found.superseded:
+    for path in found.superseded[keep - 1 :]:
         shutil.rmtree(path, ignore_errors=True)
         if not any(part.is_dir() for part in path.parent.iterdir()):
             shutil.rmtree(path.parent, ignore_errors=True)

@@ -2,11 +2,12 @@
 but the samples that were replaced (`kosmosg_platform.training.replacement`).
 
 Step s of a run with global batch G consumes positions [s G, (s + 1) G) of the order, however many workers there were
-and however often the run was interrupted; so seed, batch size, shares and dataset sizes are all that is needed.
+and however often the run was interrupted; so seed, batch size, shares and dataset sizes are all that is needed. Only
+what rollbacks left out is read from the run's folder (`skipped_data`).
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from kosmosg_platform.training.lr_schedule import TrainConfig
 from kosmosg_platform.training.mixture import DataConfig, Mixture, find_mixture
 from kosmosg_platform.training.replacement import FILE
 from kosmosg_platform.training.sampler import MixtureSampler
+from kosmosg_platform.training.skipped_data import SkippedData
 
 SETTINGS = "experiment.yaml"
 KEY = re.compile(r"[0-9a-f]{4,12}")
@@ -63,6 +65,8 @@ class TracedRun:
     """Documents of a sample of text, in stage 1."""
     last_step: int | None = None
     """The last step that the checkpoint has seen, when the run was named by one."""
+    skipped: SkippedData = field(default_factory=SkippedData)
+    """Data that rollbacks left out."""
     verified: bool = True
     """Whether the run's folder tells which data it was trained on, so that they could be compared."""
 
@@ -73,11 +77,12 @@ class TracedRun:
         sources = self.mixture.open(self.documents_per_row)
         sizes = {name: len(source) for name, source in sources.items()}
         order = MixtureSampler(sizes, self.mixture.weights, self.train.seed, self.train.global_batch)
-        first = step * self.train.global_batch
+        data_step = self.skipped.data_step(step)
+        first = data_step * self.train.global_batch
         lines = (line for line in read_metrics(self.folder / FILE) if line["step"] == step)
         replaced = {(line["kind"], line["seed"]): line for line in lines}
         wanted: dict[str, list[tuple[int, int, int, str | None]]] = {}  # kind -> position, epoch, index, instead of
-        for position, sample in enumerate(order.step(step), start=first):
+        for position, sample in enumerate(order.step(data_step), start=first):
             source = sources[sample.source]
             line = replaced.get((sample.source, sample.seed))
             read, instead = (line["by"], line["id"]) if line else (sample.index, None)
@@ -108,7 +113,8 @@ def open_run(name: str, output: Path) -> TracedRun:
     templates = (settings.get("templates") or {}).get("pretrain") or {}
     together = templates.get("documents_per_row", PretrainTemplates().documents_per_row)
     train = validate(TrainConfig, settings["train"])
-    return TracedRun(folder, train, mixture, together if stage == "pretrain" else 0, last, verified)
+    skipped = SkippedData.read(folder)
+    return TracedRun(folder, train, mixture, together if stage == "pretrain" else 0, last, skipped, verified)
 
 
 def _run_folder(place: Path) -> tuple[Path, int | None]:

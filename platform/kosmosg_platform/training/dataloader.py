@@ -17,6 +17,7 @@ from kosmosg_platform.training.notices import notify
 from kosmosg_platform.training.recipe import Collate, RecordSource, TrainRun
 from kosmosg_platform.training.replacement import Replacement, of_the_sample, record_id, usable
 from kosmosg_platform.training.sampler import MixtureSampler, SampleIndex
+from kosmosg_platform.training.skipped_data import SkippedData
 
 # How torch tells of a dead process, with and without its signal handler; an exception of ours in it reads differently.
 _DEATH = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:exited unexpectedly|is killed by signal)")
@@ -30,9 +31,11 @@ class LoadedBatch:
     replaced: tuple[Replacement, ...] = ()
 
 
-def micro_batches(job: TrainRun, start: int, micro: int, rank: int, world_size: int) -> Iterator[LoadedBatch]:
+def micro_batches(
+    job: TrainRun, start: int, micro: int, rank: int, world_size: int, skipped: SkippedData | None = None
+) -> Iterator[LoadedBatch]:
     """The micro-batches from optimizer step `start` to the end of the run, made by `scale.dataloader_workers`
-    processes.
+    processes, without the data in `skipped`.
 
     A micro-batch is a slice of the sample order, and every sample is one row: the rows of a global batch do not depend
     on the number of workers or micro-batches.
@@ -48,7 +51,7 @@ def micro_batches(job: TrainRun, start: int, micro: int, rank: int, world_size: 
     batches = _Batches(datasets, job.recipe.build_collate(), processes, micro)
     loader: DataLoader[Any] = DataLoader(
         batches,
-        batch_sampler=_Slices(order, start, train.steps, micro, rank, world_size),
+        batch_sampler=_Slices(order, skipped or SkippedData(), range(start, train.steps), micro, rank, world_size),
         collate_fn=_unchanged,
         num_workers=processes,
         pin_memory=job.experiment.scale.use_gpu,
@@ -143,12 +146,16 @@ class _Batches(Dataset[Any]):
 class _Slices:
     """The samples of every micro-batch, as a batch sampler for torch's DataLoader."""
 
-    def __init__(self, order: MixtureSampler, *window: int) -> None:
+    def __init__(self, order: MixtureSampler, skipped: SkippedData, steps: range, *part: int) -> None:
         self._order = order
-        self._window = window
+        self._skipped = skipped
+        self._steps = steps
+        self._part = part
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
-        return self._order.micro_batches(*self._window)
+        for step in self._steps:
+            data_step = self._skipped.data_step(step)
+            yield from self._order.micro_batches(data_step, data_step + 1, *self._part)
 
 
 def _dead(error: Exception, processes: Sequence[int]) -> list[int]:

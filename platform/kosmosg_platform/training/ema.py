@@ -19,7 +19,7 @@ class WeightEma:
         self._engine = engine
         self._names = names
         self._decay = decay
-        if state is None:
+        if state is None or not any(name.startswith("ema.") for name in state):  # or of a run without an average
             self.tensors = {name: weight.float().clone() for name, weight in engine.full_weights(names)}
         else:
             self.tensors = {name: state[f"ema.{name}"].to(engine.device) for name in sorted(names)}

@@ -13,6 +13,7 @@ Facts about DeepSpeed 0.19.8 that this file relies on:
   first parameter group stepped, when the other groups have no state yet. So it is linked again before it is read.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -74,6 +75,8 @@ class Engine:
         self._stage3 = config.zero_stage == 3
         self._wrapper = self._engine.optimizer
         self._inner: torch.optim.Optimizer = getattr(self._wrapper, "optimizer", self._wrapper)
+        self._is_plain = self._wrapper is self._inner
+        self._max_norm, self._norm = train.max_grad_norm or math.inf, 0.0
         self._inner.state.clear()
         if (scaler := self._scaler()) is not None:
             scaler.min_scale = scaler.min_loss_scale = _MIN_LOSS_SCALE
@@ -107,16 +110,42 @@ class Engine:
         """Backward pass; gradients are averaged over micro-batches and workers."""
         self._engine.backward(loss)
 
-    def step(self, rate: float) -> None:
-        """Call this after every micro-batch; the weights are updated after the last one of a batch."""
+    def step(self, rate: float) -> bool:
+        """Call this after every micro-batch; the weights are updated after the last one of a batch.
+
+        False if that update was skipped, on every worker, because the norm of the gradients is not finite. Weights and
+        optimizer states are then what they were.
+        """
         for group in self._wrapper.param_groups:
             group["lr"] = rate * group["multiplier"]
+        last = self._engine.is_gradient_accumulation_boundary()
+        applied = not (last and self._is_plain) or self._clip()
         self._engine.step()
+        return applied and (not last or self._engine.was_step_applied())
 
-    def gradient_norm(self) -> float | None:
-        """Global gradient norm of the last step before clipping, if DeepSpeed provides it."""
-        norm = self._engine.get_global_grad_norm()
-        return None if norm is None else float(norm)
+    def gradient_norm(self) -> float:
+        """Global gradient norm of the last step before clipping."""
+        return float(self._norm if self._is_plain else self._engine.get_global_grad_norm() or 0.0)
+
+    @property
+    def lowers_loss_scale(self) -> bool:
+        """Whether fp16 can still lower its loss scale after an overflow."""
+        scaler = self._scaler()
+        return scaler is not None and scaler.cur_scale > 1
+
+    def _clip(self) -> bool:
+        """Clip the gradients of ZeRO-0 in fp32; without a finite norm, drop them and return False.
+
+        DeepSpeed checks the norm for every other optimizer; here it would apply NaN. All workers have the same
+        gradients by now. The optimizer leaves parameters without gradients as they are.
+        """
+        parameters = [parameter for _, parameter in self.parameters]
+        self._norm = float(nn.utils.clip_grad_norm_(parameters, self._max_norm))
+        if math.isfinite(self._norm):
+            return True
+        for parameter in parameters:
+            parameter.grad = None
+        return False
 
     def release(self) -> None:
         """Free the memory of weights, gradients and optimizer states; the engine cannot be used afterwards."""
@@ -250,7 +279,7 @@ class Engine:
 
     def _plain_master(self, parameter: nn.Parameter) -> Tensor | None:
         """The full fp32 weight in ZeRO-0: the parameter itself, or its copy in the low-precision wrapper."""
-        if self._wrapper is self._inner:
+        if self._is_plain:
             return parameter
         if hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id"):
             return None
@@ -267,7 +296,7 @@ class Engine:
             flat = getattr(self._wrapper, attribute, None)
             if flat is not None:
                 return list(flat)
-        if self._wrapper is self._inner:
+        if self._is_plain:
             return [parameter for _, parameter in self.parameters]
         return list(chain(*self._wrapper.fp32_groups))
 

@@ -39,7 +39,8 @@ def deepspeed_config(
         "train_batch_size": micro_batch * passes * world_size,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": passes,
-        "gradient_clipping": train.max_grad_norm,
+        # ZeRO-0 in fp32 is clipped by `Engine`, which also checks the norm.
+        "gradient_clipping": train.max_grad_norm if config.zero_stage or config.precision != "fp32" else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         # DeepSpeed's own CPU Adam would be compiled on first use; torch's computes the same.

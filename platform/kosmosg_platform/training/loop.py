@@ -32,9 +32,13 @@ from kosmosg_platform.training.engine import Engine
 from kosmosg_platform.training.export import export
 from kosmosg_platform.training.lr_schedule import batch_plan, learning_rate
 from kosmosg_platform.training.metrics import Meter, Recorder, peak_memory_gb, write_sample_images
+from kosmosg_platform.training.notices import notify
 from kosmosg_platform.training.recipe import TrainRun
 from kosmosg_platform.training.replacement import ReplacedSamples
 from kosmosg_platform.training.sampler import mix
+from kosmosg_platform.training.skipped_data import SkippedData
+from kosmosg_platform.training.stability import Setback, SkippedUpdates, Stopped, is_finite, poison, roll_back
+from kosmosg_platform.training.stopping import Interruptions, tell_end
 
 _FLUSH_SECONDS = 2.0  # the driver may wait longer, when the workers have freed their devices
 
@@ -50,12 +54,28 @@ def work(config: Mapping[str, Any]) -> None:
     device: torch.device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    worker = Worker(job)
-    with record_node(job.run, job.experiment.tracking.system_metrics_every):
-        worker.train()
-    worker.engine.release()  # the device has no room for both the trained stage and the exported one
-    del worker
-    gc.collect()
+    rolled_back = False
+    while True:
+        worker = Worker(job, rolled_back)
+        with record_node(job.run, job.experiment.tracking.system_metrics_every):
+            end = worker.train()
+        worker.engine.release()  # the device has no room for both the trained stage and another one
+        del worker
+        gc.collect()
+        if end is None:
+            break
+        if isinstance(end, Stopped):
+            told = "stopped", f"stopped after step {end.step}, saved after step {end.saved}"
+        elif (reason := roll_back(job, end)) is not None:
+            told = "diverged", reason
+        else:
+            rolled_back = True
+            continue
+        # Not an error here, because Ray would start the workers again.
+        if dist.get_rank() == 0:
+            tell_end(job.folder, *told)
+        ray.train.report({})  # no worker exits before it is told
+        return
     if dist.get_rank() == 0:
         stage, step = export(job, job.export)
         cast(nn.Module, stage).to(device)
@@ -69,7 +89,7 @@ def work(config: Mapping[str, Any]) -> None:
 class Worker:
     """One worker's part of a training run. torch.distributed must be up."""
 
-    def __init__(self, job: TrainRun) -> None:
+    def __init__(self, job: TrainRun, rolled_back: bool = False) -> None:
         self.job = job
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.micro, self.passes = batch_plan(job.experiment.train, self.world)
@@ -99,13 +119,24 @@ class Worker:
             self.engine.load_loss_scale_state(state.progress.loss_scale)
         decay = job.experiment.train.ema
         self.average = WeightEma(self.engine, self.owned, decay, state) if decay else None
+        self.saved = self.start
+        self.skipped_data: SkippedData = self._agree(SkippedData.read(job.folder) if self.rank == 0 else None)
         self.replaced = ReplacedSamples(job, self.start, self.engine.device)
-        self.recorder = Recorder(job, self.start) if self.rank == 0 else None
+        self.recorder = Recorder(job, self.start, rolled_back) if self.rank == 0 else None
 
-    def train(self) -> None:
-        """Train from the current step to the last one."""
+    def train(self) -> Setback | Stopped | None:
+        """Train from the current step to the last one, to a request to stop, or to a Setback, from which the workers
+        must start again."""
+        end = self._train()
+        if self.recorder is not None:
+            self.recorder.close()
+        return end
+
+    def _train(self) -> Setback | Stopped | None:
         train = self.job.experiment.train
-        batches = micro_batches(self.job, self.start, self.micro, self.rank, self.world)
+        batches = micro_batches(self.job, self.start, self.micro, self.rank, self.world, self.skipped_data)
+        skipped, due, applied = SkippedUpdates(train.max_skipped_updates), False, True
+        interruptions = Interruptions(self.job.folder, self.rank)
         if train.sample_every and self.start == 0:
             self._sample_images(0)
         meter, begun = Meter(), time.monotonic()
@@ -115,61 +146,89 @@ class Worker:
             meter.waited += time.monotonic() - waiting
             for one in loaded:
                 self.replaced.note(step, one.replaced)
-            self._step(step, [one.batch for one in loaded], meter)
-            if self.average is not None:
+            batch = [one.batch for one in loaded]
+            weights = [float(one.pop("weight")) if "weight" in one else float(self.micro) for one in batch]
+            total, stop, preempted = self._sum(sum(weights), *interruptions.poll())
+            due |= bool(stop or preempted) and self.saved < step
+            if due and applied and (stop or preempted):
+                due = not self._save(step, self.seconds + time.monotonic() - begun)
+            if stop:
+                return Stopped(step, self.saved)
+            if preempted and self.rank == 0:
+                notify(self.job.folder, f"a node of this run is going away; saved after step {self.saved}")
+            applied = self._step(step, batch, weights, total, meter)
+            if applied and self.average is not None:
                 self.average.update(step)
             done = step + 1
             if done % train.log_every == 0 or done == train.steps:
                 self._log(step, meter)
                 meter = Meter()
-            if done % train.checkpoint_every == 0 or done == train.steps:
-                self._save(done, self.seconds + time.monotonic() - begun)
+            setback = skipped.add(step, applied, self.engine.lowers_loss_scale)
+            if setback is None and done == train.steps and skipped.in_row:
+                setback = Setback(step, "loss or gradients of the last steps were not finite")
+            due |= done % train.checkpoint_every == 0
+            # A state whose last update failed may be one from which nothing can be learnt: the next good one is saved.
+            if setback is None and (done == train.steps or (due and applied)):
+                due = False
+                if not self._save(done, self.seconds + time.monotonic() - begun):
+                    setback = Setback(step, f"weights or optimizer states after step {step} were not finite")
+            if setback is not None:
+                return setback
             if train.sample_every and done % train.sample_every == 0 and done < train.steps:
                 self._sample_images(done)
-        if self.recorder is not None:
-            self.recorder.close()
+        return None
 
-    def _step(self, step: int, batches: list[Batch], meter: Meter) -> None:
+    def _sum(self, *mine: float) -> list[float]:
+        """Sums over all workers, in the one reduction of a step that is our own."""
+        sums = torch.tensor(mine, device=self.engine.device)
+        dist.all_reduce(sums)
+        found: list[float] = sums.tolist()
+        return found
+
+    def _step(self, step: int, batches: list[Batch], weights: list[float], total: float, meter: Meter) -> bool:
+        """One update; False if it was skipped. `weights` are those of the batches, `total` that of all workers."""
         train = self.job.experiment.train
         rate = learning_rate(train, step)
-        weights = [float(batch.pop("weight")) if "weight" in batch else float(self.micro) for batch in batches]
-        total = torch.tensor(sum(weights), device=self.engine.device)
-        dist.all_reduce(total)
         # DeepSpeed takes the plain mean over passes and workers; this turns it into the weighted mean.
-        share = self.passes * self.world / max(float(total), 1e-9)
+        share = self.passes * self.world / max(total, 1e-9)
+        seen, applied = [], True
         for index, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
             torch.manual_seed(mix(train.seed, step, self.rank, index) >> 1)
             out = self.engine(batch)
-            self.engine.backward(out.loss * (weight * share))
-            meter.add(out.metrics, weight)
-            self.engine.step(rate)
+            self.engine.backward(out.loss * (weight * share) * poison(out.loss))
+            seen.append((out.metrics, weight))
+            applied = self.engine.step(rate)
+        for metrics, weight in seen:
+            if applied or is_finite(metrics):
+                meter.add(metrics, weight)
         meter.steps += 1
+        meter.skipped += not applied
+        return applied
 
     def _log(self, step: int, meter: Meter) -> None:
         train = self.job.experiment.train
         metrics = meter.mean()
         rate, seconds = learning_rate(train, step), time.monotonic() - meter.begun
-        if not math.isfinite(metrics["loss"]):
-            raise FloatingPointError(
-                f"the loss is {metrics['loss']} at step {step + 1} with learning rate {rate:g}; lower train.lr, "
-                "raise train.warmup, or look at the data of this step"
-            )
-        norm = self.engine.gradient_norm()
         replaced = self.replaced.settle(step)
         if self.recorder is None:
             return
         metrics |= {
+            "gradient_norm": self.engine.gradient_norm(),
             "learning_rate": rate,
             "samples_per_second": meter.steps * train.global_batch / seconds,
             "data_wait": meter.waited / seconds,
             "memory_gb": peak_memory_gb(),
             "data/replaced": float(replaced),
         }
-        if norm is not None:
-            metrics["gradient_norm"] = norm
-        self.recorder.write(step, metrics)
+        if meter.skipped:
+            metrics["skipped_updates"] = float(meter.skipped)
+        if self.skipped_data.windows:
+            metrics["rollbacks"] = float(len(self.skipped_data.windows))
+        # Where every loss was lost, there is no mean of them, and a norm that is not finite is no number for a curve.
+        self.recorder.write(step, {name: value for name, value in metrics.items() if math.isfinite(value)})
 
-    def _save(self, step: int, seconds: float) -> None:
+    def _save(self, step: int, seconds: float) -> bool:
+        """Save a checkpoint after `step` steps; False, on every worker, if the state is not finite on one of them."""
         import ray.train
 
         self.replaced.settle(step - 1)
@@ -179,6 +238,7 @@ class Worker:
             step=step,
             optimizer_steps=self.engine.optimizer_steps(),
             loss_scale=self.engine.loss_scale_state(),
+            base=self.job.base,
             seconds=seconds,
             written_by={"workers": self.world, "zero_stage": engine.zero_stage, "precision": engine.precision},
         )
@@ -189,20 +249,25 @@ class Worker:
             tensors = dict(self.engine.full_state(self.owned))
             if self.average is not None:
                 tensors |= self.average.state()
-            mine = checkpoints.write_shard(folder, self.rank, tensors)
+            mine = checkpoints.write_shard(folder, self.rank, tensors) if is_finite(tensors) else None
             del tensors
             files = [mine] * self.world
             dist.all_gather_object(files, mine)
+            written = [file for file in files if file is not None]
+            if len(written) < self.world:
+                return False
             if self.rank == 0:
-                checkpoints.write_manifest(folder, progress, files)
+                checkpoints.write_manifest(folder, progress, written)
             checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=name)
+        self.saved = step
+        return True
 
     def _newest_state(self) -> checkpoints.State | None:
         """The newest readable checkpoint; the first worker chooses for all of them."""
         found = None
         if self.rank == 0:
-            found = checkpoints.newest(self.job.checkpoints, self.job.key, echo).newest
+            found = checkpoints.newest(self.job.checkpoints, self.job.key, echo).newest or self.job.resume_from
         found = self._agree(found)
         return None if found is None else checkpoints.State(found)
 

@@ -47,11 +47,21 @@ class TrainConfig(Section):
     """Optimizer steps between checkpoints; the last step always writes one."""
     log_every: int = Field(default=1, ge=1)
     """Optimizer steps between logged metrics."""
+    max_skipped_updates: int = Field(default=5, ge=1)
+    """Updates in a row that are skipped because loss or gradients are not finite, before the run goes back to its last
+    checkpoint and leaves out the data since then. In fp16 they count once the loss scale is down to 1."""
+    max_rollbacks: int = Field(default=3, ge=0)
+    """How often the run goes back to the same checkpoint before it ends."""
     sample_every: int = Field(default=0, ge=0)
     """Optimizer steps between sample images; 0 generates them only once, at the end."""
     max_replaced: float = Field(default=0.001, ge=0, le=1)
     """Share of all samples so far that may be replaced because they cannot be used, such as undecodable images; above
     it the run ends. Up to 10 are always replaced, unless this is 0, which ends the run at the first."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """How many of the newest checkpoints are kept, for when one is damaged."""
+    resume_from: str | None = None
+    """Run folder or checkpoint of another run to go on from, with other settings of the optimizer, such as a lower lr;
+    null starts at step 0. Model, data, seed and global_batch must be the other run's."""
     restart: bool = False
     """Start over even if a run of the same settings is unfinished or finished under `output`; its checkpoints, metrics
     and export are removed first."""

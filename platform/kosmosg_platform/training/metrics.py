@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kosmosg_platform.console import read_metrics
 from kosmosg_platform.storage import write_text
+from kosmosg_platform.tracking.run import LoggedSoFar
 from kosmosg_platform.training.recipe import TrainRun
 
 
@@ -25,6 +26,7 @@ class Meter:
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
         self.steps = 0
+        self.skipped = 0
         self.waited = 0.0
         self.begun = time.monotonic()
 
@@ -51,9 +53,10 @@ class Recorder:
     only once. Nothing here waits for the tracking server.
     """
 
-    def __init__(self, job: TrainRun, start: int) -> None:
+    def __init__(self, job: TrainRun, start: int, rolled_back: bool = False) -> None:
         self._run = job.run.as_writer("worker")
-        self._logged = self._run.logged()
+        # After a rollback, steps are repeated with other data: MLflow then gets both curves.
+        self._logged = LoggedSoFar({}, frozenset()) if rolled_back else self._run.logged()
         kept = [line for line in read_metrics(job.metrics) if line["step"] < start]
         write_text(job.metrics, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = job.metrics.open("a", encoding="utf-8")

@@ -100,6 +100,10 @@ class TrainRun:
     """Identity of the run: a digest of everything that affects its result."""
     run: Run
     """Its MLflow run."""
+    base: str = ""
+    """What runs that go on from this one's checkpoints must share: a digest of model, data and their order."""
+    resume_from: Path | None = None
+    """Checkpoint of another run to go on from."""
 
     @property
     def folder(self) -> Path:

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from kosmosg_platform.run_paths import STAGES, RunPaths
 from kosmosg_platform.storage import point, read_json, write_json, write_text
 from kosmosg_platform.tracking import Run
 from kosmosg_platform.tracking.spool import read_run
-from kosmosg_platform.training import checkpoints, engine_config
+from kosmosg_platform.training import checkpoints, engine_config, stopping
 from kosmosg_platform.training.changed_settings import changed_settings
 from kosmosg_platform.training.loop import work
 from kosmosg_platform.training.lr_schedule import batch_plan
@@ -38,14 +39,28 @@ from kosmosg_platform.training.notices import FILE as NOTICES
 from kosmosg_platform.training.notices import follow_notices
 from kosmosg_platform.training.recipe import Recipe, TrainingExperiment, TrainRun
 from kosmosg_platform.training.replacement import FILE as REPLACED
+from kosmosg_platform.training.resume_point import base_of, find_resume_point
+from kosmosg_platform.training.skipped_data import FILE as SKIPPED
+from kosmosg_platform.training.stability import TrainingDivergedError
 
 FINISHED = "finished.json"
 REGISTERED = "kosmosg"
 """Name of the trained model in MLflow's registry; models of the stages before the last are `kosmosg-STAGE`."""
-_FILES = (FINISHED, "run.json", "experiment.yaml", "metrics.jsonl", REPLACED, NOTICES)
+_FILES = (FINISHED, "run.json", "experiment.yaml", "metrics.jsonl", REPLACED, NOTICES, SKIPPED, *stopping.FILES)
 _WRITTEN = (*_FILES, "checkpoints", "samples", "export", "tracking")
 # Settings of `train` that affect logging or how batches are split, but not the result.
-_FREE = {"micro_batch", "checkpoint_every", "log_every", "sample_every", "max_replaced", "restart"}
+_FREE = {
+    "micro_batch",
+    "checkpoint_every",
+    "log_every",
+    "sample_every",
+    "max_replaced",
+    "max_skipped_updates",
+    "max_rollbacks",
+    "keep_checkpoints",
+    "resume_from",
+    "restart",
+}
 _SMALL = 8  # workers up to which a report should not wait for Ray's two-second health check
 
 
@@ -77,7 +92,10 @@ def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
     batch_plan(experiment.train, experiment.scale.workers)
     engine_config.check(experiment.engine, experiment.scale.use_gpu)
     fingerprint = recipe.fingerprint()
-    key = run_key(recipe.stage, experiment, fingerprint)
+    base = base_of(recipe.stage, experiment.train, fingerprint)
+    origin = find_resume_point(experiment.train, base)
+    resumed = None if origin is None else origin.identity
+    key = run_key(recipe.stage, experiment, fingerprint, resumed)
     layout = RunPaths(experiment.output)
     folder = layout.run(recipe.stage, key)
     with _alone(folder):
@@ -91,18 +109,30 @@ def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
             if experiment.train.restart:
                 _forget(folder)
             run = _open_run(recipe, experiment, fingerprint, key)
-            write_json(folder / "run.json", {"uri": run.uri, "data": fingerprint.get("data")})
-            job = TrainRun(recipe, experiment, key, run)
+            known = {"uri": run.uri, "data": fingerprint.get("data"), "resumed_from": resumed}
+            write_json(folder / "run.json", known)
+            if origin is not None:
+                run.set_tags({"resumed.from": f"{origin.key} at step {origin.step}"})
+                if not (folder / SKIPPED).is_file():
+                    origin.skipped.write(folder)
+            job = TrainRun(recipe, experiment, key, run, base, origin.checkpoint if origin else None)
             with run.closing():
                 seconds = _train(job)
                 _finish(job, fingerprint, seconds)
         return _result(folder)
 
 
-def run_key(stage: str, experiment: TrainingExperiment, fingerprint: Mapping[str, Any]) -> str:
-    """The identity of a run: twelve characters of a digest of everything that affects its result."""
+def run_key(
+    stage: str, experiment: TrainingExperiment, fingerprint: Mapping[str, Any], origin: Mapping[str, Any] | None = None
+) -> str:
+    """The identity of a run: twelve characters of a digest of everything that affects its result.
+
+    `origin` is the identity of the `ResumePoint` that it goes on from.
+    """
     train = {name: value for name, value in plain(experiment.train).items() if name not in _FREE}
     shaping = {"stage": stage, "train": train, "precision": experiment.engine.precision, "fingerprint": fingerprint}
+    if origin is not None:
+        shaping["resumed_from"] = origin
     return digest(shaping)[:12]
 
 
@@ -123,10 +153,14 @@ def _train(job: TrainRun) -> float:
 
     experiment, stage = job.experiment, job.recipe.stage
     scale = experiment.scale
-    found = checkpoints.newest(job.checkpoints, job.key, lambda text: echo(f"{stage}: {text}"))
+    found = checkpoints.newest(job.checkpoints, job.key, lambda text: echo(f"{stage}: {text}"), set_aside=True)
+    keep = experiment.train.keep_checkpoints
     if found.newest is not None:
-        checkpoints.clean(job.checkpoints, found)
+        checkpoints.clean(job.checkpoints, found, keep)
         echo(f"{stage}: resuming from step {found.step} of {experiment.train.steps}")
+    elif job.resume_from is not None:
+        echo(f"{stage}: going on from {job.resume_from}")
+    stopping.clear(job.folder)
     trainer = TorchTrainer(
         work,
         train_loop_config={"job": job},
@@ -141,32 +175,39 @@ def _train(job: TrainRun) -> float:
             name=f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:4]}",
             storage_path=str(job.checkpoints),
             failure_config=FailureConfig(max_failures=scale.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=keep),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     with follow_metrics(stage, experiment.train.steps, job.metrics), follow_notices(job.folder, stage):
         try:
-            _interruptible(trainer.fit)
+            _interruptible(trainer.fit, lambda: stopping.ask_to_stop(job.folder), scale.stop_seconds)
         except Exception as error:
             mistake = _users_mistake(error)
             if mistake is None:
                 raise
             raise mistake from None
+    if (told := stopping.read_end(job.folder)) is not None:
+        kind, reason = told
+        if kind == "diverged":
+            raise TrainingDivergedError(reason)
+        echo(f"{stage}: {reason}")
+        raise KeyboardInterrupt
     final = checkpoints.survey(job.checkpoints, job.key)
     if final.newest is None or final.step < experiment.train.steps:
         raise CheckpointError(
             f"training ended, but its last checkpoint cannot be read: {'; '.join(final.unreadable) or 'there is none'}"
         )
-    checkpoints.clean(job.checkpoints, final)
+    checkpoints.clean(job.checkpoints, final, keep)
     return checkpoints.read_progress(final.newest).seconds
 
 
-def _interruptible(call: Callable[[], object]) -> None:
+def _interruptible(call: Callable[[], object], ask_to_stop: Callable[[], None], seconds: float) -> None:
     """Run a blocking call of Ray so that Ctrl-C and SIGTERM end the program as they should.
 
     On the main thread Ray Train would take over Ctrl-C and end the process with code 0. On another thread it leaves
-    signals alone; the workers end with the driver, and the next start resumes from their last checkpoint.
+    signals alone; the workers end with the driver, and the next start resumes from their last checkpoint. SIGTERM, with
+    which schedulers announce the end, first asks the workers to stop and leaves them `seconds` to save.
     """
     failures: list[BaseException] = []
 
@@ -176,13 +217,20 @@ def _interruptible(call: Callable[[], object]) -> None:
         except BaseException as error:  # noqa: BLE001 - handed to the caller below
             failures.append(error)
 
+    terminated: list[float] = []
     thread = threading.Thread(target=target, daemon=True)
     thread.start()
     on_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if on_main else None
+    before = signal.signal(signal.SIGTERM, lambda *_: terminated.append(time.monotonic())) if on_main else None
+    asked = False
     try:
         while thread.is_alive():
             thread.join(0.2)
+            if terminated and not asked:
+                asked = True
+                ask_to_stop()
+            if terminated and time.monotonic() > terminated[0] + seconds:
+                raise KeyboardInterrupt
     finally:
         if on_main:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -190,6 +190,45 @@ def test_clean_removes_what_is_superseded(tmp_path: Path) -> None:
     assert read_progress(kept).step == 6
 
 
+def test_what_is_damaged_is_set_aside_with_its_reason_and_what_is_incomplete_stays(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "s3", 3)
+    zeros, altered, late = (write(tmp_path / "a" / f"s{step}", step) for step in (6, 7, 8))
+    shard = zeros / "state-00000.safetensors"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    manifest = json.loads((altered / "manifest.json").read_text())
+    manifest["progress"]["step"] = 9
+    (altered / "manifest.json").write_text(json.dumps(manifest))
+    (late / "state-00001.safetensors").rename(tmp_path / "on its way")
+    told: list[str] = []
+    chosen = newest(tmp_path, "k", told.append, set_aside=True)
+    assert chosen.step == 3
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["s3", "s6.damaged", "s7.damaged", "s8"]
+    assert "does not have the content" in (tmp_path / "a" / "s6.damaged" / "damaged.txt").read_text()
+    assert [line.partition(";")[2] for line in sorted(told)] == [
+        " it is set aside as s6.damaged. The newest readable checkpoint is at step 3",
+        " it is set aside as s7.damaged. The newest readable checkpoint is at step 3",
+        " it is kept but not used. The newest readable checkpoint is at step 3",
+    ]
+    told.clear()
+    newest(tmp_path, "k", told.append, set_aside=True)
+    assert len(told) == 1, "what was set aside is told once"
+    clean(tmp_path, survey(tmp_path, "k"))
+    assert (tmp_path / "a" / "s7.damaged" / "state-00001.safetensors").is_file()
+    shutil.rmtree(tmp_path / "a" / "s3")
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint of this run can be read: .*s8 is not complete.*s6 is damaged"
+    ):
+        newest(tmp_path, "k", told.append, set_aside=True)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 9])
+def test_the_last_ones_are_kept(keep: int, tmp_path: Path) -> None:
+    for step in (3, 6, 9, 12):
+        write(tmp_path / str(step % 2) / f"s{step}", step)
+    clean(tmp_path, survey(tmp_path, "k"), keep)
+    assert sorted(int(path.name[1:]) for path in tmp_path.glob("*/*")) == [3, 6, 9, 12][-keep:]
+
+
 def test_every_parameter_has_one_writer_and_the_load_is_even() -> None:
     parameters = [(f"p{i}", nn.Parameter(torch.empty(0))) for i in range(20)]
     sizes = [1 + (i * 37) % 50 for i in range(20)]

@@ -143,16 +143,20 @@ def test_bf16_with_several_passes_keeps_its_state(zero: int) -> None:
     assert head + tail == pytest.approx(whole, abs=TOLERANCE["bf16"])
 
 
+def allow_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU computes in fp16, though too slowly for DeepSpeed and us to allow it."""
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: True)
+    monkeypatch.setattr("kosmosg_platform.training.engine.check", lambda config, on_gpu: None)
+
+
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_checkpoint_continues_exactly(
     zero: int, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deepspeed.accelerator import get_accelerator
-
-    # A CPU computes in fp16, though too slowly for DeepSpeed and us to allow it.
-    monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: True)
-    monkeypatch.setattr("kosmosg_platform.training.engine.check", lambda config, on_gpu: None)
+    allow_fp16(monkeypatch)
     whole = start(zero, precision)
     losses = learn(whole, 0, STEPS)
     first = start(zero, precision)
@@ -168,6 +172,35 @@ def test_a_checkpoint_continues_exactly(
     assert second.loss_scale_state() == whole.loss_scale_state()
     for name, tensor in state_of(whole).items():
         assert torch.equal(state_of(second)[name], tensor), name
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("passes", [1, 2])
+def test_an_update_that_is_not_finite_is_skipped_whole(
+    zero: int, precision: str, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow_fp16(monkeypatch)
+    engine = start(zero, precision, passes)
+    learn(engine, 0, CUT, passes)
+    before, steps = state_of(engine), engine.optimizer_steps()
+    batch = {"ids": torch.zeros(8 // passes, 4, dtype=torch.long), "target": torch.ones(8 // passes, 3)}
+    for _ in range(20):  # more often than fp16 can halve its loss scale
+        for index in range(passes):
+            out = engine(batch)
+            engine.backward(out.loss * (float("nan") if index == 0 else 1.0))
+            applied = engine.step(0.1)
+            assert applied == (index < passes - 1)
+    assert not engine.lowers_loss_scale
+    assert engine.optimizer_steps() == steps
+    for name, tensor in state_of(engine).items():
+        assert torch.equal(tensor, before[name]), name
+    for _ in range(passes):
+        out = engine(batch)
+        engine.backward(out.loss)
+        assert engine.step(0.1)
+    assert engine.optimizer_steps() == steps + 1
+    assert 0 < engine.gradient_norm() < float("inf")
 
 
 def test_masters_are_fp32_although_the_forward_pass_is_bf16() -> None:

@@ -224,7 +224,7 @@ def test_a_run_whose_checkpoints_cannot_be_read_starts_over_only_when_told(
     plain_run: launch.FitResult, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = ToyRecipe(tmp_path / "mark", fuse=40, how="raise")
-    one = {"scale": {"workers": 1}}
+    one: dict[str, Any] = {"scale": {"workers": 1}}
     with pytest.raises(DataError, match="is broken"):
         launch.fit(recipe, experiment(tmp_path, **one))
     folder = next((tmp_path / "toy").iterdir())
@@ -235,21 +235,26 @@ def test_a_run_whose_checkpoints_cannot_be_read_starts_over_only_when_told(
     said = capsys.readouterr().err
     assert f"{sixth} is damaged" in said
     assert "resuming from step 3 of 8" in said
-    assert sixth.is_dir(), "what cannot be read was deleted"
+    aside = sixth.with_name(f"{sixth.name}.damaged")
+    assert f"it is set aside as {aside.name}" in said
+    assert "does not have the content" in (aside / "damaged.txt").read_text()
+    assert not sixth.exists()
     assert not third.exists()
+    left = sorted(path.name[:13] for path in folder.glob("checkpoints/*/step-*") if path != aside)
+    assert left == ["step-00000006", "step-00000008"], "not the last two"
 
     (folder / "finished.json").unlink()
-    (last,) = (path for path in folder.glob("checkpoints/*/step-*") if path != sixth)
-    (last / "manifest.json").unlink()
+    for path in folder.glob("checkpoints/*/step-*"):
+        if path != aside:
+            (path / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match=r"no checkpoint of this run can be read.*train\.restart=true"):
         launch.fit(recipe, experiment(tmp_path, **one))
-    assert sixth.is_dir()
-    assert last.is_dir()
+    assert len(list(folder.glob("checkpoints/*/step-*"))) == 3
     (folder / "notes.txt").write_text("mine")
     again = launch.fit(recipe, experiment(tmp_path, **one, train={"restart": True}))
     assert losses(again) == pytest.approx(losses(plain_run), abs=1e-5)
     assert (folder / "notes.txt").read_text() == "mine"
-    assert not sixth.exists()
+    assert not aside.exists()
 
 
 def test_what_does_not_divide_is_refused_before_anything_starts(tmp_path: Path) -> None:
