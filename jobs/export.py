@@ -25,6 +25,7 @@ from kosmosg_platform.console import echo
 from kosmosg_platform.run_paths import STAGES, RunPaths
 from kosmosg_platform.storage import read_json
 from kosmosg_platform.tracking import Run
+from kosmosg_platform.tracking.run import FOLDER
 from kosmosg_platform.training.export import export
 from kosmosg_platform.training.recipe import TrainRun
 from kosmosg_platform.training.trainer import run_key
@@ -70,7 +71,7 @@ def export_run(folder: Path, dest: Path) -> Path:
             f"source: the data, the parent or the decoder of {folder} have changed since it was trained, so its frozen "
             "parts cannot be rebuilt; put them back, or train again"
         )
-    _, steps = export(TrainRun(recipe, experiment, key, Run(known["uri"], known["id"])), dest)
+    _, steps = export(TrainRun(recipe, experiment, key, Run(known["uri"], str(folder / FOLDER))), dest)
     echo(f"export: {stage} after {steps} steps in {dest}")
     return dest
 
