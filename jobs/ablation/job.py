@@ -314,11 +314,8 @@ def edit_rows(prompts: Sequence[EditPrompt], answers: Sequence[Answers], note: s
 
 def losses(export: Path) -> list[tuple[float, float]]:
     """The loss curve of a training run: optimizer step, loss. Empty if there is only an export."""
-    return [
-        (float(line["step"]), float(line["loss"]))
-        for line in read_metrics(export.parent / "metrics.jsonl")
-        if "loss" in line
-    ]
+    lines = read_metrics(export.parent / "metrics.jsonl")
+    return [(float(line["step"]), float(line["loss"])) for line in lines if "loss" in line]
 
 
 def page_path(experiment: Experiment) -> Path:
