@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs.experiment import Experiment, main
+from kosmosg.data.files.store_file import store_patience
 from kosmosg.data.records import record_kind
 from kosmosg.data.sources.base import Reader, Source
 from kosmosg_platform.cluster.session import connect
@@ -80,7 +81,8 @@ def targets(experiment: Experiment, source: Source) -> list[tuple[Path, Reader]]
     """Every dataset folder to build, with its reader. Raises ConfigError, or DataError if there is no source."""
     layout = RunPaths(experiment.output)
     path = experiment.source
-    readers = source.open(path)
+    with store_patience(experiment.build.store_retry_s):
+        readers = source.open(path)
     if path is not None and len(readers) == 1:
         (reader,) = readers.values()
         places = [(experiment.dest or layout.dataset(reader.kind), reader)]

@@ -20,7 +20,7 @@ from jobs.settings import JOBS, JOBS_OF_JOBS, reads, usage
 from kosmosg.data.near_duplicates import RADIUS
 from kosmosg.data.templates.instruct import InstructTemplates
 from kosmosg.data.templates.pretrain import PretrainTemplates
-from kosmosg.errors import ConfigError, KosmosGError
+from kosmosg.errors import ConfigError, KosmosGError, UnavailableError
 from kosmosg.stages.align import AlignObjective
 from kosmosg.stages.instruct import InstructObjective
 from kosmosg.stages.pretrain import PretrainObjective
@@ -234,7 +234,8 @@ def load(job: str, preset: str = DEFAULT_PRESET, overrides: Sequence[str] = ()) 
 def main(job: str, run: Callable[[Experiment], Any], arguments: Sequence[str] | None = None) -> None:
     """Entry of `python -m jobs.JOB [PRESET] [key=value ...] [--help]`; ends the process.
 
-    Exit codes: 0 for success, 2 for user errors (one sentence on standard error), 130 if interrupted from the keyboard.
+    Exit codes: 0 for success, 2 for user errors and 1 for a store or disk that is away or full (one sentence on
+    standard error each), 130 if interrupted from the keyboard.
     All other errors keep their traceback.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -253,6 +254,9 @@ def main(job: str, run: Callable[[Experiment], Any], arguments: Sequence[str] | 
     except KosmosGError as error:
         echo_error(f"kosmosg {job}", error)
         sys.exit(2)
+    except UnavailableError as error:
+        echo_error(f"kosmosg {job}", error)
+        sys.exit(1)
     except KeyboardInterrupt:
         echo_error(f"kosmosg {job}", "interrupted; run the same command again to resume")
         sys.exit(130)

@@ -1,9 +1,12 @@
 """User errors, each with a message of one clear sentence.
 
 Every class is also a `ValueError`, so library users can catch it without knowing this module. Command-line programs
-print the message to standard error and end with exit code 2; the HTTP server turns it into a 4xx response. Any other
-exception is a bug and keeps its traceback.
+print the message to standard error and end with exit code 2; the HTTP server turns it into a 4xx response.
+`UnavailableError` says that the same command will do later, and ends with exit code 1. Any other exception is a bug and
+keeps its traceback.
 """
+
+import errno
 
 
 class KosmosGError(ValueError):
@@ -28,3 +31,21 @@ class DataError(KosmosGError):
 
 class ConfigError(KosmosGError):
     """A setting that does not exist or has an invalid value; the message begins with its dotted path."""
+
+
+class UnavailableError(Exception):
+    """What a run needs is away for now: an object store, room on a disk. The message names it and the remedy.
+
+    No fault of the rows that were read or written meanwhile, so it is never a reason to reject them. Not a
+    `KosmosGError`: what handles values that are wrong must not swallow it.
+    """
+
+
+class DiskError(UnavailableError):
+    """A disk that is full or cannot be written."""
+
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+"""`OSError.errno` of a disk that is full, beyond a quota or a file-size limit, or read-only."""
+MACHINE_ERRORS = DISK_ERRORS | {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Those, and of a machine that has no file handles or memory left."""

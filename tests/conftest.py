@@ -11,6 +11,8 @@ import pytest
 import sentencepiece
 from hypothesis import settings
 
+from tests.object_store import ObjectStore
+
 # Tiny tensors gain nothing from threads, and threads that wait for each other on a busy machine lose minutes. Read when
 # torch is first imported, so it stands before any fixture.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,6 +37,23 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real test data is absent: no folder {folder} (set KOSMOSG_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A real S3 server, up for all tests of the session that ask for it."""
+    server = ObjectStore(tmp_path_factory.mktemp("object_store"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def object_store(s3_server: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """The S3 server, with its address and credentials in the environment."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
 
 
 @pytest.fixture(scope="session")

@@ -35,12 +35,13 @@ def quiet_libraries() -> None:
 
 @contextmanager
 def quiet_ray_data() -> Iterator[Any]:
-    """Silence Ray Data's own progress and plan messages, since the caller reports progress. Returns its context."""
+    """Silence Ray Data's own messages, since the caller reports progress and errors. Returns its context."""
     from ray.data import DataContext
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the errors that it logs, it raises as well
     context = DataContext.get_current().copy()
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True
     with DataContext.current(context):
         yield context
 

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,29 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} is not readable as JSON: {error}") from None
 
 
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A name to write to; behind the block that file is `path`, even if the machine crashes in between.
+
+    What a failed block has written is removed: on a disk that is full, remains would keep it so.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Process and thread in the name: a task that Ray runs twice never writes to one file twice.
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file atomically, even if the machine crashes in between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with replaced(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, data: Any) -> None:

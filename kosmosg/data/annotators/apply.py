@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from kosmosg.data.annotators.base import Annotator, Rejection, Sample, SizedAnnotator
-from kosmosg.errors import ImageError, KosmosGError
+from kosmosg.errors import MACHINE_ERRORS, ImageError, KosmosGError, UnavailableError
 
 UNEXPECTED = "unexpected"
 
@@ -55,7 +55,12 @@ def _answers(annotator: Annotator, batch: Sequence[Sample]) -> list[Any]:
 
 
 def refusal(error: Exception) -> Rejection:
-    """An exception as a `Rejection`: a reason and a sentence."""
+    """An exception as a `Rejection`: a reason and a sentence.
+
+    Raises it again where the machine is at fault, not the row: a store that is away, a full disk.
+    """
+    if isinstance(error, UnavailableError) or (isinstance(error, OSError) and error.errno in MACHINE_ERRORS):
+        raise error
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ImageError):
         return Rejection("unreadable", message)

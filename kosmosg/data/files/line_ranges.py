@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from kosmosg.data.files.source_files import FileEntry, SourceFiles
-from kosmosg.data.files.store_file import file_entry, open_file, read_file
 
 BLOCK = 1 << 18
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
@@ -61,7 +60,7 @@ def form_of(path: str) -> str:
 
 def read_lines(files: SourceFiles, path: str, start: int = 0, stop: int = 0, longest: int = BLOCK) -> Iterator[Line]:
     """The lines that begin in [start, stop). Raises BrokenOffError, if the line that is torn begins there."""
-    if file_entry(files, path) is None:
+    if files.entry(path) is None:
         raise BrokenOffError(start, "it is not there any more")
     # From the byte before: only if that one ends a line, a line begins at `start`.
     begin = max(start - 1, 0)
@@ -152,13 +151,13 @@ def unpacked_size(files: SourceFiles, entry: FileEntry) -> int:
         return entry.size
     if suffix == ".zip":
         try:
-            with open_file(files, entry.path) as file, zipfile.ZipFile(file) as archive:
+            with files.open(entry.path) as file, zipfile.ZipFile(file) as archive:
                 return _member(archive).file_size
         except (OSError, ValueError, zipfile.BadZipFile):
             return entry.size
     unpacked = 0
     try:
-        probe = read_file(files, entry.path, 0, _PROBE)
+        probe = files.read(entry.path, 0, _PROBE)
         stream = pa.CompressedInputStream(io.BytesIO(probe), COMPRESSIONS[suffix])
         while unpacked < _PROBE_UNPACKED and (block := stream.read(BLOCK)):
             unpacked += len(block)
@@ -174,7 +173,7 @@ def common_width(rows: list[list[str]]) -> int:
 
 def _blocks(files: SourceFiles, path: str, begin: int) -> Iterator[bytes]:
     suffix = PurePosixPath(path.lower()).suffix
-    with open_file(files, path) as file:
+    with files.open(path) as file:
         if suffix == ".zip":
             with zipfile.ZipFile(file) as archive, archive.open(_member(archive)) as member:
                 yield from _skipped(member, begin)

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kosmosg.data.files.source_files import SourceFiles
-from kosmosg.data.files.store_file import open_file
 from kosmosg.errors import DataError
 
 _BATCH_BYTES, _BATCH_ROWS = 1 << 24, 1024
@@ -53,7 +52,7 @@ class ParquetRow(NamedTuple):
 def parquet_head(files: SourceFiles, path: str, columns: Sequence[str] | None = None) -> ParquetHead:
     """The footer of a file; bytes are those of `columns`. Raises DataError when it is no Parquet file, StoreError."""
     try:
-        with open_file(files, path) as file:
+        with files.open(path) as file:
             opened = pq.ParquetFile(file)
             metadata, schema = opened.metadata, opened.schema_arrow
     except DAMAGE as error:
@@ -97,7 +96,7 @@ def read_rows(
 def _rows(
     files: SourceFiles, path: str, group: int, skip: int, start: int, length: int, columns: Sequence[str]
 ) -> Iterator[ParquetRow]:
-    with open_file(files, path) as file:
+    with files.open(path) as file:
         opened = pq.ParquetFile(file, buffer_size=_READ_AHEAD, pre_buffer=False)
         facts = opened.metadata.row_group(group)
         each = _bytes(facts, columns) / max(facts.num_rows, 1)

@@ -1,16 +1,20 @@
 """Files of a source, in a local folder or in an object store alike (s3://, gs://, hdfs:// through pyarrow).
 
+Whatever is asked of a store that does not answer is asked again for a while; then `StoreError` is raised
+(`kosmosg.data.files.store_file`).
+
 Names that stand inside of source files (a column of paths, the members of a tar) are never trusted: `safe` refuses
 those that would lead out of the source.
 """
 
 import os
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kosmosg.errors import DataError
+from kosmosg.data.files.store_file import Store, StoreFile
+from kosmosg.errors import MACHINE_ERRORS, DataError, UnavailableError
 
 
 class FileEntry(NamedTuple):
@@ -30,23 +34,44 @@ class SourceFiles:
     Args:
         root: a path, or a URL that pyarrow knows.
 
-    Raises DataError when there is nothing at `root`, or when the URL cannot be understood.
+    Raises DataError when there is nothing at `root`, when the URL cannot be understood, or holds a password.
     """
 
     def __init__(self, root: str | Path) -> None:
         text = str(root)
         self.is_local = "://" not in text or text.startswith("file://")
+        text, _, self._options = text.partition("?") if not self.is_local else (text, "", "")
+        if ":" in text.partition("://")[2].partition("/")[0].rpartition("@")[0]:
+            raise DataError(
+                "source: a URL ends up in logs and reports, so it takes no password; set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY instead"
+            )
         self.root = os.path.abspath(text.removeprefix("file://")) if self.is_local else text.rstrip("/")
         self.name = self.root.rstrip("/").rsplit("/", 1)[-1]
+        self.store = Store(self.root)
+
+    def at(self, root: str) -> "SourceFiles":
+        """The files under another folder, opened with the same patience."""
+        other = SourceFiles(root)
+        other.store.patience = self.store.patience
+        return other
+
+    @property
+    def above(self) -> "SourceFiles":
+        """The folder that this file or folder lies in."""
+        return self.at(self.root.rpartition("/")[0] + (f"?{self._options}" if self._options else ""))
 
     @cached_property
     def _remote(self) -> tuple[Any, str]:
         from pyarrow import ArrowInvalid
         from pyarrow.fs import FileSystem
 
+        url = f"{self.root}?{self._options}" if self._options else self.root
+        known = self.store.has_answered
         try:
-            filesystem, path = FileSystem.from_uri(self.root)
-        except (ArrowInvalid, OSError, ValueError) as error:
+            filesystem, path = self.store.ask(lambda: FileSystem.from_uri(url))
+            self.store.has_answered = known  # with an endpoint in the environment, that has asked nobody
+        except (ArrowInvalid, ValueError) as error:
             raise DataError(f"source: {self.root} cannot be opened ({str(error).splitlines()[0]})") from None
         return filesystem, path
 
@@ -64,7 +89,7 @@ class SourceFiles:
         from pyarrow.fs import FileType
 
         filesystem, path = self._remote
-        found = filesystem.get_file_info(path)
+        found = self.store.ask(lambda: filesystem.get_file_info(path))
         if found.type == FileType.NotFound:
             raise DataError(f"source: there is nothing at {self.root}")
         return bool(found.type == FileType.File)
@@ -89,17 +114,28 @@ class SourceFiles:
         return self.entry(path) is not None
 
     def entry(self, path: str) -> FileEntry | None:
-        """Size and stamp of one file, None when it is not there."""
+        """Size and stamp of one file, None when it is not there. Raises StoreError, DataError as `safe` does."""
         if self.is_local:
             return _local_entry(path, self._local(path))
         from pyarrow.fs import FileType
 
         filesystem, _ = self._remote
-        found = filesystem.get_file_info(self._url(path))
+        url = self._url(path)
+
+        def info() -> Any:
+            told = filesystem.get_file_info(url)
+            if told.type == FileType.NotFound:
+                raise FileNotFoundError(url)
+            return told
+
+        try:
+            found = self.store.ask(info)
+        except FileNotFoundError:
+            return None
         return _remote_entry(path, found) if found.type == FileType.File else None
 
     def read(self, path: str, start: int = 0, length: int = 0) -> bytes:
-        """Bytes of a file: `length` of them from `start`, all of the rest by default. Raises OSError."""
+        """Bytes of a file: `length` of them from `start`, all of the rest by default. Raises OSError, StoreError."""
         with self.open(path) as file:
             if start:
                 file.seek(start)
@@ -107,11 +143,17 @@ class SourceFiles:
         return data
 
     def open(self, path: str) -> Any:
-        """The file, open for reading bytes; it can seek. Raises OSError."""
+        """The file, open for reading bytes; it can seek. Raises OSError, StoreError."""
         if self.is_local:
-            return open(self._local(path), "rb")
+            place = self._local(path)
+            try:
+                return open(place, "rb")
+            except OSError as error:
+                if error.errno in MACHINE_ERRORS:
+                    raise UnavailableError(f"{place} cannot be opened: {error.strerror}") from error
+                raise
         filesystem, _ = self._remote
-        return filesystem.open_input_file(self._url(path))
+        return StoreFile(self.store, partial(filesystem.open_input_file, self._url(path)))
 
     def _local(self, path: str) -> str:
         return self.root if self.is_file else os.path.join(self.root, safe(path))
@@ -147,7 +189,8 @@ class SourceFiles:
         from pyarrow.fs import FileSelector, FileType
 
         filesystem, root = self._remote
-        found = filesystem.get_file_info(FileSelector(f"{root}/{folder}" if folder else root))
+        selected = FileSelector(f"{root}/{folder}" if folder else root)
+        found = self.store.ask(lambda: filesystem.get_file_info(selected))
         for info in sorted(found, key=lambda info: info.base_name):
             if info.base_name.startswith("."):
                 continue

@@ -1,95 +1,176 @@
-"""Files of an object store that does not answer: told from files that are damaged.
+"""Reading from an object store that may be away for a while.
 
 A damaged file stays damaged, and becomes a row in the quarantine table. When a store is away, nothing is wrong with the
-rows: `StoreError` goes on to the build, which must try the shard again, so that a re-run gives the same bytes.
+rows: it is asked again, with growing pauses, for as long as `store_patience` says; then `StoreError` ends the build.
 """
 
-from types import TracebackType
-from typing import Any
+import io
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
-from kosmosg.data.files.source_files import FileEntry, SourceFiles
+from kosmosg.errors import UnavailableError
 
-_ABOUT_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError)
+Answer = TypeVar("Answer")
+
+PATIENCE = 300.0
+_ABOUT_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+# What asking again does not change, in the words of the AWS library that Arrow reads S3 with.
+_REFUSED = re.compile(
+    r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|INVALID_SIGNATURE|SIGNATURE_DOES_NOT_MATCH"
+    r"|UNRECOGNIZED_CLIENT|MISSING_AUTHENTICATION_TOKEN|OPT_IN_REQUIRED|ACCOUNT_PROBLEM"
+    r"|ExpiredToken|InvalidToken|HTTP status (?:301|401|403)"
+)
+_NO_BUCKET = re.compile(r"NO_SUCH_BUCKET|InvalidBucketName")
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 15.0  # seconds
+_patience: ContextVar[float] = ContextVar("store_patience", default=PATIENCE)
 
 
-class StoreError(Exception):
-    """An object store did not answer."""
+class StoreError(UnavailableError):
+    """An object store that does not answer, or refuses to."""
 
 
-def open_file(files: SourceFiles, path: str) -> Any:
-    """A file of a source, open for reading, that can seek. Raises OSError, StoreError."""
-    return files.open(path) if files.is_local else _StoreFile(files, path)
-
-
-def read_file(files: SourceFiles, path: str, start: int = 0, length: int = 0) -> bytes:
-    """Bytes of a file: `length` of them from `start`, all of the rest by default. Raises OSError, StoreError."""
+@contextmanager
+def store_patience(seconds: float) -> Iterator[None]:
+    """Sources that are opened in this block ask a store again for so long after it has ceased to answer."""
+    before = _patience.set(seconds)
     try:
-        return files.read(path, start, length)
-    except OSError as error:
-        raise _told(files, path, error) from error
+        yield
+    finally:
+        _patience.reset(before)
 
 
-def file_entry(files: SourceFiles, path: str) -> FileEntry | None:
-    """Size and stamp of one file, None when it is not there. Raises StoreError, DataError for a path that leads out."""
-    try:
-        return files.entry(path)
-    except OSError as error:
-        told = _told(files, path, error)
-        if isinstance(told, StoreError):
-            raise told from error
-        return None
+class Store:
+    """How one object store is asked. Pickled with its files, so that workers are as patient as the driver.
+
+    Args:
+        url: what is read from it, for messages.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.patience = _patience.get()
+        self.has_answered = False
+        """Until then asking again would only hide a mistake in its address."""
+
+    def ask(self, question: Callable[[], Answer]) -> Answer:
+        """The answer to a question. Raises StoreError, and OSError for what is wrong with the file."""
+        pause, began = _FIRST_PAUSE, 0.0
+        missing = False
+        while True:
+            try:
+                answer = question()
+            except OSError as error:
+                if isinstance(error, _ABOUT_THE_FILE) and (missing or not began):
+                    self.has_answered = True
+                    raise
+                # A store that has just come back may not know yet of all that it has: it is asked twice.
+                missing = isinstance(error, _ABOUT_THE_FILE)
+                now = time.monotonic()
+                began = began or now
+                if not missing and (refusal := self._refusal(error)):
+                    raise StoreError(refusal) from error
+                if not self.has_answered or now - began + pause > self.patience:
+                    raise StoreError(self._away(error, now - began)) from error
+            else:
+                self.has_answered = True
+                return answer
+            time.sleep(pause * random.uniform(0.5, 1.0))  # workers must not all come back at once
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _refusal(self, error: OSError) -> str:
+        words = str(error)
+        if _NO_BUCKET.search(words):
+            return f"source: {self.url}{_endpoint()} is in no bucket that the store has; check the URL"
+        if not _REFUSED.search(words):
+            return ""
+        return (
+            f"the object store refuses to give {self.url}{_endpoint()}: {_words(error)}; check its credentials "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, also where Ray's workers run) and run the same command again"
+        )
+
+    def _away(self, error: OSError, seconds: float) -> str:
+        how_long = f" for {seconds:.0f} s" if seconds >= 1 else ""
+        return (
+            f"the object store of {self.url}{_endpoint()} did not answer{how_long}: {_words(error)}; check that it can "
+            "be reached, and run the same command again to go on from here"
+        )
 
 
-class _StoreFile:
-    closed = False
+class StoreFile(io.RawIOBase):
+    """A file in a store, open for reading bytes, that can seek. Raises StoreError, and OSError as `open_file` does.
 
-    def __init__(self, files: SourceFiles, path: str) -> None:
-        self._files, self._path = files, path
-        try:
-            self._file = files.open(path)
-        except OSError as error:
-            raise _told(files, path, error) from error
+    Args:
+        store: to be asked.
+        open_file: opens the file, at its beginning; again where the connection is lost.
+    """
+
+    def __init__(self, store: Store, open_file: Callable[[], Any]) -> None:
+        super().__init__()
+        self._store, self._open = store, open_file
+        self._file: Any = store.ask(open_file)
+        self._at = 0
 
     def read(self, size: int | None = -1) -> bytes:
-        try:
-            data: bytes = self._file.read() if size is None or size < 0 else self._file.read(size)
-        except OSError as error:
-            raise _told(self._files, self._path, error) from error
+        """`size` bytes, or all that are left."""
+        wanted = -1 if size is None else size
+        data = self._store.ask(lambda: self._read(wanted))
+        self._at += len(data)
         return data
 
+    def _read(self, size: int) -> bytes:
+        try:
+            if self._file is None:
+                self._file = self._open()
+                self._file.seek(self._at)
+            data: bytes = self._file.read() if size < 0 else self._file.read(size)
+        except OSError:
+            self._file = None  # in an unknown state: opened anew when it is asked again
+            raise
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer; gives how many bytes there were."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
     def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a place in the file."""
+        if self._file is None:
+            self._file = self._store.ask(self._open)
         self._file.seek(offset, whence)
-        return int(self._file.tell())
+        self._at = int(self._file.tell())
+        return self._at
 
     def tell(self) -> int:
-        return int(self._file.tell())
+        """Where the next byte is read."""
+        return self._at
 
     def readable(self) -> bool:
+        """True."""
         return True
 
     def seekable(self) -> bool:
+        """True."""
         return True
 
-    def writable(self) -> bool:
-        return False
-
-    def flush(self) -> None:
-        return None
-
     def close(self) -> None:
-        self.closed = True
-        self._file.close()
-
-    def __enter__(self) -> "_StoreFile":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        """Close the connection."""
+        if self._file is not None:
+            self._file.close()
+        super().close()
 
 
-def _told(files: SourceFiles, path: str, error: OSError) -> OSError | StoreError:
-    if files.is_local or isinstance(error, _ABOUT_THE_FILE):
-        return error
-    return StoreError(f"the store did not give {path} of {files.root}: {' '.join(str(error).split())[:300]}")
+def _endpoint() -> str:
+    address = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return f" ({address})" if address else ""
+
+
+def _words(error: OSError) -> str:
+    return " ".join(str(error).split())[:300]

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal
 
 from kosmosg.data.composition import provenance
 from kosmosg.data.files.source_files import SourceFiles
-from kosmosg.data.files.store_file import file_entry, read_file
 from kosmosg.data.sources.base import Item, Reader, ReadyRow, SourceRow, required
 from kosmosg.data.sources.caption_columns import (
     HEADER,
@@ -161,20 +160,20 @@ class CaptionTableReader:
         folder = "" if self.chosen.images else row.place.rpartition("/")[0]
         try:
             # An absolute path is refused as it stands, not led into the folder.
-            entry = file_entry(self._beside, f"{folder}/{path}" if folder and not path.startswith("/") else path)
+            entry = self._beside.entry(f"{folder}/{path}" if folder and not path.startswith("/") else path)
         except DataError as error:
             raise BadRow("escapes", str(error)) from error
         if entry is None:
             raise BadRow("missing-file", f"there is no image {path[:200]}")
         self.rows.check_bytes(path, entry.size)
-        return read_file(self._beside, entry.path)
+        return self._beside.read(entry.path)
 
     @cached_property
     def _beside(self) -> SourceFiles:
         """Where images are: of a source that is one file, in its folder."""
         if self.chosen.images or not self.files.is_file:
-            return SourceFiles(self.chosen.images) if self.chosen.images else self.files
-        return SourceFiles(self.files.root.rpartition("/")[0])
+            return self.files.at(self.chosen.images) if self.chosen.images else self.files
+        return self.files.above
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_beside"}

@@ -16,7 +16,6 @@ from PIL import Image
 from kosmosg.data.annotators.apply import refusal
 from kosmosg.data.annotators.base import Sample
 from kosmosg.data.composition import provenance, shrink
-from kosmosg.data.files.store_file import StoreError
 from kosmosg.data.image_bytes import encode_image
 from kosmosg.data.sources.base import Item, ReadyRow, RejectedRow, SourceRow, rejected
 from kosmosg.data.sources.stored_image import is_plain
@@ -55,8 +54,6 @@ def guarded(key: str, place: str, make: Callable[[], SourceRow]) -> SourceRow:
         return rejected(key, place, error.reason, str(error))
     except FileNotFoundError:
         return rejected(key, place, "missing-file", f"there is no file {place}")
-    except StoreError:
-        raise
     except Exception as error:  # noqa: BLE001 - told in the quarantine table, with its type
         return rejected(key, place, *refusal(error))
 

@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal
 from kosmosg.data.annotators.apply import refusal
 from kosmosg.data.files.json_stream import array_elements
 from kosmosg.data.files.source_files import SourceFiles
-from kosmosg.data.files.store_file import StoreError, file_entry, open_file, read_file
 from kosmosg.data.sources.base import Item, Reader, ReadyRow, SourceRow, rejected, required
 from kosmosg.data.sources.image_rows import BadRow
 from kosmosg.data.sources.scores import listed
@@ -81,10 +80,10 @@ class EditFolderReader(EditPairs):
     def items(self) -> Iterator[Item]:
         listed_any = False
         before = None
-        entry = file_entry(self.files, SEEDS)
+        entry = self.files.entry(SEEDS)
         stamp = entry.stamp if entry else ""
         try:
-            with open_file(self.files, SEEDS) as file:
+            with self.files.open(SEEDS) as file:
                 for number, element in enumerate(array_elements(file, SEEDS)):
                     item = self._item(number, element, stamp)
                     # The list is sorted, so a name that comes twice comes twice in a row.
@@ -112,7 +111,7 @@ class EditFolderReader(EditPairs):
         chosen = list(dict.fromkeys(map(str, seeds)))[: 1 if self.pairs == "first" else None]
         if self.files.is_local:
             try:
-                folder = file_entry(self.files, name)  # its time changes when files are unpacked into it
+                folder = self.files.entry(name)  # its time changes when files are unpacked into it
             except DataError:
                 folder = None
             stamp = folder.stamp if folder else ""
@@ -145,8 +144,6 @@ class EditFolderReader(EditPairs):
             return self.record(key, name, texts, images, prompt.get("url"))
         except BadRow as error:
             return rejected(key, name, error.reason, str(error), stage="read")
-        except StoreError:
-            raise
         except Exception as error:  # noqa: BLE001 - told in the quarantine table, with its type
             return rejected(key, name, *refusal(error))
 
@@ -166,14 +163,14 @@ class EditFolderReader(EditPairs):
 
     def _file(self, path: str, limit: int) -> bytes:
         try:
-            entry = file_entry(self.files, path)
+            entry = self.files.entry(path)
         except DataError as error:
             raise BadRow("escapes", str(error)) from error
         if entry is None:
             raise BadRow("missing-file", f"there is no file {path}")
         if entry.size > limit:
             raise BadRow("unreadable", f"{path} has {entry.size:,} bytes, the limit is {limit:,}")
-        return read_file(self.files, path)
+        return self.files.read(path)
 
 
 class EditParquetReader(EditPairs):
@@ -261,7 +258,7 @@ class InstructPix2Pix:
         source = required(path)
         files = SourceFiles(source)
         storage = ImageStorage(self.image_size, self.quality)
-        if not files.is_file and file_entry(files, SEEDS) is not None:
+        if not files.is_file and files.entry(SEEDS) is not None:
             return {"edit": EditFolderReader(source, storage, self.pairs)}
         if next(files.walk((".parquet",)), None) is not None:
             return {"edit": EditParquetReader(source, storage)}

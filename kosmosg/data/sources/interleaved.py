@@ -120,8 +120,8 @@ class InterleavedReader:
     @cached_property
     def _images(self) -> PageImages:
         if self.chosen.images:
-            return PageImages(SourceFiles(self.chosen.images), self.chosen.name)
-        files = SourceFiles(self.files.root.rpartition("/")[0]) if self.files.is_file else self.files
+            return PageImages(self.files.at(self.chosen.images), self.chosen.name)
+        files = self.files.above if self.files.is_file else self.files
         return PageImages(files, self.chosen.name)
 
     def __getstate__(self) -> dict[str, Any]:

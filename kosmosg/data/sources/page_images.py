@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 from kosmosg.data.files.parquet_ranges import DAMAGE
 from kosmosg.data.files.source_files import FileEntry, SourceFiles
-from kosmosg.data.files.store_file import file_entry, open_file, read_file
 from kosmosg.data.sources.image_rows import BadRow
 from kosmosg.errors import ConfigError, DataError
 
@@ -56,7 +55,7 @@ class PageImages:
         """The image of a URL, or of a name, in a page of the file `document`. Raises BadRow, StoreError."""
         for pattern, path in self._candidates(document, url, name):
             try:
-                entry = file_entry(self.files, path)
+                entry = self.files.entry(path)
             except DataError as error:
                 raise BadRow("escapes", str(error)) from error
             if entry is not None:
@@ -67,7 +66,7 @@ class PageImages:
     def _content(self, entry: FileEntry, limit: int) -> bytes:
         if entry.size > limit:
             raise BadRow("unreadable", f"{entry.path} has {entry.size:,} bytes, the limit is {limit:,}")
-        return read_file(self.files, entry.path)
+        return self.files.read(entry.path)
 
     def _candidates(self, document: str, url: str, name: str) -> Iterator[tuple[str, str]]:
         if self.pattern == IMG2DATASET:
@@ -105,7 +104,7 @@ class PageImages:
         import pyarrow.parquet as pq
 
         shard = path.rpartition(".")[0]
-        with open_file(self.files, path) as file:
+        with self.files.open(path) as file:
             try:
                 opened = pq.ParquetFile(file, pre_buffer=False)
                 if not {"url", "key", "status"} <= set(opened.schema_arrow.names):

@@ -21,6 +21,7 @@ from kosmosg.data.pipeline_rows import PipelineRow
 from kosmosg_platform.datasets.chunks import Chunk
 from kosmosg_platform.datasets.spent import Costs, Spent, device_of, plain_costs, timed
 from kosmosg_platform.datasets.steps import PipelineStep
+from kosmosg_platform.storage import replaced
 
 ANSWERS = ".answers"
 
@@ -94,11 +95,8 @@ class StepRunner:
             for key, answer in answers.items()
             if not (isinstance(answer, Rejection) and answer.reason.startswith(UNEXPECTED))
         }
-        self.place.mkdir(parents=True, exist_ok=True)
-        target = self._file(chunk)
-        partial = target.with_suffix(".partial")
-        feather.write_feather(answers_table(self.step.fills, worth, name), partial, compression="zstd")
-        partial.replace(target)
+        with replaced(self._file(chunk)) as partial:
+            feather.write_feather(answers_table(self.step.fills, worth, name), partial, compression="zstd")
 
     def _file(self, chunk: Chunk) -> Path:
         return self.place / f"{chunk.content}.arrow"

@@ -2,14 +2,12 @@
 
 A shard is done when its receipt carries the key of what would be built now: listed items, reader, steps, options,
 schema. So a build that was killed resumes with the chunk where it stopped, a changed setting rebuilds what depends on
-it, and new photos make new shards. The manifest is removed before the first change and written last.
+it, and new photos make new shards. The manifest is removed before the first file that it names is replaced, and written
+last: while only new shards are made, the dataset of before can be read.
 """
 
 import json
-import re
-import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,23 +18,29 @@ from kosmosg.data.annotators.apply import UNEXPECTED
 from kosmosg.data.composition import ComposeOptions
 from kosmosg.data.records import SCHEMA_VERSION
 from kosmosg.data.sources.base import Reader
-from kosmosg.errors import DataError
 from kosmosg_platform.cluster.resources import WorkerDemand, require_resources
 from kosmosg_platform.config import digest
-from kosmosg_platform.datasets.chunks import CHUNKS, RECEIPTS, Chunk, chunks_of, finish_shard, read_counts, write_plan
-from kosmosg_platform.datasets.dataset import MANIFEST, Shard, read_manifest, write_manifest
+from kosmosg_platform.datasets.chunks import RECEIPTS, Chunk, chunks_of, finish_shard, read_counts, write_plan
+from kosmosg_platform.datasets.dataset import MANIFEST
+from kosmosg_platform.datasets.faults import told_in_a_sentence
 from kosmosg_platform.datasets.kept_steps import KeptAnswers, tidy_answers
 from kosmosg_platform.datasets.listing import LISTING, ListedShard, write_listing
 from kosmosg_platform.datasets.pipeline import PipelinePlan, run_pipeline
+from kosmosg_platform.datasets.publishing import (
+    is_published,
+    publish,
+    published_shards,
+    refuse_to_publish,
+    remove_leftovers,
+    total,
+)
 from kosmosg_platform.datasets.steps import PipelineStep
 from kosmosg_platform.owned_folder import MARKER, claim_folder
 from kosmosg_platform.progress import Progress
 from kosmosg_platform.storage import write_json
 
-SHARD_FILE = re.compile(r"(?P<partial>\.)?(?P<name>part-\d{5,})\.(?:parquet|json)(?:\.[\w.-]+)?")
 PIPELINE_VERSION = 2  # raise it when the same source and settings would give other records
 
-SCORES = "scores"  # the stage of rows outside of a threshold on the metadata of their source
 FINISHING = 8  # shards that are put together at the same time
 
 Say = Callable[[str], None]
@@ -94,9 +98,21 @@ def build(
     """Build or finish the dataset `folder`, which must be new, empty, or written by an earlier build of this source.
 
     `start_ray` is called only when something has to be built. Raises DataError for a bad source or model, or when too
-    much was refused, and ConfigError for a folder that is not ours and when the cluster lacks the GPUs that were asked
-    for.
+    much was refused, ConfigError for a folder that is not ours and when the cluster lacks the GPUs that were asked for,
+    and UnavailableError for a store that stays away or a disk that is full.
     """
+    with told_in_a_sentence(folder):
+        return _build(folder, reader, settings, limit, start_ray, say)
+
+
+def _build(
+    folder: Path,
+    reader: Reader,
+    settings: BuildSettings,
+    limit: int | None,
+    start_ray: Callable[[], object],
+    say: Say,
+) -> BuildResult:
     started = time.monotonic()
     next(reader.items(), None)  # a source that cannot be read is refused before anything is written
     folder = claim(folder, reader)
@@ -110,7 +126,6 @@ def build(
             step.require()
         start_ray()
         require_resources(*gpu_demands(settings.steps))
-        (folder / MANIFEST).unlink(missing_ok=True)
         if kept:
             say(f"{reader.kind}: {kept} of {len(shards)} shards are there already, {len(missing)} to build")
         built_rows = _build_shards(folder, reader, settings, missing, keys)
@@ -119,13 +134,14 @@ def build(
     if unwritten:
         raise RuntimeError(f"shards {unwritten[:5]} of {folder} were not written; run the same build again")
     found = [receipt for receipt in receipts if receipt is not None]
-    gone = _published(folder) - {shard.name for shard in shards}
+    gone = published_shards(folder) - {shard.name for shard in shards}
     if gone:
         (folder / MANIFEST).unlink(missing_ok=True)  # before the files that it names are removed
     remove_leftovers(folder, {shard.name for shard in shards})
-    if missing or not (folder / MANIFEST).is_file():
-        _refuse_to_publish(folder, found, settings)
-        _publish(folder, reader, settings, found)
+    if missing or not is_published(folder, found):
+        (folder / MANIFEST).unlink(missing_ok=True)
+        refuse_to_publish(folder, found, settings.steps, settings.max_refused)
+        publish(folder, reader, settings.steps, settings.plain, found)
     answers = tidy_answers(
         folder,
         settings.steps,
@@ -137,8 +153,8 @@ def build(
         kind=reader.kind,
         rows=sum(receipt["data"]["rows"] for receipt in found),
         refused=sum(receipt["quarantine"]["rows"] for receipt in found if receipt["quarantine"]),
-        entities_left_out=_sum(receipt["dropped"] for receipt in found),
-        reasons=_sum(receipt["reasons"] for receipt in found),
+        entities_left_out=total(receipt["dropped"] for receipt in found),
+        reasons=total(receipt["reasons"] for receipt in found),
         built_shards=len(missing),
         kept_shards=kept,
         built_rows=built_rows,
@@ -150,14 +166,6 @@ def build(
 def _contents(folder: Path, shards: Sequence[ListedShard], keys: Mapping[str, str], chunk_rows: int) -> set[str]:
     """Digests of all chunks of a dataset."""
     return {chunk.content for shard in shards for chunk in chunks_of(folder, shard, keys[shard.name], chunk_rows)}
-
-
-def _published(folder: Path) -> set[str]:
-    """The shards that the manifest of an earlier build names; none where there is no manifest."""
-    try:
-        return {Path(shard["name"]).stem for shard in read_manifest(folder)["shards"]}
-    except DataError:
-        return set()
 
 
 def _build_shards(
@@ -177,8 +185,15 @@ def _build_shards(
     todo = [chunk for name in of for chunk in of[name] if chunk in left[name]]
     planned = write_plan(folder, todo)
     plan = PipelinePlan(folder, reader, tuple(settings.steps), settings.options, planned, len(todo))
-    finish = ray.remote(num_cpus=0)(finish_shard)
-    finishing = [finish.remote(folder, reader.kind, keys[name], of[name]) for name, rest in left.items() if not rest]
+    task = ray.remote(num_cpus=0)(finish_shard)
+    published = published_shards(folder)
+
+    def finish(name: str) -> Any:
+        if name in published:  # until a file that it names is replaced, the dataset of before can be read
+            (folder / MANIFEST).unlink(missing_ok=True)
+        return task.remote(folder, reader.kind, keys[name], of[name])
+
+    finishing = [finish(name) for name, rest in left.items() if not rest]
     rows = refused = 0
     with Progress(reader.kind, len(todo), "chunks") as shown:
         began = time.monotonic()
@@ -190,7 +205,7 @@ def _build_shards(
             shown.update(number, f"{rows:,} rows, {rate:,.1f} rows/s, {refused:,} refused")
             left[chunk.shard].discard(chunk)
             if not left[chunk.shard]:
-                finishing.append(finish.remote(folder, reader.kind, keys[chunk.shard], of[chunk.shard]))
+                finishing.append(finish(chunk.shard))
             if len(finishing) > FINISHING:
                 done, finishing = ray.wait(finishing, num_returns=1)
                 ray.get(done)
@@ -267,76 +282,3 @@ def _is_done(folder: Path, shard: str, key: str, retry: str) -> bool:
         return False
     files = [file for file in (receipt["data"], receipt["quarantine"]) if file]
     return all((folder / f["name"]).is_file() and (folder / f["name"]).stat().st_size == f["bytes"] for f in files)
-
-
-def _refuse_to_publish(folder: Path, receipts: Sequence[Mapping[str, Any]], settings: BuildSettings) -> None:
-    """Raise DataError when nothing, or too little, is left. What filters reject was meant to go, and does not count."""
-    rows = sum(receipt["rows"] for receipt in receipts)
-    reasons = _sum(receipt["reasons"] for receipt in receipts)
-    faults = {reason: count for reason, count in reasons.items() if not _by_a_filter(reason, settings.steps)}
-    faulty, rejected = sum(faults.values()), sum(reasons.values())
-    if rows and faulty <= settings.max_refused * rows and rejected < rows:
-        return
-    if not rows:
-        raise DataError(f"the source of {folder} has no rows; nothing is published")
-    told = faults if faulty > settings.max_refused * rows else reasons
-    reason, count = max(told.items(), key=lambda item: item[1])
-    example = next(receipt["example"][reason] for receipt in receipts if reason in receipt["example"])
-    fault = "; this looks like a bug or a problem of the machine" if UNEXPECTED in reason else ""
-    limit = (
-        f", more than build.max_refused={settings.max_refused:g} allows" if told is faults else ", so no row is left"
-    )
-    raise DataError(
-        f"{sum(told.values()):,} of {rows:,} rows were refused{limit}; most often ({count:,} times) for {reason!r}, "
-        f"such as: {example}{fault}. All are listed in {folder / 'quarantine'}"
-    )
-
-
-def _by_a_filter(reason: str, steps: Sequence[PipelineStep]) -> bool:
-    """Whether a reason ("stage: reason") is a filter's, or that of a threshold on the source's own scores."""
-    return reason.partition(": ")[0] in {SCORES, *(step.name for step in steps if not step.fills)}
-
-
-def _publish(folder: Path, reader: Reader, settings: BuildSettings, receipts: Sequence[Mapping[str, Any]]) -> None:
-    annotators: dict[str, str] = {}
-    for receipt in receipts:
-        annotators |= receipt["annotators"]
-    refused = _sum(receipt["reasons"] for receipt in receipts)
-    filtered = sum(count for reason, count in refused.items() if _by_a_filter(reason, settings.steps))
-    written = sum(receipt["data"]["rows"] for receipt in receipts)
-    write_manifest(
-        folder,
-        reader.kind,
-        [Shard(**receipt["data"]) for receipt in receipts],
-        [Shard(**receipt["quarantine"]) for receipt in receipts if receipt["quarantine"]],
-        config=settings.plain,
-        annotators=annotators,
-        source=reader.describe(),
-        extra={
-            "counts": {
-                "read": sum(receipt["rows"] for receipt in receipts),
-                "written": written,
-                "filtered": filtered,
-                "quarantined": sum(refused.values()) - filtered,
-            },
-            "refused": refused,
-            "entities_left_out": _sum(receipt["dropped"] for receipt in receipts),
-        },
-    )
-
-
-def remove_leftovers(folder: Path, shards: set[str]) -> None:
-    """Files of shards that the source no longer has, and of writers that were killed; files of other names stay."""
-    for part in ("data", "quarantine", RECEIPTS):
-        for path in (folder / part).glob("*part-*"):
-            shard = SHARD_FILE.fullmatch(path.name)
-            if shard and (shard["partial"] or shard["name"] not in shards):
-                path.unlink(missing_ok=True)
-    shutil.rmtree(folder / CHUNKS, ignore_errors=True)
-
-
-def _sum(counts: Any) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for count in counts:
-        total.update(count)
-    return dict(sorted(total.items()))

@@ -25,7 +25,7 @@ from kosmosg.data.annotators.apply import UNEXPECTED
 from kosmosg_platform.datasets.dataset import write_record_tables, write_records, write_refusals
 from kosmosg_platform.datasets.listing import ListedShard, item_rows
 from kosmosg_platform.datasets.spent import FINISH, WRITE, Costs, plain_costs, read_costs, timed, total
-from kosmosg_platform.storage import write_json, write_text
+from kosmosg_platform.storage import replaced, write_json, write_text
 
 CHUNKS = ".chunks"
 RECEIPTS = ".receipts"  # DEST/.receipts/part-00000.json: what is known of a finished shard
@@ -75,11 +75,8 @@ def write_plan(folder: Path, chunks: Sequence[Chunk]) -> str:
     """
     told = pa.Table.from_pylist([chunk._asdict() for chunk in chunks])
     name = f"plan-{sha256(repr(chunks).encode()).hexdigest()[:16]}.arrow"
-    place = folder / CHUNKS
-    place.mkdir(parents=True, exist_ok=True)
-    partial = place / f".{name}.partial"
-    feather.write_feather(told, partial, compression="zstd")
-    partial.replace(place / name)
+    with replaced(folder / CHUNKS / name) as partial:
+        feather.write_feather(told, partial, compression="zstd")
     return name
 
 

@@ -10,7 +10,6 @@ and renamed. The bytes of a shard depend only on its records, never on the time 
 
 import hashlib
 import json
-import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
@@ -27,7 +26,7 @@ import pyarrow.parquet as pq
 from kosmosg.data.records import QUARANTINE, SCHEMA_VERSION, schema, table
 from kosmosg.errors import DataError
 from kosmosg_platform.datasets.shard_files import AGAIN, ShardFiles
-from kosmosg_platform.storage import write_json
+from kosmosg_platform.storage import replaced, write_json
 
 MANIFEST = "manifest.json"
 
@@ -64,24 +63,20 @@ def write_record_tables(folder: Path, name: str, kind: str, tables: Iterable[pa.
 
 def _write_tables(folder: Path, name: str, form: pa.Schema, tables: Iterable[pa.Table]) -> Shard:
     target = folder / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(target)
     count = 0
     # Row groups of one record or a few: dictionaries and statistics would take more room than they save.
     layout = {"use_dictionary": False, "write_statistics": False, "write_page_checksum": True}
-    with pq.ParquetWriter(temporary, form, compression=_compression(form), **layout) as writer:
-        for rows in tables:
-            group = ROW_GROUP_ROWS
-            if rows.num_rows:
-                group = max(1, min(group, ROW_GROUP_BYTES * rows.num_rows // max(1, rows.nbytes)))
-            writer.write_table(rows, row_group_size=group)
-            count += rows.num_rows
-    with temporary.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    shard = Shard(name, count, temporary.stat().st_size, digest)
-    temporary.replace(target)
-    return shard
+    with replaced(target) as temporary:
+        with pq.ParquetWriter(temporary, form, compression=_compression(form), **layout) as writer:
+            for rows in tables:
+                group = ROW_GROUP_ROWS
+                if rows.num_rows:
+                    group = max(1, min(group, ROW_GROUP_BYTES * rows.num_rows // max(1, rows.nbytes)))
+                writer.write_table(rows, row_group_size=group)
+                count += rows.num_rows
+        with temporary.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return Shard(name, count, temporary.stat().st_size, digest)
 
 
 def _compression(form: pa.Schema) -> dict[str, str]:
@@ -131,11 +126,6 @@ def write_manifest(
 
 def _digest_of(shards: Sequence[Mapping[str, Any]]) -> str:
     return hashlib.sha256("".join(f"{s['name']} {s['sha256']}\n" for s in shards).encode()).hexdigest()
-
-
-def _temporary(path: Path) -> Path:
-    # Process and thread in the name, so that a task that Ray runs twice never writes to the same file twice.
-    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

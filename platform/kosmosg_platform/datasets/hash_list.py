@@ -15,6 +15,7 @@ from kosmosg.data.hash_list import Duplicates, find_duplicates, open_hash_list, 
 from kosmosg.data.image_hash import HashedImage, hash_images
 from kosmosg.data.sources.base import Reader, ReadyRow
 from kosmosg.errors import DataError
+from kosmosg_platform.datasets.faults import told_in_a_sentence
 from kosmosg_platform.datasets.listing import ListedShard, read_items, write_listing
 from kosmosg_platform.owned_folder import claim_folder
 from kosmosg_platform.progress import Progress
@@ -41,8 +42,15 @@ def hash_source(
 ) -> HashedSource:
     """Hash every image of a source, and find its copies within `radius` bits.
 
-    Raises DataError when the source cannot be read, or has no image that can be.
+    Raises DataError when the source cannot be read, or has no image that can be, and UnavailableError as `build` does.
     """
+    with told_in_a_sentence(folder):
+        return _hash_source(folder, reader, radius, limit, start_ray)
+
+
+def _hash_source(
+    folder: Path, reader: Reader, radius: int, limit: int | None, start_ray: Callable[[], object]
+) -> HashedSource:
     next(reader.items(), None)  # a source that cannot be read is refused before anything is written
     folder = claim_folder(folder, "hash_list", f"hashes of {reader.describe()['layout']}")
     shards = write_listing(folder, reader, SHARD_ROWS, SHARD_BYTES, limit)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from kosmosg.data.sources.base import Item, Reader, limited
 from kosmosg.errors import DataError
-from kosmosg_platform.storage import read_json, write_json
+from kosmosg_platform.storage import read_json, replaced, write_json
 
 LISTING = ".listing"
 BUCKET_BITS = 6
@@ -259,9 +259,6 @@ def _write(place: Path, number: int, items: pa.Table) -> ListedShard:
         last=pc.max(items.column("hash")).as_py(),
         digest=told.hexdigest(),
     )
-    target = place / f"{shard.name}.parquet"
-    partial = place / f".{shard.name}.partial"
-    place.mkdir(parents=True, exist_ok=True)
-    pq.write_table(items, partial, compression="zstd")
-    partial.replace(target)
+    with replaced(place / f"{shard.name}.parquet") as partial:
+        pq.write_table(items, partial, compression="zstd")
     return shard

@@ -24,6 +24,7 @@ from kosmosg.data.annotators.base import Rejection
 from kosmosg.data.composition import ComposeOptions, compose
 from kosmosg.data.pipeline_rows import PipelineRow, carry, from_table, to_table
 from kosmosg.data.sources.base import Item, Reader, SourceRow, rejected
+from kosmosg.errors import DataError
 from kosmosg_platform.console import quiet_ray_data
 from kosmosg_platform.datasets.answers import StepRunner
 from kosmosg_platform.datasets.chunks import Chunk, read_plan, write_chunk
@@ -119,6 +120,11 @@ class _Read:
             with timed(costs, READ, 0) as spent:
                 rows, ready = carry(list(self.read(chunk)), number)
                 spent.reached = spent.rows = len(rows) + len(ready)
+            if ready and self.plan.reader.annotated:
+                raise DataError(
+                    f"source: {ready[0].get('id')!r} came as a finished record from a reader that gives samples for "
+                    "annotators; a reader gives one or the other, and says so in `annotated`"
+                )
             if not rows and not ready:
                 rows = [PipelineRow(number, 0)]  # so that the empty chunk reaches its writer
             rows[:1] = [replace(row, costs=plain_costs(costs)) for row in rows[:1]]

@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from kosmosg.data.annotators.base import ANNOTATORS, FIELDS, Annotator, Sample
 from kosmosg.data.composition import ComposeOptions
+from kosmosg.data.files.store_file import PATIENCE
 from kosmosg.data.filters.base import FILTERS, Filter
 from kosmosg.data.sources.base import SOURCES, Source
 from kosmosg.errors import ConfigError, DataError
@@ -115,6 +116,8 @@ class BuildConfig(Section):
     keep_answers: int = Field(default=3, ge=1)
     """Of how many last settings the answers of models are kept (`DEST/.answers`), so that going back to one asks no
     model again; 1 keeps those of the dataset that is there."""
+    store_retry_s: float = Field(default=PATIENCE, ge=0)
+    """Seconds for which an object store that has ceased to answer is asked again before the build ends."""
     max_refused: float = Field(default=0.5, ge=0, le=1)
     """Maximum share of rejected rows; above it, nothing is published."""
 

@@ -1,0 +1,76 @@
+"""What ends a build through no fault of its rows, told in one sentence: a store that is away, a full disk.
+
+Errors of workers come wrapped by Ray, with a traceback for text; what they were is inside.
+"""
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kosmosg.errors import DISK_ERRORS, MACHINE_ERRORS, DiskError, KosmosGError, UnavailableError
+
+_REMEDIES = {
+    errno.EROFS: "make it writable",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EACCES: "give this user the right to it",
+    errno.EPERM: "give this user the right to it",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close what else runs on the machine",
+    errno.ENOMEM: "free memory",
+}
+
+
+@contextmanager
+def told_in_a_sentence(folder: Path) -> Iterator[None]:
+    """Errors in this block that are no bugs, wherever they were raised, as what they are.
+
+    Args:
+        folder: where the build writes.
+
+    Raises UnavailableError when the same command will do later, KosmosGError as it was raised; others pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        origin = _origin(error)
+        if isinstance(origin, KosmosGError | UnavailableError):
+            if origin is error:
+                raise
+            raise origin from None
+        told = _full(origin, folder)
+        if told is None:
+            raise
+        raise told from error
+
+
+def _origin(error: BaseException) -> BaseException:
+    """What a worker raised."""
+    while (inner := getattr(error, "cause", None)) is not None and isinstance(inner, BaseException):
+        error = inner
+    return error
+
+
+def _full(error: BaseException, folder: Path) -> DiskError | None:
+    again = "and run the same command again: what is finished is kept"
+    if isinstance(error, OSError) and error.errno in MACHINE_ERRORS | {errno.EACCES, errno.EPERM}:
+        place = error.filename or folder
+        remedy = _REMEDIES.get(error.errno, f"make room ({_free(folder)} are free)")
+        what = "cannot be written" if error.errno in DISK_ERRORS else "cannot be opened"
+        return DiskError(f"{place} {what}: {os.strerror(error.errno)}; {remedy} {again}")
+    ray = sys.modules.get("ray")
+    if ray is not None and isinstance(error, ray.exceptions.OutOfDiskError | ray.exceptions.ObjectStoreFullError):
+        return DiskError(
+            "Ray has no room for what its workers pass on to each other, neither in memory nor in its temporary "
+            f"folder; make room there, or give Ray another (ray start --temp-dir), {again}"
+        )
+    return None
+
+
+def _free(folder: Path) -> str:
+    while not folder.exists():
+        folder = folder.parent
+    return f"{shutil.disk_usage(folder).free / 2**20:,.0f} MB"
