@@ -23,8 +23,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## end to end on this machine: data, three stages, evaluation, endpoint, report
 	@$(BIN)/kosmosg run demo toyworld
 
-chaos: $(READY) ## kill drivers, workers and nodes of dataset builds at random points, many times
-	@KOSMOSG_CHAOS_ROUNDS=$${ROUNDS:-10} $(BIN)/python -m pytest -q tests/platform/datasets/test_killed_builds.py
+chaos: $(READY) ## kill drivers, workers, nodes and stores of dataset builds at random points, fill their disk, many times
+	@KOSMOSG_CHAOS_ROUNDS=$${ROUNDS:-10} $(BIN)/python -m pytest -q \
+		tests/platform/datasets/test_killed_builds.py tests/platform/datasets/test_storage_faults.py \
+		tests/platform/datasets/test_layouts_on_two_nodes.py
 
 test: check ## lint, type checks, import layers and the whole test suite
 	@$(BIN)/python -m pytest -q --durations=15 -m "not slow" -n 2 --dist loadfile

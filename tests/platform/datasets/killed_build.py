@@ -13,7 +13,9 @@ import numpy as np
 
 from kosmosg.data.annotators.base import EntityMask, EntitySpans, Sample, Span
 from kosmosg.data.composition import ComposeOptions
+from kosmosg.data.files.store_file import store_patience
 from kosmosg.data.sources.image_folder import ImageFolderReader
+from kosmosg.errors import UnavailableError
 from kosmosg_platform.datasets.build import BuildSettings, build
 from kosmosg_platform.datasets.steps import PipelineStep
 
@@ -61,7 +63,15 @@ def main(source: str, dest: str, nodes: int) -> None:
     for _ in range(nodes - 1):
         cluster.add_node(num_cpus=2)
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-    result = build(Path(dest), ImageFolderReader(source), SETTINGS, say=print)
+    try:
+        with store_patience(float(os.environ.get("STORE_PATIENCE", "60"))):
+            reader = ImageFolderReader(source)
+        result = build(Path(dest), reader, SETTINGS, say=print)
+    except UnavailableError as error:
+        print(error, flush=True)
+        ray.shutdown()
+        cluster.shutdown()
+        sys.exit(1)
     print("rows", result.rows, "refused", result.refused, "nodes", len(ray.nodes()), flush=True)
     ray.shutdown()
     cluster.shutdown()

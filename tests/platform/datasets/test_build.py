@@ -3,7 +3,7 @@ touches."""
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from PIL import Image
 
 from kosmosg.data.annotators.base import EntityMask, EntitySpans, Rejection, Sample, Span
 from kosmosg.data.composition import ComposeOptions
+from kosmosg.data.sources.base import Item, ReadyRow, SourceRow
 from kosmosg.data.sources.caption_table import CaptionTable
 from kosmosg.data.sources.image_folder import ImageFolderReader
 from kosmosg.errors import ConfigError, DataError
@@ -319,6 +320,22 @@ def test_gpus_that_are_not_there_are_told(tmp_path: Path) -> None:
     stages = [PipelineStep("caption", Caption, 4, "caption", actors=(2, 2), gpus=64)]
     with pytest.raises(ConfigError, match=r"build\.steps\.0\.actors: 2 workers with 64 GPUs each are asked for"):
         build(tmp_path / "set", ImageFolderReader(tmp_path / "photos"), BuildSettings(stages), say=Teller())
+
+
+class Mixed(ImageFolderReader):
+    """Samples, and a finished record among them."""
+
+    def read(self, items: Sequence[Item]) -> Iterator[SourceRow]:
+        yield from super().read(items)
+        yield ReadyRow({"id": "ready"})
+
+
+def test_a_reader_of_samples_that_gives_finished_records_is_told(tmp_path: Path) -> None:
+    photo(tmp_path / "photos" / "cat" / "1.png", 1)
+    for actors in ((0, 0), (1, 1)):
+        steps = [PipelineStep("caption", Caption, 4, "caption", actors=actors)]
+        with pytest.raises(DataError, match="'ready' came as a finished record from a reader that gives samples"):
+            build(tmp_path / "set", Mixed(tmp_path / "photos"), BuildSettings(steps), say=Teller())
 
 
 def test_a_wrong_model_is_told_before_anything_starts(tmp_path: Path) -> None:

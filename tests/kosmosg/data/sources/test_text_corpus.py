@@ -14,7 +14,6 @@ import pytest
 
 from kosmosg.data.files.line_ranges import BrokenOffError, read_lines
 from kosmosg.data.files.source_files import FileEntry, SourceFiles
-from kosmosg.data.files.store_file import StoreError
 from kosmosg.data.records import table
 from kosmosg.data.sources.base import ReadyRow, RejectedRow, SourceRow
 from kosmosg.data.sources.scores import ScoreRange
@@ -184,30 +183,10 @@ def test_a_line_without_end_is_not_held_in_memory(tmp_path: Path) -> None:
     assert found == ["", "too-long", ""]
 
 
-def test_a_store_that_is_away_is_no_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A re-run must give the rows that a run without the failure gives."""
-    for name, data in (("a.jsonl", b'{"text": "a"}\n'), ("b.jsonl.gz", gzip.compress(b'{"text": "b"}\n'))):
-        (tmp_path / name).write_bytes(data)
-    pq.write_table(pa.table({"text": ["c"]}), tmp_path / "c.parquet")
+def test_a_file_that_goes_away_while_it_is_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n')
     reader = reader_of(as_remote(tmp_path))
     items = listed(reader)
-
-    class Away:
-        def __init__(self, file: Any) -> None:
-            self.file = file
-
-        def read(self, size: int = -1) -> bytes:
-            raise OSError("the store closed the connection")
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.file, name)
-
-    opened = SourceFiles.open
-    monkeypatch.setattr(SourceFiles, "open", lambda self, path: Away(opened(self, path)))
-    for item in items:
-        with pytest.raises(StoreError, match="closed the connection"):
-            list(reader.read([item]))
-    monkeypatch.undo()
     monkeypatch.setattr(SourceFiles, "entry", lambda self, path: FileEntry(path, 1, ""))
     (tmp_path / "a.jsonl").unlink()
     assert outcome(reader.read(items[:1])) == {"a.jsonl@0": "unreadable"}
