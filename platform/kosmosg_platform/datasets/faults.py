@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kosmosg.errors import DISK_ERRORS, MACHINE_ERRORS, DiskError, KosmosGError, UnavailableError
 
+_RAYS_ADVICE = "\nFailed to "  # Ray Data appends to messages how its own retries are set
 _REMEDIES = {
     errno.EROFS: "make it writable",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
@@ -40,6 +41,7 @@ def told_in_a_sentence(folder: Path) -> Iterator[None]:
         if isinstance(origin, KosmosGError | UnavailableError):
             if origin is error:
                 raise
+            origin.args = (str(origin).partition(_RAYS_ADVICE)[0],)
             raise origin from None
         told = _full(origin, folder)
         if told is None:

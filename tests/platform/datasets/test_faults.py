@@ -34,6 +34,7 @@ def in_a_worker(error: Exception) -> RayTaskError:
         (PermissionError(errno.EACCES, "denied", "/root/x"), DiskError, "/root/x cannot be opened: Permission denied"),
         (OutOfDiskError("spilling failed"), DiskError, "Ray has no room .* and run the same command again"),
         (StoreError("the store is away"), StoreError, "^the store is away$"),
+        (StoreError("the store is away\nFailed to apply UDF after 1/1 attempts."), StoreError, "^the store is away"),
         (DataError("a bad source"), DataError, "^a bad source$"),
     ],
 )
