@@ -59,7 +59,9 @@ def _origin(error: BaseException) -> BaseException:
 def _full(error: BaseException, folder: Path) -> DiskError | None:
     again = "and run the same command again: what is finished is kept"
     if isinstance(error, OSError) and error.errno in MACHINE_ERRORS | {errno.EACCES, errno.EPERM}:
-        place = error.filename or folder
+        # Ray Data's advice, appended to what an OSError is made of, stands where the name of a file would.
+        named = error.filename and not str(error.filename).startswith(_RAYS_ADVICE.strip("\n"))
+        place = error.filename if named else folder
         remedy = _REMEDIES.get(error.errno, f"make room ({_free(folder)} are free)")
         what = "cannot be written" if error.errno in DISK_ERRORS else "cannot be opened"
         return DiskError(f"{place} {what}: {os.strerror(error.errno)}; {remedy} {again}")
