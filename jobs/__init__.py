@@ -1,9 +1,9 @@
 """The jobs: each module is one, run as `python -m jobs.NAME PRESET key=value ...`.
 
-`plan` estimates the cost; then come `hash_list`, `build_dataset`, `precompute`, `pretrain`, `align`, `instruct`,
-`evaluate`, `generate` and `export`, in the order of a model's life cycle; `toyworld`, `demo` and `ablation` belong to
-the toy world. `experiment` holds all settings of a run and the entry point that all jobs share; `settings` says which
-settings each job reads, and `settings_page` documents them.
+`plan` estimates the cost and `rehearse` simulates all workers; then come `hash_list`, `build_dataset`, `precompute`,
+`pretrain`, `align`, `instruct`, `evaluate`, `generate` and `export`, in the order of a model's life cycle;
+`toyworld`, `demo` and `ablation` belong to the toy world. `experiment` holds all settings of a run and the entry
+point that all jobs share; `settings` says which settings each job reads, and `settings_page` documents them.
 """
 
 import sys

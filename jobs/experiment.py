@@ -29,6 +29,7 @@ from kosmosg_platform.console import echo, echo_error, quiet_libraries
 from kosmosg_platform.datasets.steps import BuildConfig
 from kosmosg_platform.inference.precompute import PrecomputeConfig
 from kosmosg_platform.planning.build_plan import BuildPlanConfig
+from kosmosg_platform.planning.rehearsal import RehearseConfig
 from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.tracking.registry import look_in
 from kosmosg_platform.training.stage_recipe import StageExperiment
@@ -219,6 +220,7 @@ class Experiment(StageExperiment):
     plan: BuildPlanConfig = BuildPlanConfig()
     hash_list: HashListConfig = HashListConfig()
     precompute: PrecomputeConfig = PrecomputeConfig()
+    rehearse: RehearseConfig = RehearseConfig()
     toyworld_build: ToyworldBuildConfig = ToyworldBuildConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     generate: GenerateConfig = GenerateConfig()

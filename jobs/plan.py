@@ -79,11 +79,11 @@ def _plan(stage: str, experiment: Experiment) -> StagePlan:
     decoder = decoder_cost(experiment.decoder)
     if experiment.data.precomputed == "always":
         decoder = replace(decoder, encode_flops=0.0, text_flops=0.0, text_parameters=0)
-    cost = stage_cost(stage, _model(experiment), decoder, experiment.data.weights)
+    cost = stage_cost(stage, model_config(experiment), decoder, experiment.data.weights)
     return plan_stage(cost, experiment.train, experiment.scale, experiment.engine)
 
 
-def _model(experiment: Experiment) -> KosmosGConfig:
+def model_config(experiment: Experiment) -> KosmosGConfig:
     """The model's configuration: a new one for the preset's tokenizer, or that of the model it starts from."""
     settings = experiment.model
     load_plugins()

@@ -41,10 +41,13 @@ JOBS = {
     "export": JobSettings(("output", "source", "dest", "decoder")),
     "demo": JobSettings(("output", "tracking", "demo"), preset="minutes"),
     "ablation": JobSettings(("output", "tracking", "dest", "ablation")),
+    "rehearse": JobSettings((*_TRAIN, "pretrain", "align", "instruct", "templates", "rehearse"), preset="paper"),
     "plan": JobSettings(
         (*_TRAIN, "pretrain", "align", "instruct", "templates", "build", "toyworld", "plan"), example="scale.workers=2"
     ),
 }
+COMMANDS = ("plan", "rehearse")
+"""Jobs that are commands of their own: they start nothing."""
 JOBS_OF_JOBS = ("demo", "ablation")
 """Jobs that start other jobs, to which they pass `JOB.settings`."""
 
@@ -57,7 +60,7 @@ def reads(job: str, key: str) -> bool:
 def usage(job: str) -> str:
     """The help page of a job: what it does, an example, presets, settings with defaults."""
     own = JOBS[job]
-    command = "kosmosg plan" if job == "plan" else f"kosmosg run {job}"
+    command = f"kosmosg {job}" if job in COMMANDS else f"kosmosg run {job}"
     presets = ", ".join(sorted(path.stem for path in (HERE / "presets").glob("*.yaml")))
     lines = [
         f"usage: {command} [PRESET] [key=value ...]",

@@ -128,7 +128,7 @@ def test_help_is_there_in_two_seconds_and_names_what_the_job_reads_alone(job: st
     assert time.process_time() - began < 2
     told = dict(re.findall(r"^  (\S+) = .*\n      (.*)$", result.stdout, flags=re.MULTILINE))
     assert all(told.values()), [key for key, text in told.items() if not text]
-    assert ("train.steps" in told) == (job in (*STAGES, "plan"))
+    assert ("train.steps" in told) == (job in (*STAGES, "plan", "rehearse"))
     assert ("evaluate.cases" in told) == (job == "evaluate")
     example = next(line for line in result.stdout.splitlines() if line.startswith("example: "))
     if job != "plan":

@@ -182,6 +182,16 @@ def plan(words: Words = None) -> None:
     workspace.execute(workspace.find(), "jobs.plan", words or [])
 
 
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def rehearse(words: Words = None) -> None:
+    """Simulate all workers of a training: placement, samples, checkpoints, messages.
+
+    \b
+    Example: kosmosg rehearse paper
+    """
+    workspace.execute(workspace.find(), "jobs.rehearse", words or [])
+
+
 @app.command()
 def serve(
     words: Annotated[

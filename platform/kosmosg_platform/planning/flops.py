@@ -92,24 +92,43 @@ def _sample(
 
 
 def _parameters(stage: str, config: KosmosGConfig, decoder: DecoderCost) -> tuple[int, int]:
-    """Trainable and frozen parameters, by name, from the model's own shapes."""
+    """Trainable and frozen parameters."""
+    trained = sum(trainable_sizes(stage, config).values())
+    whole = sum(_sizes(config).values())
+    if stage == "pretrain":  # the aligner is not part of the stage
+        return trained, whole - sum(_sizes(config, "aligner.").values()) - trained
+    if stage == "align":
+        return trained, whole - sum(_sizes(config, "aligner.").values()) + decoder.text_parameters
+    return trained, whole - trained + decoder.parameters
+
+
+def trainable_sizes(stage: str, config: KosmosGConfig) -> dict[str, int]:
+    """Values of each parameter that a stage trains, by name, from the model's own shapes."""
     from math import prod
 
     from kosmosg.checkpoint.export import parameter_shapes
     from kosmosg.conditioners.alignernet import AlignerDecoder
 
-    sizes = {name: prod(shape) for name, shape in parameter_shapes(config).items()}
-    last = f"vision_model.model.encoder.layers.{config.vision_config.num_hidden_layers - 1}."
-    tower = sum(size for name, size in sizes.items() if "vision_model" in name)
-    open_tower = sum(size for name, size in sizes.items() if last in name or ".post_layernorm." in name)
-    m = sum(size for name, size in sizes.items() if name.startswith("aligner."))
-    mllm = sum(sizes.values()) - m
-    if stage == "pretrain":
-        return mllm - tower + open_tower, tower - open_tower
+    aligner = _sizes(config, "aligner.")
     if stage == "align":
-        n = sum(prod(shape) for shape in parameter_shapes(config, AlignerDecoder).values())
-        return m + n, mllm + decoder.text_parameters
-    return mllm + m - tower + open_tower, tower - open_tower + decoder.parameters
+        n = {f"decoder.{name}": prod(shape) for name, shape in parameter_shapes(config, AlignerDecoder).items()}
+        return aligner | n
+    last = f"vision_model.model.encoder.layers.{config.vision_config.num_hidden_layers - 1}."
+    open_vision = {
+        name: size
+        for name, size in _sizes(config).items()
+        if "vision_model" not in name or last in name or ".post_layernorm." in name
+    }
+    return open_vision if stage == "instruct" else {k: v for k, v in open_vision.items() if k not in aligner}
+
+
+def _sizes(config: KosmosGConfig, prefix: str = "") -> dict[str, int]:
+    """Values of each parameter of the model whose name begins like that."""
+    from math import prod
+
+    from kosmosg.checkpoint.export import parameter_shapes
+
+    return {name: prod(shape) for name, shape in parameter_shapes(config).items() if name.startswith(prefix)}
 
 
 def _attention(queries: int, keys: int, d: int) -> float:

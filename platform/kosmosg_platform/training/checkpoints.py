@@ -61,7 +61,7 @@ class TrainingProgress:
     """Workers, ZeRO stage and precision that wrote it; informational only."""
 
 
-def assign(parameters: Sequence[tuple[str, nn.Parameter]], sizes: Sequence[int], workers: int) -> list[set[str]]:
+def assign(parameters: Sequence[tuple[str, object]], sizes: Sequence[int], workers: int) -> list[set[str]]:
     """Which worker writes which parameters: largest first, each to the worker that has the least so far."""
     owned: list[set[str]] = [set() for _ in range(workers)]
     loads = [0] * workers
