@@ -33,6 +33,10 @@ class PretrainRecipe(StageRecipe):
         model, _ = self.initial.load()
         return PretrainStage(model, self.experiment.pretrain)
 
+    @classmethod
+    def documents_per_row(cls, experiment: Any) -> int:
+        return int(experiment.templates.pretrain.documents_per_row)
+
     def datasets(self) -> Mapping[str, RecordSource]:
         return self.mixture.open(self.experiment.templates.pretrain.documents_per_row)
 

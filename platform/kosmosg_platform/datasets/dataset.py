@@ -235,6 +235,16 @@ class RecordDataset:
                 ids.append(found[shard, group][place])
         return ids
 
+    def ids(self) -> Iterator[str]:
+        """The ids of all records, in their order. Reads one column of the shards, one shard after the other."""
+        for shard in range(len(self._shards)):
+            path = self._files.path(shard)
+            try:
+                column = pq.read_table(path, columns=["id"], use_threads=False, partitioning=None).column("id")
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(f"shard {path} cannot be read ({error}); {AGAIN}") from error
+            yield from column.to_pylist()
+
     def find(self, record_id: str) -> tuple[int, str, int] | None:
         """The first record of that id: its index, its shard's file, and its row there; None when there is none.
 

@@ -7,6 +7,7 @@ what rollbacks left out is read from the run's folder (`skipped_data`).
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from kosmosg_platform.datasets.dataset import RecordDataset
 from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.storage import read_json
 from kosmosg_platform.training.checkpoints import MANIFEST, read_progress
+from kosmosg_platform.training.held_out import RemainingRows, find_held_out
 from kosmosg_platform.training.lr_schedule import TrainConfig
 from kosmosg_platform.training.mixture import DataConfig, Mixture, find_mixture
 from kosmosg_platform.training.replacement import FILE
@@ -63,6 +65,8 @@ class TracedRun:
     mixture: Mixture
     documents_per_row: int
     """Documents of a sample of text, in stage 1."""
+    held_out: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Samples of each kind that the run does not train on."""
     last_step: int | None = None
     """The last step that the checkpoint has seen, when the run was named by one."""
     skipped: SkippedData = field(default_factory=SkippedData)
@@ -75,7 +79,8 @@ class TracedRun:
         if not 0 <= step < self.train.steps:
             raise ConfigError(f"--step: the run has the steps 0 to {self.train.steps - 1}, not {step}")
         sources = self.mixture.open(self.documents_per_row)
-        sizes = {name: len(source) for name, source in sources.items()}
+        left = {name: RemainingRows(source, self.held_out.get(name, ())) for name, source in sources.items()}
+        sizes = {name: len(source) for name, source in left.items()}
         order = MixtureSampler(sizes, self.mixture.weights, self.train.seed, self.train.global_batch)
         data_step = self.skipped.data_step(step)
         first = data_step * self.train.global_batch
@@ -86,6 +91,7 @@ class TracedRun:
             source = sources[sample.source]
             line = replaced.get((sample.source, sample.seed))
             read, instead = (line["by"], line["id"]) if line else (sample.index, None)
+            read = left[sample.source].place(read)
             members = source.members(read) if isinstance(source, DocumentGroups) else [read]
             wanted.setdefault(sample.source, []).extend((position, sample.epoch, index, instead) for index in members)
         found = []
@@ -113,8 +119,10 @@ def open_run(name: str, output: Path) -> TracedRun:
     templates = (settings.get("templates") or {}).get("pretrain") or {}
     together = templates.get("documents_per_row", PretrainTemplates().documents_per_row)
     train = validate(TrainConfig, settings["train"])
+    together = together if stage == "pretrain" else 0
+    held_out = find_held_out(mixture, (settings.get("data") or {}).get("validation", 0), together)
     skipped = SkippedData.read(folder)
-    return TracedRun(folder, train, mixture, together if stage == "pretrain" else 0, last, skipped, verified)
+    return TracedRun(folder, train, mixture, together, held_out, last, skipped, verified)
 
 
 def _run_folder(place: Path) -> tuple[Path, int | None]:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from kosmosg.errors import DataError, KosmosGError
 from kosmosg.stages import Batch
+from kosmosg_platform.training.held_out import training_rows
 from kosmosg_platform.training.notices import notify
 from kosmosg_platform.training.recipe import Collate, RecordSource, TrainRun
 from kosmosg_platform.training.replacement import Replacement, of_the_sample, record_id, usable
@@ -44,7 +45,7 @@ def micro_batches(
         KosmosGError: what reading or collating raised, wherever it happened; and DataError, naming the samples that it
             was at, when a data loader process died.
     """
-    datasets = job.recipe.datasets()
+    datasets = training_rows(job.recipe.datasets(), job.held_out)
     sizes = {name: len(dataset) for name, dataset in datasets.items()}
     train, processes = job.experiment.train, job.experiment.scale.dataloader_workers
     order = MixtureSampler(sizes, job.recipe.weights(), train.seed, train.global_batch)

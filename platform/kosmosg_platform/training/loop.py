@@ -39,6 +39,7 @@ from kosmosg_platform.training.sampler import mix
 from kosmosg_platform.training.skipped_data import SkippedData
 from kosmosg_platform.training.stability import Setback, SkippedUpdates, Stopped, is_finite, poison, roll_back
 from kosmosg_platform.training.stopping import Interruptions, tell_end
+from kosmosg_platform.training.validation import validate
 
 _FLUSH_SECONDS = 2.0  # the driver may wait longer, when the workers have freed their devices
 
@@ -160,8 +161,9 @@ class Worker:
             if applied and self.average is not None:
                 self.average.update(step)
             done = step + 1
-            if done % train.log_every == 0 or done == train.steps:
-                self._log(step, meter)
+            validated = self._validate(done)
+            if validated or done % train.log_every == 0 or done == train.steps:
+                self._log(step, meter, validated)
                 meter = Meter()
             setback = skipped.add(step, applied, self.engine.lowers_loss_scale)
             if setback is None and done == train.steps and skipped.in_row:
@@ -205,7 +207,14 @@ class Worker:
         meter.skipped += not applied
         return applied
 
-    def _log(self, step: int, meter: Meter) -> None:
+    def _validate(self, done: int) -> dict[str, float]:
+        """The metrics on held-out records, when it is time for them."""
+        train = self.job.experiment.train
+        if done % train.validate_every and done != train.steps:
+            return {}
+        return validate(self.job, self.engine, self.micro, self.rank, self.world)
+
+    def _log(self, step: int, meter: Meter, validated: Mapping[str, float]) -> None:
         train = self.job.experiment.train
         metrics = meter.mean()
         rate, seconds = learning_rate(train, step), time.monotonic() - meter.begun
@@ -219,6 +228,7 @@ class Worker:
             "data_wait": meter.waited / seconds,
             "memory_gb": peak_memory_gb(),
             "data/replaced": float(replaced),
+            **validated,
         }
         if meter.skipped:
             metrics["skipped_updates"] = float(meter.skipped)

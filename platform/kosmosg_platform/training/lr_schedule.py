@@ -52,6 +52,8 @@ class TrainConfig(Section):
     checkpoint and leaves out the data since then. In fp16 they count once the loss scale is down to 1."""
     max_rollbacks: int = Field(default=3, ge=0)
     """How often the run goes back to the same checkpoint before it ends."""
+    validate_every: int = Field(default=500, ge=1)
+    """Optimizer steps between measurements of the loss on the `data.validation` samples; the last step measures too."""
     sample_every: int = Field(default=0, ge=0)
     """Optimizer steps between sample images; 0 generates them only once, at the end."""
     max_replaced: float = Field(default=0.001, ge=0, le=1)

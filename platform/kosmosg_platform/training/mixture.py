@@ -47,6 +47,9 @@ class DataConfig(Section):
     pad_captions: bool = False
     """Let `align` pad every batch to `max_seq_len`. Its loss counts pads, so without this the loss depends on how
     samples are split over workers."""
+    validation: int = Field(default=0, ge=0)
+    """Samples, over all kinds by their shares, that are never trained on: every `train.validate_every` steps the loss
+    is measured on them, with dropout off. 0 holds out none."""
     precomputed: Literal["auto", "always", "never"] = "auto"
     """Columns of `precompute` that replace the VAE in stage 3 and the text encoder in stage 2: read where all datasets
     have them (`auto`), required, or ignored."""

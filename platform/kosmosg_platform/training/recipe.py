@@ -106,6 +106,11 @@ class TrainRun:
     """Checkpoint of another run to go on from."""
 
     @property
+    def held_out(self) -> Mapping[str, tuple[int, ...]]:
+        """Samples of each kind that are not trained on, by index; recipes that know of none need not say so."""
+        return getattr(self.recipe, "held_out", {})
+
+    @property
     def folder(self) -> Path:
         return RunPaths(self.experiment.output).run(self.recipe.stage, self.key)
 

@@ -23,6 +23,7 @@ from kosmosg_platform.datasets.dataset import RecordDataset
 from kosmosg_platform.datasets.precomputed import RecordsWithColumn
 from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.training.columns import find_columns
+from kosmosg_platform.training.held_out import find_held_out
 from kosmosg_platform.training.initial_model import InitialModel, ModelConfig, absolute
 from kosmosg_platform.training.mixture import DataConfig, Mixture, find_mixture
 from kosmosg_platform.training.model_card import model_card
@@ -56,6 +57,8 @@ class StageRecipe(ABC):
     mixture: Mixture
     columns: Mapping[str, Path] = field(default_factory=dict)
     """Folders of the stage's precomputed column by kind of sample; empty if it does without."""
+    held_out: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Samples of each kind that are not trained on, by index."""
 
     stage: ClassVar[str]
     """`pretrain`, `align` or `instruct`."""
@@ -66,7 +69,8 @@ class StageRecipe(ABC):
         layout = RunPaths(experiment.output)
         mixture = find_mixture(cls.stage, experiment.data, layout)
         initial = InitialModel.of(cls.stage, experiment.model, experiment.decoder, experiment.parent, layout)
-        recipe = cls(experiment, initial, mixture)
+        held_out = find_held_out(mixture, experiment.data.validation, cls.documents_per_row(experiment))
+        recipe = cls(experiment, initial, mixture, held_out=held_out)
         return replace(recipe, columns=recipe._find_columns())
 
     def _find_columns(self) -> Mapping[str, Path]:
@@ -93,6 +97,11 @@ class StageRecipe(ABC):
         """Named sample images of the current weights; empty by default."""
         return ()
 
+    @classmethod
+    def documents_per_row(cls, experiment: Any) -> int:
+        """How many documents of a source of text are one sample; 0 where they are not grouped."""
+        return 0
+
     def aligner_decoder(self, stage: Stage) -> AlignerDecoder | None:
         """The aligner's decoder N if the stage trains one; it is exported with the model."""
         return None
@@ -118,6 +127,7 @@ class StageRecipe(ABC):
             **self.shaping(),
             "max_seq_len": self.experiment.data.max_seq_len,
             "data": self.mixture.fingerprint(),
+            **({"validation": held} if (held := self.experiment.data.validation) else {}),
             **self.initial.fingerprint(),
         }
 

@@ -54,6 +54,7 @@ _FREE = {
     "checkpoint_every",
     "log_every",
     "sample_every",
+    "validate_every",
     "max_replaced",
     "max_skipped_updates",
     "max_rollbacks",
