@@ -49,14 +49,26 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     command = [folder / "postgres", "-D", data, "-p", str(port), "-k", place, "-h", "127.0.0.1"]
     server = subprocess.Popen(command, user=user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    uri = f"//mlflow@127.0.0.1:{port}/postgres"
+    try:
+        wait_until_ready(f"postgresql:{uri}")
+        yield f"postgresql+psycopg2:{uri}"
+    finally:
+        server.terminate()
+        server.wait(SECONDS)
+
+
+def wait_until_ready(uri: str) -> None:
+    import psycopg2
+
     until = time.monotonic() + SECONDS
-    ready = [folder / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
-    while subprocess.run(ready, capture_output=True).returncode:
-        assert time.monotonic() < until, "PostgreSQL did not start"
-        time.sleep(0.2)
-    yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
-    server.terminate()
-    server.wait(SECONDS)
+    while True:
+        try:
+            psycopg2.connect(uri).close()
+            return
+        except psycopg2.OperationalError:
+            assert time.monotonic() < until, "PostgreSQL did not start"
+            time.sleep(0.2)
 
 
 @pytest.mark.slow
