@@ -68,7 +68,8 @@ class Engine:
             weight_decay=train.weight_decay,
             fused=True if on_gpu and not config.offload_optimizer else None,
         )
-        settings = deepspeed_config(train, config, micro_batch, passes, world_size, on_gpu)
+        trained = sum(parameter.numel() for _, parameter in parameters)
+        settings = deepspeed_config(train, config, micro_batch, passes, world_size, trained, on_gpu)
         self._engine, *_ = deepspeed.initialize(
             model=stage, optimizer=optimizer, config=settings, dist_init_required=False
         )

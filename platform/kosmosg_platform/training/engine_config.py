@@ -8,6 +8,8 @@ from kosmosg.errors import ConfigError
 from kosmosg_platform.config import Section
 from kosmosg_platform.training.lr_schedule import TrainConfig
 
+_BUCKET = 500_000_000  # DeepSpeed's default: values of gradients that are reduced together
+
 
 class EngineConfig(Section):
     """Settings of DeepSpeed."""
@@ -27,10 +29,17 @@ class EngineConfig(Section):
 
 
 def deepspeed_config(
-    train: TrainConfig, config: EngineConfig, micro_batch: int, passes: int, world_size: int, on_gpu: bool = False
+    train: TrainConfig,
+    config: EngineConfig,
+    micro_batch: int,
+    passes: int,
+    world_size: int,
+    trained: int,
+    on_gpu: bool = False,
 ) -> dict[str, Any]:
-    """The configuration for DeepSpeed; everything else keeps its default."""
-    zero: dict[str, Any] = {"stage": config.zero_stage}
+    """The configuration for DeepSpeed, for a stage of `trained` values; everything else keeps its default."""
+    # Its buffer for gradients has room for half a billion values: a gigabyte that a smaller stage never fills.
+    zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": max(1, min(_BUCKET, trained))}
     if config.zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = False
     if config.offload_optimizer:
