@@ -212,6 +212,8 @@ def run(experiment: Experiment) -> Path:
     variants = chosen(experiment.ablation.ablations)
     check_finished(experiment.ablation)
     page_path(experiment)  # refused now, not after hours of training
+    scale = load("instruct", experiment.ablation.preset, experiment.ablation.settings).scale
+    require_resources(scale.training_workers(), address=scale.address)
     ablation = Ablation(experiment)
     with ablation.run.closing():
         return study(experiment, ablation, variants)
@@ -220,8 +222,6 @@ def run(experiment: Experiment) -> Path:
 def study(experiment: Experiment, ablation: Ablation, variants: Sequence[Variant]) -> Path:
     """What `run` does, within the study's MLflow run."""
     settings = experiment.ablation
-    scale = ablation.job("instruct").scale
-    require_resources(scale.training_workers(), address=scale.address)
     with connect(ablation.job("instruct")):
         build_dataset.run(ablation.job("build_dataset"))
         parents = ablation.parents()

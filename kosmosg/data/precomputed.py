@@ -10,21 +10,24 @@ Letters: Q tokens of a CLIP caption, D width of the text encoder, (c, h, w) late
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from kosmosg.errors import DataError
+
+if TYPE_CHECKING:  # torch takes seconds, and the table of record kinds only needs the names below
+    from torch import Tensor
 
 POSTERIOR = "target_posterior"
 TEXT_STATES = "text_states"
 STORED_AS = np.dtype("<f2")
 
 
-def pack(values: Tensor) -> bytes:
+def pack(values: "Tensor") -> bytes:
     """Values as little-endian fp16 bytes. Raises DataError if one of them is not finite, or too large for fp16."""
+    import torch
+
     exact = values.detach().to("cpu", torch.float32)
     if not bool((exact.abs() <= torch.finfo(torch.float16).max).all()):  # also false for NaN
         raise DataError(
@@ -34,11 +37,13 @@ def pack(values: Tensor) -> bytes:
     return exact.numpy().astype(STORED_AS).tobytes()
 
 
-def unpack(record: Mapping[str, Any], column: str, shape: Sequence[int]) -> Tensor:
+def unpack(record: Mapping[str, Any], column: str, shape: Sequence[int]) -> "Tensor":
     """A column of a record as fp32 values of `shape`.
 
     Raises DataError for a record without the value (its image could not be decoded) or with one of another size.
     """
+    import torch
+
     data = record.get(column)
     if data is None:
         raise DataError(

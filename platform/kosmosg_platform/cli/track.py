@@ -13,7 +13,11 @@ track_app = typer.Typer(rich_markup_mode=None, context_settings={"help_option_na
 
 @track_app.callback()
 def _about() -> None:
-    """Send what the tracking server has not got, and name the best model."""
+    """Send what the tracking server has not got, and name the best model.
+
+    \b
+    Example: kosmosg track replay runs/align/0123456789ab
+    """
 
 
 @track_app.command("replay")

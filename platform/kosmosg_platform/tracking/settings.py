@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from kosmosg.errors import ConfigError
 from kosmosg_platform.config import Section
@@ -21,6 +21,12 @@ class TrackingConfig(Section):
     <output>/mlflow.db."""
     experiment: str = Field(default="kosmosg", min_length=1)
     """MLflow experiment: one for all jobs of a project."""
+
+    @field_validator("experiment", mode="before")
+    @classmethod
+    def _null_is_the_default(cls, value: object) -> object:
+        return "kosmosg" if value is None else value  # settings saved by earlier releases have null
+
     name: str | None = None
     """Name of the run in MLflow; null means one made of the job, its size and its key."""
     description: str | None = None

@@ -80,7 +80,7 @@ compopt() {{ echo compopt "$@"; }}
 PATH={KOSMOSG.parent}:$PATH
 COMP_WORDS=(kosmosg run align gpu train.st) COMP_CWORD=4
 _kosmosg_completion kosmosg; echo "${{COMPREPLY[@]}}"
-COMP_WORDS=(kosmosg run pre) COMP_CWORD=2
+COMP_WORDS=(kosmosg run pret) COMP_CWORD=2
 _kosmosg_completion kosmosg; echo "${{COMPREPLY[@]}}"
 """
     answer = subprocess.run(["/bin/bash", "-c", press_tab], capture_output=True, text=True, timeout=60, cwd=ROOT)

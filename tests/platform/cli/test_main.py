@@ -19,7 +19,21 @@ from kosmosg_platform.cluster import workspace
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[3]
-VERBS = {"run", "submit", "status", "logs", "stop", "plan", "serve", "generate", "import", "doctor", "trace"}
+VERBS = {
+    "run",
+    "submit",
+    "status",
+    "logs",
+    "stop",
+    "plan",
+    "serve",
+    "generate",
+    "import",
+    "doctor",
+    "trace",
+    "rehearse",
+    "track",
+}
 
 
 def kosmosg(*arguments: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -47,7 +61,7 @@ def test_every_verb_has_help_with_an_example_that_can_be_pasted() -> None:
     assert set(commands) == VERBS
     for name, command in commands.items():
         assert f"Example: kosmosg {name}" in (command.help or ""), name
-        if name != "plan":  # its help is that of the job
+        if name not in ("plan", "rehearse"):  # their help is that of the job
             example = (command.help or "").partition("Example: ")[2].strip()
             assert f"Example: {example}\n" in kosmosg(name, "-h").stdout, "on one line, however narrow the terminal is"
 
@@ -154,5 +168,6 @@ def test_plan_counts_the_papers_model() -> None:
 
 def test_only_jobs_are_offered_as_jobs() -> None:
 
-    named = "ablation align build_dataset demo evaluate export generate hash_list instruct plan pretrain toyworld"
+    named = "ablation align build_dataset demo evaluate export generate hash_list instruct plan precompute pretrain "
+    named += "rehearse toyworld"
     assert workspace.jobs(workspace.find()) == named.split()
