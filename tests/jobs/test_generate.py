@@ -14,6 +14,7 @@ from jobs import generate
 from jobs.experiment import load
 from kosmosg import KosmosG, KosmosGPipeline, KosmosGProcessor, Prompt
 from kosmosg.checkpoint.export import save_export
+from kosmosg.checkpoint.sums import write_sums
 from kosmosg.errors import ConfigError, DataError
 
 
@@ -103,6 +104,7 @@ def test_a_model_that_was_retrained_in_place_gets_new_images(
     before = (dest / "images" / "sea-1.png").read_bytes()
     weights = load_file(model / "model.safetensors")
     save_file({name: tensor + 0.3 for name, tensor in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    write_sums(model)
     assert run(prompts, model, tiny_sd_parts, "limit=1") == dest
     assert (dest / "images" / "sea-1.png").read_bytes() != before
 
