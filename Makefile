@@ -30,7 +30,7 @@ chaos: $(READY) ## kill drivers, workers, nodes and stores of dataset builds at 
 
 test: check ## lint, type checks, import layers and the whole test suite
 	@$(BIN)/python -m pytest -q --durations=15 -m "not slow" -n 2 --dist loadfile
-	@$(BIN)/python -m pytest -q --durations=15 -m slow
+	@$(BIN)/python -m pytest -q --durations=15 -m slow -n 2 --dist loadfile
 
 check: $(READY) ## lint, formatting, type checks and import layers only
 	@$(BIN)/ruff check .
