@@ -31,7 +31,7 @@ def in_a_worker(error: Exception) -> RayTaskError:
         (OSError(errno.ENOSPC, "No space left"), DiskError, "cannot be written: No space left on device; make room"),
         (OSError(errno.EROFS, "read-only"), DiskError, "Read-only file system; make it writable"),
         (OSError(errno.EFBIG, "too large"), DiskError, "raise the limit on the size of files"),
-        (PermissionError(errno.EACCES, "denied", "/root/x"), DiskError, "/root/x cannot be opened: Permission denied"),
+        (PermissionError(errno.EACCES, "denied", "/data/x"), DiskError, "/data/x cannot be opened: Permission denied"),
         (OSError(errno.ENOSPC, "x", "/disk/a"), DiskError, "^/disk/a cannot be written: No space"),
         (OSError(errno.ENOSPC, "x", "Failed to apply UDF after 1/1 attempts"), DiskError, "/set cannot be written: No"),
         (OutOfDiskError("spilling failed"), DiskError, "Ray has no room .* and run the same command again"),
