@@ -120,7 +120,6 @@ def remount(place: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", place], check=True)
 
 
-@pytest.mark.skipif("KOSMOSG_CHAOS_ROUNDS" not in os.environ, reason="takes minutes; `make chaos` runs it")
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_a_full_or_read_only_disk_costs_nothing(
     album: Path, undisturbed: dict[str, bytes], small_disk: Path, tmp_path: Path, seed: int
