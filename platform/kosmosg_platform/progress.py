@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -144,28 +144,38 @@ def duration(seconds: float) -> str:
 @contextmanager
 def follow_metrics(title: str, steps: int, metrics: Path) -> Iterator[None]:
     """Show the progress of a training run, from the metrics file that its first worker appends to."""
-    ended = threading.Event()
+    tail = MetricsTail(metrics)
+    tail.update()  # what an earlier run left
+    with Progress(title, steps, "steps", running=False) as shown:
+        shown.update(state="starting workers")
 
-    def watch() -> None:
-        tail = MetricsTail(metrics)
-        tail.update()  # what an earlier run left
-        with Progress(title, steps, "steps", running=False) as shown:
-            shown.update(state="starting workers")
-            while not ended.wait(_POLL_SECONDS):
-                if tail.update():
-                    shown.update(int(tail.last["step"]) + 1, _figures(tail.last))
-                else:
-                    shown.update()
+        def show() -> None:
             if tail.update():
                 shown.update(int(tail.last["step"]) + 1, _figures(tail.last))
+            else:
+                shown.update()
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+        with repeating(show):
+            yield
+
+
+@contextmanager
+def repeating(poll: Callable[[], None]) -> Iterator[None]:
+    """Call `poll` a few times a second from a thread while the block runs, and once more at its end."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(_POLL_SECONDS):
+            poll()
+        poll()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         ended.set()
-        watcher.join()
+        thread.join()
 
 
 class MetricsTail:

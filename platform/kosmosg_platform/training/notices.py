@@ -4,16 +4,15 @@ Workers are processes on other machines, and Ray is told not to mix their output
 `notices.log`; the driver prints what is appended while it follows the run, and the file keeps it.
 """
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from kosmosg_platform.console import echo
+from kosmosg_platform.progress import repeating
 
 FILE = "notices.log"
-_POLL_SECONDS = 0.3
 
 
 def notify(folder: Path, text: str) -> None:
@@ -26,7 +25,7 @@ def notify(folder: Path, text: str) -> None:
 @contextmanager
 def follow_notices(folder: Path, title: str) -> Iterator[None]:
     """Print what is appended while the block runs, after the name of the stage."""
-    path, ended = folder / FILE, threading.Event()
+    path = folder / FILE
     offset = path.stat().st_size if path.is_file() else 0
 
     def show() -> None:
@@ -41,18 +40,8 @@ def follow_notices(folder: Path, title: str) -> Iterator[None]:
         for line in whole.decode(errors="replace").splitlines():
             echo(f"{title}: {line.split(' ', 2)[-1]}", "warning")
 
-    def watch() -> None:
-        while not ended.wait(_POLL_SECONDS):
-            show()
-        show()
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
+    with repeating(show):
         yield
-    finally:
-        ended.set()
-        watcher.join()
 
 
 __all__ = ["FILE", "follow_notices", "notify"]
