@@ -1,70 +1,18 @@
-"""Properties of the model as a user meets them: padding, images, masks, caches, modes, saving, transformers' tools."""
+"""Properties of the model as a user meets them: padding, images, caches, modes, and what it refuses."""
 
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from kosmosg import KosmosG, KosmosGConfig
-from kosmosg.conditioners.alignernet import AlignerDecoder, AlignerNet
 from kosmosg.errors import ConfigError, ImageError, PromptError
 from kosmosg.model.mllm import KosmosGForConditionalGeneration
 from kosmosg.model.padding import move, move_back, token_slots
-from kosmosg.model.vision import freeze_vision
-
-IMAGE, END, PAD = 196, 197, 1
-Row = list[int | str]
-
-
-def lively(config: KosmosGConfig) -> KosmosG:
-    """A model whose next tokens vary: fresh ones with tied embeddings repeat the last token for ever."""
-    torch.manual_seed(0)
-    model = KosmosG(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "layers" in name and parameter.ndim == 2:
-                parameter.mul_(2)
-    return model
-
-
-@pytest.fixture(scope="module")
-def model() -> KosmosG:
-    return lively(KosmosGConfig.tiny(vocab_size=200))
-
-
-def batch(rows: list[Row], side: str = "right") -> dict[str, Tensor]:
-    """Rows of token ids and "image", as the processor would arrange them."""
-    ids, slots = [], []
-    for row in rows:
-        tokens: list[int] = [0]
-        mask = [False]
-        for part in row:
-            tokens += [part] if isinstance(part, int) else [IMAGE] * 5 + [END]
-            mask += [False] if isinstance(part, int) else [False, True, True, True, True, False]
-        ids.append(tokens)
-        slots.append(mask)
-    longest = max(map(len, ids))
-
-    def pad(values: list[Any], fill: int) -> Tensor:
-        fills = [[fill] * (longest - len(row)) for row in values]
-        return torch.tensor([f + row if side == "left" else row + f for f, row in zip(fills, values, strict=True)])
-
-    images = sum(row.count("image") for row in rows)
-    torch.manual_seed(1)
-    made = {
-        "input_ids": pad(ids, PAD),
-        "attention_mask": pad([[1] * len(row) for row in ids], 0),
-        "image_embeds_position_mask": pad(slots, False).bool(),
-    }
-    return made | ({"pixel_values": torch.randn(images, 3, 32, 32)} if images else {})
-
-
-ROWS: list[Row] = [[5, 6, "image", 7, "image"], [9, 10, "image", 11], [12]]
+from tests.kosmosg.model.prompt_batches import PAD, ROWS, batch, lively
 
 
 def test_padding_on_either_side_changes_nothing(model: KosmosG) -> None:
@@ -127,78 +75,6 @@ def test_pads_on_the_left_change_nothing_at_pads_on_the_right(model: KosmosG) ->
     wider = {name: torch.nn.functional.pad(prompts[name], (3, 0), value=fill) for name, fill in fills.items()}
     found = model.mllm(**wider, pixel_values=prompts["pixel_values"]).logits[:, 3:]
     torch.testing.assert_close(found, model.mllm(**prompts).logits)
-
-
-@pytest.fixture
-def masks_seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...] | None, bool]]:
-    """Shape of the mask and causality of every attention that runs."""
-    seen: list[tuple[tuple[int, ...] | None, bool]] = []
-    original = torch.nn.functional.scaled_dot_product_attention
-
-    def spy(*args: Any, attn_mask: Tensor | None = None, is_causal: bool = False, **kwargs: Any) -> Tensor:
-        seen.append((None if attn_mask is None else tuple(attn_mask.shape), is_causal))
-        return original(*args, attn_mask=attn_mask, is_causal=is_causal, **kwargs)
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spy)
-    return seen
-
-
-@pytest.mark.parametrize("side", ["right", "left"])
-def test_language_model_never_builds_a_mask(model: KosmosG, masks_seen: list[Any], side: str) -> None:
-    model.mllm(**batch(ROWS, side))
-    assert len(masks_seen) == 2 + 1 + 2  # vision, resampler, language model
-    assert [mask for mask, _ in masks_seen] == [None] * 5
-    assert [causal for _, causal in masks_seen] == [False] * 3 + [True] * 2
-
-
-def test_unpadded_prompts_run_without_any_mask(model: KosmosG, masks_seen: list[Any]) -> None:
-    model.null_condition()
-    masks_seen.clear()
-    model.encode(batch(ROWS[:1]))
-    assert {mask for mask, _ in masks_seen} == {None}
-    masks_seen.clear()
-    model.encode(batch(ROWS))
-    assert {mask for mask, _ in masks_seen} == {None, (3, 1, 1, 16)}  # the aligner reads prompts of different lengths
-
-
-def test_generate_uses_no_mask_without_padding(model: KosmosG, masks_seen: list[Any]) -> None:
-    model.mllm.generate(**batch(ROWS[:1]), max_new_tokens=3, do_sample=False)
-    assert {mask for mask, _ in masks_seen} == {None}
-
-
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_attention_implementations_agree(model: KosmosG, attention: str) -> None:
-    expected = model.encode(batch(ROWS)).positive
-    model.set_attn_implementation(attention)
-    try:
-        found = model.encode(batch(ROWS)).positive
-    finally:
-        model.set_attn_implementation("sdpa")
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_a_registered_kernel_serves_every_attention(model: KosmosG) -> None:
-    calls: list[tuple[bool, bool]] = []
-
-    def kernel(
-        module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any
-    ) -> tuple[Tensor, None]:
-        calls.append((mask is not None, options["is_causal"]))
-        causal = options["is_causal"] and mask is None
-        heads = torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=causal, scale=options["scaling"]
-        )
-        return heads.transpose(1, 2), None
-
-    AttentionInterface.register("kernel_of_a_user", kernel)
-    expected = model.conditioning(**batch(ROWS[:1]))
-    model.set_attn_implementation("kernel_of_a_user")
-    try:
-        found = model.conditioning(**batch(ROWS[:1]))
-    finally:
-        model.set_attn_implementation("sdpa")
-    torch.testing.assert_close(found, expected)
-    assert calls == [(False, False)] * 3 + [(False, True)] * 2 + [(False, False)] * 6
 
 
 def greedy(model: KosmosGForConditionalGeneration, prompts: dict[str, Tensor], steps: int) -> list[int]:
@@ -289,117 +165,6 @@ def test_encode_has_no_dropout_and_restores_the_mode(model: KosmosG) -> None:
     finally:
         model.eval()
     torch.testing.assert_close(found.positive, expected.positive)
-
-
-def test_gradient_reaches_every_parameter(model: KosmosG) -> None:
-    model.zero_grad()
-    model(**batch(ROWS)).condition.square().mean().backward()
-    missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
-    model.zero_grad()
-    assert missing == []
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing_changes_no_gradient(reentrant: bool) -> None:
-    model = KosmosG(KosmosGConfig.tiny(vocab_size=200))
-    model.config.text_config.dropout = 0
-    for module in model.modules():
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-
-    def gradients() -> dict[str, Tensor]:
-        model.zero_grad()
-        model(**batch(ROWS)).condition.square().mean().backward()
-        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-    model.train()
-    plain = gradients()
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    assert model.is_gradient_checkpointing
-    kept = gradients()
-    assert plain.keys() == kept.keys()
-    for name, gradient in plain.items():
-        torch.testing.assert_close(kept[name], gradient, msg=lambda text, name=name: f"{name}: {text}")
-
-
-@pytest.mark.slow
-def test_encode_compiles_into_one_graph() -> None:
-    config = KosmosGConfig.tiny(vocab_size=200)
-    config.text_config.layers = config.vision_config.num_hidden_layers = config.aligner_config.layers = 1
-    model = lively(config)
-    torch.compiler.reset()
-    compiled = torch.compile(model.encode, fullgraph=True, backend="eager")
-    for prompts in (batch(ROWS), batch(ROWS[:1], "left")):
-        found, expected = compiled(prompts), model.encode(prompts)
-        torch.testing.assert_close(found.positive, expected.positive)
-        torch.testing.assert_close(found.negative, expected.negative)
-
-
-def test_lora_on_the_language_model() -> None:
-    from peft import LoraConfig, get_peft_model
-
-    model = lively(KosmosGConfig.tiny(vocab_size=200))
-    before = model.encode(batch(ROWS)).positive
-    adapted = get_peft_model(model.mllm, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
-    model.mllm = adapted.base_model.model
-    assert not torch.allclose(model.encode(batch(ROWS)).positive, before, atol=1e-4)
-    adapted(**batch(ROWS), labels=batch(ROWS)["input_ids"]).loss.backward()
-    trained = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
-    assert trained
-    assert all("lora_" in name for name in trained)
-    with adapted.disable_adapter():
-        torch.testing.assert_close(model.encode(batch(ROWS)).positive, before)
-
-
-def test_freeze_vision_leaves_last_block_and_final_norm() -> None:
-    with torch.device("meta"):
-        tower = KosmosG(KosmosGConfig.paper()).mllm.vision_model
-    freeze_vision(tower)
-    left = {name: p.numel() for name, p in tower.named_parameters() if p.requires_grad}
-    assert sum(left.values()) == 12_598_272  # reference.md section 2
-    assert all("layers.23." in name or "post_layernorm" in name for name in left)
-
-
-def test_saved_and_loaded_it_is_the_same(model: KosmosG, tmp_path: Path) -> None:
-    model.save_pretrained(tmp_path, max_shard_size="100KB")
-    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    expected = model.encode(batch(ROWS))
-    for loaded in (KosmosG.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path, device_map="cpu")):
-        assert isinstance(loaded, KosmosG)
-        assert not loaded.training
-        assert loaded.mllm.text_model.lm_head.weight is loaded.get_input_embeddings().weight
-        torch.testing.assert_close(loaded.encode(batch(ROWS)).positive, expected.positive)
-        assert all(ours.equal(theirs) for ours, theirs in zip(loaded.parameters(), model.parameters(), strict=True))
-    assert KosmosG.from_pretrained(tmp_path, dtype=torch.bfloat16).dtype == torch.bfloat16
-    assert isinstance(AutoConfig.from_pretrained(tmp_path), KosmosGConfig)
-
-
-def test_language_model_opens_alone_from_a_whole_checkpoint_and_back(model: KosmosG, tmp_path: Path) -> None:
-    model.save_pretrained(tmp_path / "whole")
-    mllm = AutoModelForImageTextToText.from_pretrained(tmp_path / "whole")
-    assert isinstance(mllm, KosmosGForConditionalGeneration)
-    torch.testing.assert_close(mllm(**batch(ROWS)).logits, model.mllm(**batch(ROWS)).logits)
-    mllm.save_pretrained(tmp_path / "mllm")
-    whole = KosmosG.from_pretrained(tmp_path / "mllm")  # stage 1's product: the aligner starts anew
-    torch.testing.assert_close(whole.mllm(**batch(ROWS)).logits, model.mllm(**batch(ROWS)).logits)
-
-
-@pytest.mark.parametrize("kind", [AlignerNet, AlignerDecoder])
-def test_aligner_parts_save_and_load(kind: type[Any], tmp_path: Path) -> None:
-    part = kind(KosmosGConfig.tiny(vocab_size=200))
-    part.save_pretrained(tmp_path)
-    loaded = kind.from_pretrained(tmp_path).state_dict()
-    assert all(loaded[name].equal(value) for name, value in part.state_dict().items())
-
-
-def test_low_precision_stays_close(model: KosmosG) -> None:
-    expected = model.encode(batch(ROWS)).positive
-    low = lively(KosmosGConfig.tiny(vocab_size=200)).to(torch.bfloat16)
-    found = low.encode(batch(ROWS)).positive
-    assert found.dtype == torch.bfloat16
-    assert float((found.float() - expected).abs().mean()) < 0.1 * float(expected.abs().mean())
 
 
 @pytest.mark.parametrize("images", [0, 1, 3])
