@@ -270,16 +270,21 @@ def from_arguments(job: str, arguments: Sequence[str]) -> Experiment:
 
     Raises ConfigError, also for a setting that the job does not read, because it would have no effect.
     """
-    presets = [argument for argument in arguments if "=" not in argument]
-    if len(presets) > 1 or any(argument.startswith("-") for argument in presets):
-        raise ConfigError(f"{' '.join(presets)}: give at most one preset, then key=value; see --help")
-    if not presets:
+    preset, overrides = preset_and_settings(arguments)
+    if preset is None:
         echo(f"{job}: no preset given, using `{JOBS[job].preset}`")
-    overrides = [argument for argument in arguments if "=" in argument]
-    experiment = load(job, presets[0] if presets else JOBS[job].preset, overrides)
+    experiment = load(job, preset or JOBS[job].preset, overrides)
     for argument in overrides:
         refuse_unread(job, argument, experiment)
     return experiment
+
+
+def preset_and_settings(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The preset among the words of a command line, if there is one, and the key=value. Raises ConfigError."""
+    presets = [argument for argument in arguments if "=" not in argument]
+    if len(presets) > 1 or any(argument.startswith("-") for argument in presets):
+        raise ConfigError(f"{' '.join(presets)}: give at most one preset, then key=value; see --help")
+    return (presets[0] if presets else None), [argument for argument in arguments if "=" in argument]
 
 
 def refuse_unread(job: str, argument: str, experiment: Experiment) -> None:

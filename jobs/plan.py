@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from jobs.build_dataset import chosen_source
-from jobs.experiment import Experiment, load
+from jobs.experiment import Experiment, load, preset_and_settings
 from jobs.settings import JOBS, reads, usage
 from kosmosg import KosmosGConfig, KosmosGProcessor
 from kosmosg.checkpoint.export import read_config
@@ -43,15 +43,12 @@ def plan(arguments: Sequence[str]) -> list[StagePlan]:
 
 
 def _experiment(stage: str, arguments: Sequence[str]) -> Experiment:
-    presets = [word for word in arguments if "=" not in word]
-    if len(presets) > 1:
-        raise ConfigError(f"{' '.join(presets)}: give at most one preset, then key=value; see --help")
-    overrides = [word for word in arguments if "=" in word]
+    preset, overrides = preset_and_settings(arguments)
     for key in (word.partition("=")[0] for word in overrides):
         if not reads("plan", key) or _of_a_build(key) != (stage == BUILD):
             what = "a dataset build" if stage == BUILD else "the training stages"
             raise ConfigError(f"{key}: a plan of {what} does not depend on it; see `kosmosg plan --help`")
-    return load(stage, presets[0] if presets else JOBS["plan"].preset, overrides)
+    return load(stage, preset or JOBS["plan"].preset, overrides)
 
 
 def _of_a_build(key: str) -> bool:

@@ -12,7 +12,7 @@ what would not work.
 import sys
 from collections.abc import Iterator, Sequence
 
-from jobs.experiment import Experiment, load
+from jobs.experiment import Experiment, load, preset_and_settings
 from jobs.plan import model_config
 from jobs.settings import JOBS, reads, usage
 from kosmosg.data.records import stage_samples
@@ -94,14 +94,11 @@ def _runs(counts: Sequence[int]) -> list[tuple[int, int]]:
 
 def experiment_of(stage: str, arguments: Sequence[str]) -> Experiment:
     """The settings of one stage's job. Raises ConfigError for a setting that a rehearsal does not depend on."""
-    presets = [word for word in arguments if "=" not in word]
-    if len(presets) > 1:
-        raise ConfigError(f"{' '.join(presets)}: give at most one preset, then key=value; see --help")
-    overrides = [word for word in arguments if "=" in word]
+    preset, overrides = preset_and_settings(arguments)
     unread = next((word.partition("=")[0] for word in overrides if not reads("rehearse", word.partition("=")[0])), None)
     if unread:
         raise ConfigError(f"{unread}: a rehearsal does not depend on it; see `kosmosg rehearse --help`")
-    return load(stage, presets[0] if presets else JOBS["rehearse"].preset, overrides)
+    return load(stage, preset or JOBS["rehearse"].preset, overrides)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
+from PIL import Image
 from ray import cloudpickle
 from torch import nn
 
@@ -305,7 +306,10 @@ def test_too_many_end_the_run(tmp_path: Path, share: float, step: int, allowed: 
 
 def test_bad_samples_are_left_out_of_sample_sheets(tmp_path: Path) -> None:
     source = RecordDataset(damaged(tmp_path / "a", BAD))
-    decode = lambda key, record: record_image(record["image"], "image")  # noqa: E731
+
+    def decode(sample: SampleIndex, record: Mapping[str, Any]) -> Image.Image:
+        return record_image(record["image"], "image")
+
     image, (sample, record), found = usable(SampleIndex("t2i", 3, 0, 7), source, decode)
     assert (image.size, sample.index, record["id"]) == ((record["width"], record["height"]), 5, "caption/5")
     assert found is not None
