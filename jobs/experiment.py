@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from jobs.settings import JOBS, JOBS_OF_JOBS, reads, usage
+from jobs.settings import JOBS, JOBS_OF_JOBS, print_usage, reads
 from kosmosg.data.near_duplicates import RADIUS
 from kosmosg.data.templates.instruct import InstructTemplates
 from kosmosg.data.templates.pretrain import PretrainTemplates
@@ -245,7 +245,7 @@ def main(job: str, run: Callable[[Experiment], Any], arguments: Sequence[str] | 
     # `python -m` names the module __main__; Ray workers must find the job's classes under their real module name.
     run = getattr(module, run.__name__)
     if any(argument in ("-h", "--help") for argument in given):
-        print(usage(job))
+        print_usage(job)
         sys.exit(0)
     quiet_libraries()
     try:

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from jobs.build_dataset import chosen_source
 from jobs.experiment import Experiment, load, preset_and_settings
-from jobs.settings import JOBS, reads, usage
+from jobs.settings import JOBS, print_usage, reads
 from kosmosg import KosmosGConfig, KosmosGProcessor
 from kosmosg.checkpoint.export import read_config
 from kosmosg.errors import ConfigError, KosmosGError
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `python -m jobs.plan`; ends the process."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if any(word in ("-h", "--help") for word in given):
-        print(usage("plan"))
+        print_usage("plan")
         sys.exit(0)
     try:
         whole = given[:1] != [BUILD]

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from jobs.experiment import Experiment, load, preset_and_settings
 from jobs.plan import model_config
-from jobs.settings import JOBS, reads, usage
+from jobs.settings import JOBS, print_usage, reads
 from kosmosg.data.records import stage_samples
 from kosmosg.errors import ConfigError, KosmosGError
 from kosmosg_platform.config import plain
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `python -m jobs.rehearse`; ends the process."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if any(word in ("-h", "--help") for word in given):
-        print(usage("rehearse"))
+        print_usage("rehearse")
         sys.exit(0)
     try:
         if all("=" in word for word in given):

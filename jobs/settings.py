@@ -6,6 +6,7 @@ Therefore the text of `--help` is kept in settings.json, which `jobs.settings_pa
 
 import ast
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,14 @@ def usage(job: str) -> str:
     return "\n".join(lines)
 
 
+def print_usage(job: str) -> None:
+    """`usage`, on standard output, whose reader (`| head`) may close it before the end."""
+    try:
+        print(usage(job), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed when Python ends
+
+
 def settings(job: str) -> Iterator[tuple[str, str, str]]:
     """(dotted key, default, description) of everything that a job reads."""
     for key, default, text, readers in json.loads((HERE / "settings.json").read_text(encoding="utf-8")):
@@ -88,7 +97,7 @@ def answer_help(command: Sequence[str]) -> None:
     """Print the help page and end the process where `command` is `python -m jobs.JOB ... --help`."""
     modules = [word.removeprefix("jobs.") for word in command if word.startswith("jobs.")]
     if modules and modules[0] in JOBS and {"-h", "--help"} & set(command):
-        print(usage(modules[0]))
+        print_usage(modules[0])
         sys.exit(0)
 
 

@@ -171,3 +171,10 @@ def test_only_jobs_are_offered_as_jobs() -> None:
     named = "ablation align build_dataset demo evaluate export generate hash_list instruct plan precompute pretrain "
     named += "rehearse toyworld"
     assert workspace.jobs(workspace.find()) == named.split()
+
+
+def test_help_may_be_cut_off_by_its_reader() -> None:
+    command = f"{sys.executable} -m jobs.align --help | head -1; exit ${{PIPESTATUS[0]}}"
+    shown = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.startswith("usage: kosmosg run align")
