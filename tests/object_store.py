@@ -48,6 +48,8 @@ class ObjectStore:
         data = self.folder / "data"
         data.mkdir(exist_ok=True)
         ports = [f"-{name}={port}" for name, port in self.ports.items()]
+        # Services beside S3, on ports of their own choice: a second server on the machine would end over them.
+        ports += ["-s3.port.iceberg=0", "-s3.port.lance=0"]
         options = ["-s3", f"-s3.config={self.folder / 'identities.json'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
         sizes = ["-master.volumeSizeLimitMB=64", "-volume.max=20", "-master.telemetry=false"]
         with (self.folder / "log").open("ab") as log:
