@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -84,9 +83,9 @@ def test_the_endpoint_starts_and_stops(checkout: Path) -> None:
         while True:
             assert server.poll() is None, f"the server ended with {server.returncode}"
             try:
-                assert urllib.request.urlopen(url, timeout=5).status == 200
+                assert urllib.request.urlopen(url, timeout=30).status == 200
                 break
-            except (urllib.error.URLError, ConnectionError):
+            except OSError:  # refused while it starts; on a busy machine the first answer may time out
                 assert time.monotonic() < deadline, "the endpoint did not start within four minutes"
                 time.sleep(1)
     finally:
