@@ -42,6 +42,7 @@ class InstructRecipe(StageRecipe):
             "objective": asdict(self.experiment.instruct),
             "templates": asdict(self.experiment.templates.instruct),
             "image_size": decoder_sizes(self.experiment.decoder).image,
+            **({"scaled_decoding": True} if self.experiment.data.scaled_decoding else {}),
         }
 
     def build_stage(self) -> InstructStage:
@@ -58,6 +59,7 @@ class InstructRecipe(StageRecipe):
             self.max_seq_len(processor),
             self.experiment.templates.instruct,
             latent_shape=sizes.latent if self.columns else None,
+            scaled_decoding=self.experiment.data.scaled_decoding,
         )
 
     def fields(self, kind: str) -> Sequence[str]:

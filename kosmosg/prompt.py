@@ -225,7 +225,7 @@ def read_image(
             if at_least:
                 _check_size(opened, limits, name)
                 opened.draft(None, (at_least, at_least))
-            return _to_rgb(opened, limits, name)
+            return _to_rgb(opened, limits, name, own=True)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -251,7 +251,8 @@ def _check_size(image: Image.Image, limits: PromptLimits, name: str) -> None:
         )
 
 
-def _to_rgb(image: Image.Image, limits: PromptLimits, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, limits: PromptLimits, name: str, own: bool = False) -> Image.Image:
+    """Checked, upright, and RGB. What is our `own` may be changed in place; copying it takes as long as decoding it."""
     _check_size(image, limits, name)
     frames = getattr(image, "n_frames", 1)
     # An MPO is a still photo followed by a preview or gain map, as phones write them.
@@ -263,7 +264,8 @@ def _to_rgb(image: Image.Image, limits: PromptLimits, name: str) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ImageError(f"{name} has mode {image.mode!r} without a known range; scale it to 8 bits per channel first")
     try:
-        upright = ImageOps.exif_transpose(image)
+        upright = image if own else image.copy()
+        ImageOps.exif_transpose(upright, in_place=True)
         if upright.mode.startswith("I;16"):
             # Pillow would clip instead of scaling: everything above 255 would become white.
             upright = Image.fromarray((np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8))
@@ -271,7 +273,7 @@ def _to_rgb(image: Image.Image, limits: PromptLimits, name: str) -> Image.Image:
             layered = upright.convert("RGBA")
             upright = Image.new("RGBA", layered.size, (255, 255, 255, 255))
             upright.alpha_composite(layered)
-        return upright.convert("RGB")
+        return upright if upright.mode == "RGB" else upright.convert("RGB")
     except Exception as error:
         # On truncated or damaged files Pillow's decoders raise OSError, SyntaxError, ValueError, and many more.
         raise ImageError(f"{name} is damaged and cannot be decoded ({error}); save it again") from error

@@ -38,6 +38,8 @@ class InstructCollate:
         templates: the random choices.
         latent_shape: (c, h, w); if given, records have the precomputed column `target_posterior`, and their target is
             not decoded.
+        scaled_decoding: whether images of the prompt may be decoded at a fraction of their size, no smaller than the
+            vision tower's input: see `kosmosg.data.image_bytes.decode_image`.
     """
 
     def __init__(
@@ -47,12 +49,14 @@ class InstructCollate:
         length: int = 2048,
         templates: InstructTemplates | None = None,
         latent_shape: tuple[int, int, int] | None = None,
+        scaled_decoding: bool = False,
     ) -> None:
         self.processor = processor
         self.image_size = image_size
         self.length = room_for_an_image(length, processor)
         self.templates = templates or InstructTemplates()
         self.latent_shape = latent_shape
+        self.at_least = processor.image_size if scaled_decoding else 0
 
     def __call__(self, samples: Sequence[KeyedRecord]) -> Batch:
         rows, targets = [], []
@@ -76,7 +80,7 @@ class InstructCollate:
         template = template_of("instruct", key)
         if template not in makers:
             raise ConfigError(f"instruct has no template {template!r}; it has {', '.join(makers)}")
-        return makers[template](record, numbers(key.seed))
+        return makers[template](record, numbers(key.seed), self.at_least)
 
 
 def target_pixels(image: Image.Image, size: int) -> Tensor:

@@ -64,8 +64,11 @@ class InstructTemplates:
         if self.drop_scope not in ("sample", "entity"):
             raise ConfigError(f"templates.drop_scope is {self.drop_scope!r}; choose 'sample' or 'entity'")
 
-    def composition(self, record: Record, uniform: Uniform) -> Example:
-        """A caption whose entities are shown: "a <cat> and a <dog> in the garden" -> the whole image."""
+    def composition(self, record: Record, uniform: Uniform, at_least: int = 0) -> Example:
+        """A caption whose entities are shown: "a <cat> and a <dog> in the garden" -> the whole image.
+
+        With `at_least`, the images of the prompt may be decoded smaller, their shorter sides no shorter than that.
+        """
         entities = record["entities"]
         pieces = self._pieces(record["caption"], entities, uniform)
         parts: list[PromptPart] = []
@@ -73,16 +76,16 @@ class InstructTemplates:
             if isinstance(piece, str):
                 parts.append(piece)
             else:
-                parts.append(entity_image(entities[piece], masked=uniform() <= self.mask_background))
+                parts.append(entity_image(entities[piece], uniform() <= self.mask_background, at_least))
         return Example(parts, record, "image")
 
-    def edit(self, record: Record, uniform: Uniform) -> Example:
-        """An editing pair: [caption] <before> instruction -> after."""
+    def edit(self, record: Record, uniform: Uniform, at_least: int = 0) -> Example:
+        """An editing pair: [caption] <before> instruction -> after. `at_least` as in `composition`."""
         parts: list[PromptPart] = [] if uniform() < self.drop_edit_caption else [record["caption"] or ""]
-        parts += [record_image(record["before"], "before"), record["instruction"]]
+        parts += [record_image(record["before"], "before", at_least), record["instruction"]]
         return Example(parts, record, "after")
 
-    def t2i(self, record: Record, uniform: Uniform) -> Example:
+    def t2i(self, record: Record, uniform: Uniform, at_least: int = 0) -> Example:
         """The caption alone -> the image. Takes composition records and caption records that have an image."""
         return Example([caption_of(record)], record, "image")
 
@@ -133,15 +136,20 @@ def split_at_spans(
     return pieces + _text(caption[cursor:])
 
 
-def entity_image(entity: Record, masked: bool) -> Image.Image:
-    """The crop of an entity (RGB), on white if `masked`. Only one crop is stored; the background is removed here."""
-    crop = record_image(entity["crop"], "crop")
+def entity_image(entity: Record, masked: bool, at_least: int = 0) -> Image.Image:
+    """The crop of an entity (RGB), on white if `masked`. Only one crop is stored; the background is removed here.
+
+    With `at_least`, the crop may be decoded smaller, its shorter side no shorter than that many pixels.
+    """
+    crop = record_image(entity["crop"], "crop", at_least)
     if not masked:
         return crop
     try:
         mask = Image.fromarray(decode_mask(entity["mask"]))
     except Exception as error:
         raise DataError(f"the mask of entity {entity['text']!r} cannot be decoded: {error}") from error
+    if at_least and mask.size != crop.size and scaled(mask.size, crop.size):
+        mask = mask.convert("L").resize(crop.size, Image.Resampling.BOX)
     if mask.size != crop.size:
         raise DataError(
             f"the mask of entity {entity['text']!r} is {mask.size} pixels and its crop {crop.size}; they must be equal"
@@ -149,8 +157,13 @@ def entity_image(entity: Record, masked: bool) -> Image.Image:
     return Image.composite(crop, Image.new("RGB", crop.size, "white"), mask)
 
 
-def record_image(data: bytes | None, field: str) -> Image.Image:
-    """The image of a record's field, decoded to RGB.
+def scaled(size: tuple[int, int], smaller: tuple[int, int]) -> bool:
+    """Whether a decoder gives an image of `size` as `smaller` when it scales by a half, a quarter or an eighth."""
+    return any(smaller == (-(-size[0] // by), -(-size[1] // by)) for by in (2, 4, 8))
+
+
+def record_image(data: bytes | None, field: str, at_least: int = 0) -> Image.Image:
+    """The image of a record's field, decoded to RGB, with `at_least` perhaps smaller: see `decode_image`.
 
     Raises:
         DataError: the field is empty, or is not an image.
@@ -158,7 +171,7 @@ def record_image(data: bytes | None, field: str) -> Image.Image:
     if not data:
         raise DataError(f"a record has no {field}, which this template needs; build the dataset with images")
     try:
-        return decode_image(data)
+        return decode_image(data, at_least)
     except UnidentifiedImageError as error:
         raise DataError(f"the {field} of a record, {len(data)} bytes, cannot be decoded: it is no image") from error
     except Exception as error:

@@ -53,6 +53,9 @@ class DataConfig(Section):
     precomputed: Literal["auto", "always", "never"] = "auto"
     """Columns of `precompute` that replace the VAE in stage 3 and the text encoder in stage 2: read where all datasets
     have them (`auto`), required, or ignored."""
+    scaled_decoding: bool = False
+    """Let `instruct` decode JPEGs of a prompt at a half, a quarter or an eighth of their size, no smaller than what the
+    vision tower takes. Costs a third or less; pixels differ by a few levels from those of the whole image, scaled."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Prompts are made from records as the original made them: its recorded sequences, and our rule where it skips."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from kosmosg.data.image_bytes import encode_image, encode_mask
-from kosmosg.data.templates.instruct import InstructTemplates, split_at_spans
+from kosmosg.data.templates.instruct import InstructTemplates, entity_image, record_image, split_at_spans
 from kosmosg.data.templates.pretrain import read_in_document
 from kosmosg.errors import ConfigError, DataError
 from kosmosg.processor import KosmosGProcessor
@@ -130,3 +131,35 @@ def test_bad_records_and_settings_are_named() -> None:
         InstructTemplates().composition(
             {"caption": "a cat", "image": image((1, 1, 1)), "entities": [wrong]}, played([0.9, 0.1])
         )
+
+
+@pytest.mark.parametrize(("side", "at_least", "found"), [(512, 224, 256), (512, 300, 512), (101, 50, 51), (96, 12, 12)])
+def test_images_of_a_prompt_may_come_smaller_with_their_masks(side: int, at_least: int, found: int) -> None:
+    """The left half of a picture whose right half is background, from a decoder that scales, and in the usual way."""
+    pixels = np.zeros((side, side, 3), np.uint8)
+    pixels[:, : side // 2] = np.linspace(0, 200, side, dtype=np.uint8)[:, None, None]
+    pixels[:, side // 2 :] = (30, 160, 90)
+    cut = np.arange(side)[None, :].repeat(side, 0) < side // 2
+    crop = encode_image(Image.fromarray(pixels), "jpeg")
+    record = {"crop": crop, "mask": encode_mask(cut), "text": "cat"}
+    whole = entity_image(record, True)
+    small = entity_image(record, True, at_least)
+    assert whole.size == (side, side)
+    assert small.size == (found, found)
+    difference = np.asarray(whole.resize(small.size, Image.Resampling.BOX), int) - np.asarray(small, int)
+    edge = found // 2
+    assert np.abs(np.delete(difference, [edge - 1, edge, min(edge + 1, found - 1)], axis=1)).max() <= 12
+    with pytest.raises(DataError, match="must be equal"):
+        entity_image(record | {"mask": encode_mask(cut[: side // 3])}, True, at_least)
+
+
+def test_an_image_that_is_read_has_the_pixels_of_its_file() -> None:
+    """Whatever the mode it was saved in: nothing is copied on the way where it is RGB."""
+    rng = np.random.default_rng(0)
+    for mode in ("RGB", "L", "1"):
+        made = Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8)).convert(mode)
+        out = io.BytesIO()
+        made.save(out, "PNG")
+        read = record_image(out.getvalue(), "image")
+        assert read.mode == "RGB"
+        assert (np.asarray(read) == np.asarray(made.convert("RGB"))).all()
