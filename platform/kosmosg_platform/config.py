@@ -25,6 +25,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from kosmosg.errors import ConfigError
+from kosmosg_platform.stores.location import UrlsToo
 
 RENAMED: dict[str, str] = {
     "world": "toyworld",
@@ -67,7 +68,9 @@ class Section(BaseModel):
         """`Path` would make a relative folder of a URL, named `s3:`, on the node that happens to write there."""
         given = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else [value]
         url = next((one for one in given if isinstance(one, str) and re.match(r"[a-z][a-z0-9+.-]+:/", one)), None)
-        if url is not None and _is_about_paths(cls.model_fields[str(info.field_name)].annotation):
+        field = cls.model_fields[str(info.field_name)]
+        takes_urls = any(isinstance(one, UrlsToo) for one in field.metadata)
+        if url is not None and not takes_urls and _is_about_paths(field.annotation):
             raise ValueError(
                 f"{url} is a URL, but this setting takes a folder or file that every node sees, such as a bucket that "
                 "is mounted on all of them"
@@ -262,7 +265,9 @@ def _fields(kind: Any) -> dict[str, Any]:
 
 
 def _is_about_paths(annotation: Any) -> bool:
-    """Whether an annotation such as `Path | None` or `dict[str, Path]` has a path in it."""
+    """Whether an annotation such as `Path | None` or `dict[str, Path]` has a path in it, which takes no URL."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        return not any(isinstance(one, UrlsToo) for one in annotation.__metadata__)
     return annotation is Path or any(map(_is_about_paths, typing.get_args(annotation)))
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from kosmosg.data.records import dataset_folder
 from kosmosg.errors import ConfigError
 from kosmosg.hub import model_description, model_for, resolve_model
+from kosmosg_platform.stores.location import told
+from kosmosg_platform.stores.node_copy import bring
 
 STAGES = ("pretrain", "align", "instruct")
 
@@ -104,11 +106,10 @@ def _described(name: str, folder: Path) -> ChosenModel:
 
 def require_dataset(folder: Path, kind: str) -> Path:
     """Returns the folder if it contains a finished dataset. Raises ConfigError or DataError with the remedy."""
-    manifest = folder / "manifest.json"
-    if not manifest.is_file():
+    if not bring(folder / "manifest.json").is_file():
         state = "is unfinished (no manifest.json)" if folder.is_dir() else "does not exist"
         raise ConfigError(
-            f"data.{kind}: {folder} {state}; run `kosmosg run build_dataset toyworld` with the same output, "
+            f"data.{kind}: {told(folder)} {state}; run `kosmosg run build_dataset toyworld` with the same output, "
             f"or give data.{kind}=FOLDER"
         )
     return folder

@@ -27,6 +27,8 @@ from kosmosg.data.records import QUARANTINE, SCHEMA_VERSION, schema, table
 from kosmosg.errors import DataError
 from kosmosg_platform.datasets.shard_files import AGAIN, ShardFiles
 from kosmosg_platform.storage import replaced, write_json
+from kosmosg_platform.stores.location import told
+from kosmosg_platform.stores.node_copy import bring
 
 MANIFEST = "manifest.json"
 
@@ -130,11 +132,13 @@ def _digest_of(shards: Sequence[Mapping[str, Any]]) -> str:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a dataset folder. Raises DataError if it is missing, unreadable or of another version."""
-    path = folder / MANIFEST
+    path = bring(folder / MANIFEST)
     if not folder.is_dir():
-        raise DataError(f"there is no dataset folder {folder}; build one with `kosmosg run build_dataset`")
+        raise DataError(f"there is no dataset folder {told(folder)}; build one with `kosmosg run build_dataset`")
     if not path.is_file():
-        raise DataError(f"{folder} has no {MANIFEST}: its build is not finished; run the same build again to finish it")
+        raise DataError(
+            f"{told(folder)} has no {MANIFEST}: its build is not finished; run the same build again to finish it"
+        )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
@@ -184,7 +188,9 @@ class RecordDataset:
         self.manifest = read_manifest(self.folder)
         self.kind: str = self.manifest["kind"]
         if kind is not None and kind != self.kind:
-            raise DataError(f"{folder} holds records of kind {self.kind!r}, {kind!r} are needed; give another folder")
+            raise DataError(
+                f"{told(folder)} holds records of kind {self.kind!r}, {kind!r} are needed; give another folder"
+            )
         self.cache_bytes = cache_bytes
         self.columns = None if columns is None else [name for name in schema(self.kind).names if name in columns]
         self.verify = verify
@@ -220,7 +226,7 @@ class RecordDataset:
         return (self[index] for index in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"RecordDataset({str(self.folder)!r}, kind={self.kind!r}, rows={len(self)})"
+        return f"RecordDataset({told(self.folder)!r}, kind={self.kind!r}, rows={len(self)})"
 
     def read_ids(self, indices: Iterable[int]) -> list[str]:
         """The ids of some records, in their order. Nothing else of the records is read."""

@@ -21,6 +21,7 @@ from kosmosg.data.precomputed import STORED_AS
 from kosmosg.errors import DataError
 from kosmosg_platform.config import digest
 from kosmosg_platform.datasets.dataset import MANIFEST, RecordDataset, read_manifest
+from kosmosg_platform.stores.node_copy import bring, bucket_of
 
 PRECOMPUTED = "precomputed"
 
@@ -30,9 +31,17 @@ def column_folder(dataset: Path, column: str, identity: Mapping[str, Any]) -> Pa
     return dataset / PRECOMPUTED / f"{column}-{digest(dict(identity))[:16]}"
 
 
+def is_started(dataset: Path, column: str) -> bool:
+    """Whether there is anything of a column of this name, whatever its values depend on."""
+    bucket = bucket_of(dataset)
+    if bucket is not None:
+        return any(name.startswith(f"{PRECOMPUTED}/{column}-") for name in bucket.list(PRECOMPUTED))
+    return any((dataset / PRECOMPUTED).glob(f"{column}-*"))
+
+
 def is_complete(dataset: Path, column: Path) -> bool:
     """Whether a column is there for the dataset as it is now; one of an earlier state of the dataset is not."""
-    if not (column / MANIFEST).is_file():
+    if not bring(column / MANIFEST).is_file():
         return False
     built: bool = read_manifest(column)["source"]["sha256"] == read_manifest(dataset)["sha256"]
     return built

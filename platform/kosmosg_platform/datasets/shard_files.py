@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 from kosmosg.errors import DataError
 from kosmosg.node_cache import FileStatus, digest_again, file_digest, file_status, once_per_node
 from kosmosg_platform.datasets.parquet_footer import FooterIndex, read_footer_index
+from kosmosg_platform.stores.node_copy import bucket_of
+from kosmosg_platform.stores.shard_cache import cached
 
 OPEN_FILES = 32  # per dataset and process
 AGAIN = "delete it and run the same build again, which builds only what is missing, or copy the file again"
@@ -46,8 +48,15 @@ class ShardFiles:
         self._open: OrderedDict[int, pa.NativeFile] = OrderedDict()
 
     def path(self, shard: int) -> Path:
-        """The file of a shard."""
-        return self._folder / str(self._entries[shard]["name"])
+        """The file of a shard; of a dataset in an object store, a copy that this node keeps.
+
+        Raises DataError, or StoreError, if there is none to be had.
+        """
+        entry = self._entries[shard]
+        bucket = bucket_of(self._folder)
+        if bucket is None:
+            return self._folder / str(entry["name"])
+        return cached(bucket, str(entry["name"]), int(entry["bytes"]), str(entry["sha256"]))
 
     def index(self, shard: int) -> FooterIndex:
         """Where the shard's row groups lie. Raises DataError as `read` does."""

@@ -14,7 +14,7 @@ from kosmosg.diffusion.decoder import decoder_sizes, text_sizes
 from kosmosg.errors import ConfigError
 from kosmosg.processor import KosmosGProcessor
 from kosmosg_platform.console import echo
-from kosmosg_platform.datasets.precomputed import PRECOMPUTED, column_folder, is_complete
+from kosmosg_platform.datasets.precomputed import column_folder, is_complete, is_started
 from kosmosg_platform.training.initial_model import decoder_fingerprint
 
 TARGETS = 1  # raise it when `target_pixels` gives other pixels of the same image
@@ -55,7 +55,7 @@ def find_columns(
 
     Raises ConfigError if the mode is `always` and a dataset has no such column.
     """
-    started = any(any((folder / PRECOMPUTED).glob(f"{column}-*")) for folder in folders.values())
+    started = any(is_started(folder, column) for folder in folders.values())
     if mode == "never" or (mode == "auto" and not started):
         return {}
     known = identity()

@@ -15,27 +15,30 @@ from kosmosg_platform.config import Section
 from kosmosg_platform.console import echo
 from kosmosg_platform.datasets.dataset import RecordDataset, read_manifest
 from kosmosg_platform.run_paths import RunPaths, require_dataset
+from kosmosg_platform.stores.location import Location, told
+from kosmosg_platform.stores.node_copy import bring
 
 DIGEST_CHARACTERS = 36
 """Of a dataset's digest in MLflow, which takes no more."""
 
 
 class DataConfig(Section):
-    """The dataset folders of a run, as `build_dataset` writes them. If one is null, it is looked for in `folder`."""
+    """The dataset folders of a run, as `build_dataset` writes them, on a disk or in an object store (s3://, gs://,
+    hdfs://). If one is null, it is looked for in `folder`."""
 
-    folder: Path | None = None
+    folder: Location | None = None
     """Parent of the dataset folders: its `composition`, `edit`, ... are used; null means <output>/build_dataset."""
-    composition: Path | None = None
+    composition: Location | None = None
     """Records of kind composition."""
-    edit: Path | None = None
+    edit: Location | None = None
     """Records of kind edit."""
-    captions: Path | None = None
+    captions: Location | None = None
     """Records of kind caption, with or without images."""
-    text: Path | None = None
+    text: Location | None = None
     """Records of kind text."""
-    interleaved: Path | None = None
+    interleaved: Location | None = None
     """Records of kind interleaved."""
-    datasets: dict[str, Path] = Field(default_factory=dict)
+    datasets: dict[str, Location] = Field(default_factory=dict)
     """Records of kinds added by plug-ins, by kind, such as the toy world's {questions: FOLDER}."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Share of each kind of sample: text, caption, interleaved (pretrain), caption (align), composition, edit, t2i
@@ -95,7 +98,7 @@ class Mixture:
                 {
                     "name": name,
                     "digest": dataset.manifest["sha256"][:DIGEST_CHARACTERS],
-                    "source": json.dumps({"uri": str(folder)}),
+                    "source": json.dumps({"uri": told(folder)}),
                     "profile": json.dumps({"num_rows": len(dataset), "share": self.weights[name]}),
                     "context": "training",
                 }
@@ -129,11 +132,13 @@ def find_mixture(stage: str, data: DataConfig, layout: RunPaths) -> Mixture:
         kind = samples[missing[0]][0]
         last = (kind, *record_kind(kind).served_by)[-1]
         require_dataset(_folder(last, data, layout), _setting(last))
-        raise ConfigError(f"data: no records under {_parent(data, layout)} serve {stage}, which reads images of them")
+        raise ConfigError(
+            f"data: no records under {told(_parent(data, layout))} serve {stage}, which reads images of them"
+        )
     if missing:
         settings = ", ".join(f"data.{_setting(samples[name][0])}=FOLDER" for name in missing)
         echo(
-            f"{stage}: no records under {_parent(data, layout)} for {', '.join(missing)} ({settings}), skipping; "
+            f"{stage}: no records under {told(_parent(data, layout))} for {', '.join(missing)} ({settings}), skipping; "
             f"training on {', '.join(found)}"
         )
     fields = {name: samples[name][1].fields for name in found}
@@ -154,7 +159,7 @@ def _serving(kind: str, sample: SampleKind, data: DataConfig, layout: RunPaths) 
         folder = _folder(candidate, data, layout)
         if _given(candidate, data) is not None:
             require_dataset(folder, _setting(candidate))
-        if not (folder / "manifest.json").is_file():
+        if not bring(folder / "manifest.json").is_file():
             continue
         record: RecordKind = record_kind(candidate)
         dataset = RecordDataset(folder, record.stored_as or candidate)
