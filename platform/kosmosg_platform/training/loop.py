@@ -44,13 +44,12 @@ from kosmosg_platform.training.validation import validate
 _FLUSH_SECONDS = 2.0  # the driver may wait longer, when the workers have freed their devices
 
 
-def work(config: Mapping[str, Any]) -> None:
-    """The function that Ray Train runs on every worker; `config["job"]` is the TrainRun."""
+def work(job: TrainRun) -> None:
+    """Train on this worker until the job ends, stops, or cannot go on."""
     import ray.train
     import ray.train.torch
 
     quiet_libraries()
-    job: TrainRun = config["job"]
     torch.set_num_threads(job.experiment.scale.cpus_per_worker)
     device: torch.device = ray.train.torch.get_device()
     if device.type == "cuda":

@@ -31,7 +31,6 @@ from kosmosg_platform.tracking import Run
 from kosmosg_platform.tracking.spool import read_run
 from kosmosg_platform.training import checkpoints, engine_config, stopping
 from kosmosg_platform.training.changed_settings import changed_settings
-from kosmosg_platform.training.loop import work
 from kosmosg_platform.training.lr_schedule import batch_plan
 from kosmosg_platform.training.metrics import last_metrics
 from kosmosg_platform.training.model_card import PURPOSE
@@ -42,6 +41,7 @@ from kosmosg_platform.training.replacement import FILE as REPLACED
 from kosmosg_platform.training.resume_point import base_of, find_resume_point
 from kosmosg_platform.training.skipped_data import FILE as SKIPPED
 from kosmosg_platform.training.stability import TrainingDivergedError
+from kosmosg_platform.training.worker_entry import packed, start
 
 FINISHED = "finished.json"
 REGISTERED = "kosmosg"
@@ -163,8 +163,8 @@ def _train(job: TrainRun) -> float:
         echo(f"{stage}: going on from {job.resume_from}")
     stopping.clear(job.folder)
     trainer = TorchTrainer(
-        work,
-        train_loop_config={"job": job},
+        start,
+        train_loop_config=packed(job),
         scaling_config=ScalingConfig(
             num_workers=scale.workers,
             use_gpu=scale.use_gpu,
