@@ -2,8 +2,8 @@
 
 What is trained: `recipe` (the interface of a job's recipe), `stage_recipe` (what the stages share), `initial_model`,
 `mixture`, `columns`, `sampler`, `dataloader`, `replacement` (of samples that cannot be used), `held_out` (records to
-validate on), `lr_schedule`. How: `trainer` on the driver, `worker_entry` and `loop` on every worker, `engine` around DeepSpeed,
-`engine_config`, `checkpoints`, `resume_point`, `ema`, `validation`, and `notices` from workers to the user. What goes
-wrong: `stability`, `skipped_data`, `stopping`. The results: `metrics`, `changed_settings`, `sample_images`, `export`,
-`model_card`; `consumed` tells which records a step has seen.
+validate on), `lr_schedule`. How: `trainer` on the driver, `worker_entry` and `loop` on every worker, `engine` around
+DeepSpeed, `engine_config`, `checkpoints`, `resume_point`, `ema`, `validation`, and `notices` from workers to the user.
+What goes wrong: `stability`, `skipped_data`, `stopping`. The results: `metrics`, `changed_settings`, `sample_images`,
+`export`, `model_card`; `consumed` tells which records a step has seen.
 """
