@@ -8,10 +8,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from jobs.experiment import main
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -65,10 +68,19 @@ def test_the_commands_that_generate_and_plan(checkout: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_jobs_run_one_after_the_other(checkout: Path) -> None:
+def test_the_jobs_run_one_after_the_other(
+    ray_cluster: None, checkout: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On one Ray cluster; the first as a program of its own, as `kosmosg` runs each."""
+    monkeypatch.chdir(checkout)
     (block,) = [block for block in blocks("bash") if "kosmosg run" in block]
-    for words in commands(block):
-        kosmosg(words[1:], checkout)
+    first, *others = commands(block)
+    kosmosg(first[1:], checkout)
+    for words in others:
+        assert words[:2] == ["kosmosg", "run"]
+        with pytest.raises(SystemExit) as ended:
+            main(words[2], import_module(f"jobs.{words[2]}").run, words[3:])
+        assert ended.value.code == 0, capfd.readouterr().err
     assert (checkout / "runs/try/instruct/export/model.safetensors").is_file()
 
 
