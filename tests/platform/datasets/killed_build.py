@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,8 @@ def main(source: str, dest: str, nodes: int) -> None:
     try:
         with store_patience(float(os.environ.get("STORE_PATIENCE", "60"))):
             reader = ImageFolderReader(source)
-        result = build(Path(dest), reader, SETTINGS, say=print)
+        settings = replace(SETTINGS, retry=os.environ.get("RETRY_REASON", ""))
+        result = build(Path(dest), reader, settings, say=print)
     except UnavailableError as error:
         print(error, flush=True)
         ray.shutdown()

@@ -2,11 +2,13 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -129,3 +131,30 @@ def test_killed_workers_and_nodes_lose_nothing(
     os.kill(other, signal.SIGKILL)
     finish(build)
     assert content(tmp_path / "set") == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("KOSMOSG_CHAOS_ROUNDS" not in os.environ, reason="part of `make chaos`")
+@pytest.mark.parametrize("seed", range(int(os.environ.get("KOSMOSG_CHAOS_ROUNDS", "1"))))
+def test_a_retry_that_is_killed_ends_as_a_build_of_the_mended_photos(
+    album: Path, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Damaged photos are replaced, and `retry.reason` builds again what they had spoilt, killed at a random point."""
+    choose = random.Random(seed)
+    mended = tmp_path / album.name  # a source is known by its name
+    shutil.copytree(album, mended)
+    finish(start(mended, tmp_path / "set"))
+    assert content(tmp_path / "set") == undisturbed
+    for number in range(49, PHOTOS, 50):
+        Image.new("RGB", (16, 16), "red").save(mended / f"thing-{number % 7}" / f"{number}.png")
+    monkeypatch.setenv("RETRY_REASON", "decode")
+    build = start(mended, tmp_path / "set")
+    time.sleep(choose.uniform(4, 16))
+    for pid in [*descendants(build.pid), build.pid]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    build.communicate()
+    assert "refused 0" in finish(start(mended, tmp_path / "set"))
+    monkeypatch.delenv("RETRY_REASON")
+    finish(start(mended, tmp_path / "straight"))
+    assert content(tmp_path / "set") == content(tmp_path / "straight")
