@@ -14,6 +14,7 @@ Remote models are downloaded once: from the Hub into its own cache, from a URL i
 
 import difflib
 import hashlib
+import json
 import logging
 import os
 import re
@@ -30,6 +31,8 @@ from kosmosg.node_cache import cache_folder
 from kosmosg.plugins import load_entry, load_plugins
 
 logger = logging.getLogger(__name__)
+
+_LARGEST_LINK = 4096  # bytes
 
 
 @dataclass(frozen=True)
@@ -240,7 +243,23 @@ def _from_url(url: str, download: dict[str, Any]) -> Path:
         ) from error
     if isinstance(filesystem, LocalFileSystem):
         return resolve_model(Path(root))
-    return fetch_folder(filesystem, root, url, cache_folder() / "models")
+    return fetch_folder(filesystem, _follow_link(filesystem, root), url, cache_folder() / "models")
+
+
+def _follow_link(filesystem: Any, root: str) -> str:
+    """The folder that a small file, `{"link": "abc/export"}`, names beside it: stores have no symbolic links."""
+    from pyarrow.fs import FileType
+
+    try:
+        found = filesystem.get_file_info(root)
+        if found.type != FileType.File or found.size > _LARGEST_LINK:
+            return root
+        with filesystem.open_input_stream(root) as file:
+            told = json.loads(file.read())["link"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return root  # no link: what it is instead is told when it is read
+    inside = isinstance(told, str) and ".." not in told.split("/") and not told.startswith("/")
+    return f"{root.rpartition('/')[0]}/{told}" if inside else root
 
 
 def fetch_folder(filesystem: Any, root: str, url: str, cache: Path) -> Path:

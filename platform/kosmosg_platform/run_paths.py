@@ -6,7 +6,8 @@ from pathlib import Path
 from kosmosg.data.records import dataset_folder
 from kosmosg.errors import ConfigError
 from kosmosg.hub import model_description, model_for, resolve_model
-from kosmosg_platform.stores.location import told
+from kosmosg_platform.stores.link import follow_link
+from kosmosg_platform.stores.location import told, url_of
 from kosmosg_platform.stores.node_copy import bring
 
 STAGES = ("pretrain", "align", "instruct")
@@ -39,24 +40,26 @@ class RunPaths:
 
     @property
     def tracking(self) -> str:
-        """URI of the default tracking store."""
-        return f"sqlite:///{self.job('mlflow.db')}"
+        """URI of the default tracking store; empty where a database cannot lie, in an object store."""
+        return "" if url_of(self.output) else f"sqlite:///{self.job('mlflow.db')}"
 
     def export(self, stage: str) -> Path:
         """The export of the newest finished run of a stage, resolved to its real folder. Raises ConfigError."""
         link = self.job(stage) / "export"
-        if not link.is_dir():
+        found = follow_link(link)
+        if found is None:
             raise ConfigError(
-                f"parent: {link} does not exist; run `kosmosg run {stage}` with the same output, or give parent=FOLDER"
+                f"parent: {told(link)} does not exist; run `kosmosg run {stage}` with the same output, or give "
+                "parent=FOLDER"
             )
-        return link.resolve()
+        return found
 
     def newest_export(self) -> Path:
         """The export of the latest stage that has one. Raises ConfigError if there is none."""
         for stage in reversed(STAGES):
-            if (self.job(stage) / "export").is_dir():
-                return self.export(stage)
-        raise ConfigError(f"output: no finished stage under {self.output}; run `kosmosg run pretrain` first")
+            if (found := follow_link(self.job(stage) / "export")) is not None:
+                return found
+        raise ConfigError(f"output: no finished stage under {told(self.output)}; run `kosmosg run pretrain` first")
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,13 @@ def choose_model(output: Path, decoder: str, model: str | Path | None = None) ->
     for folder in (output, output / "demo"):
         for stage in reversed(STAGES):
             link = folder / stage / "export"
-            if link.is_dir():
-                return _described(str(link), link.resolve())
+            if (found := follow_link(link)) is not None:
+                return _described(told(link), found)
     shipped = model_for(decoder)
     if shipped is None:
         raise ConfigError(
-            f"model: no trained model under {output} or {output / 'demo'}; name one (a folder, a URL or a Hub id), or "
-            "run `make demo`"
+            f"model: no trained model under {told(output)} or {told(output / 'demo')}; name one (a folder, a URL or a "
+            "Hub id), or run `make demo`"
         )
     return _described(shipped, resolve_model(shipped))
 

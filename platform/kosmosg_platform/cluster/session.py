@@ -36,6 +36,9 @@ class ScaleConfig(Section):
     max_failures: int = Field(default=2, ge=-1)
     """How many times lost workers are replaced and the run resumes from its last checkpoint; -1 means always."""
 
+    store_retry_s: float = Field(default=1800, ge=0)
+    """Seconds for which an object store that has ceased to answer is asked again before a run ends; training goes on
+    meanwhile."""
     stop_seconds: float = Field(default=25, ge=0)
     """Time that SIGTERM leaves the workers of a training run to save a checkpoint; less than the scheduler leaves the
     program (Kubernetes and Slurm: 30 s, unless they are told otherwise)."""

@@ -5,6 +5,7 @@ send(path)     after writing: the store gets what the copy is
 drop(path)     instead of removing the copy alone
 """
 
+import fcntl
 import shutil
 from functools import lru_cache
 from pathlib import Path
@@ -32,9 +33,16 @@ def bring(path: Path) -> Path:
 
 
 def bring_folder(folder: Path, under: str = "") -> Path:
-    """`bring` for all files of a folder, or those in one of its subfolders, that have another size here."""
+    """`bring` for all files of a folder, or those in one of its subfolders, that have another size here.
+
+    One process of a node does it; the others wait.
+    """
     bucket = bucket_of(folder)
-    if bucket is not None:
+    if bucket is None:
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         for name, stored in bucket.list(under).items():
             copy = folder / name
             if not copy.is_file() or copy.stat().st_size != stored.size:
@@ -47,6 +55,18 @@ def send(path: Path) -> None:
     bucket = bucket_of(path.parent)
     if bucket is not None:
         bucket.upload(path, path.name)
+
+
+def send_folder(folder: Path, last: str = "") -> None:
+    """Write all files of a folder to its store, `last` behind the others; files that are not here are removed there."""
+    bucket = bucket_of(folder)
+    if bucket is None:
+        return
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    for name in sorted(bucket.list().keys() - names):
+        bucket.remove(name)
+    for name in sorted(names, key=lambda name: (name == last, name)):
+        bucket.upload(folder / name, name)
 
 
 def drop(path: Path) -> None:

@@ -14,7 +14,7 @@ from kosmosg_platform.config import flatten
 from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.tracking.provenance import source_tags
 from kosmosg_platform.tracking.sender import Sender, report_unsent
-from kosmosg_platform.tracking.settings import TrackingConfig
+from kosmosg_platform.tracking.settings import TrackingConfig, artifacts_beside
 from kosmosg_platform.tracking.spool import Entry, Spool, read_entries, read_run, write_run
 
 FOLDER = "tracking"
@@ -76,7 +76,7 @@ class Run:
                 "fresh": fresh,
                 "key": key,
                 "experiment": tracking.experiment,
-                "artifacts": layout.job("mlartifacts").as_uri(),
+                "artifacts": artifacts_beside(uri, layout.job("mlartifacts")).as_uri(),
                 "name": tracking.name or name or (f"{job} ({key[:4]})" if key else job),
                 "parent": tracking.parent_run or "",
                 "tags": {"stage": job, **source_tags(tracking.description), **(tags or {})},

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from kosmosg.errors import ConfigError
 from kosmosg_platform.config import Section
+from kosmosg_platform.stores.location import url_of
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _SERVERS = ("http", "https", "databricks")
@@ -18,7 +19,7 @@ class TrackingConfig(Section):
 
     uri: str | None = None
     """Tracking server or database URI; null means MLFLOW_TRACKING_URI if that is set, else sqlite at
-    <output>/mlflow.db."""
+    <output>/mlflow.db, and must be given where `output` is in an object store."""
     experiment: str = Field(default="kosmosg", min_length=1)
     """MLflow experiment: one for all jobs of a project."""
 
@@ -44,6 +45,11 @@ class TrackingConfig(Section):
         With `create`, a database file that is not there is made, so that a folder that cannot be written is told now.
         """
         uri = self.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+        if not uri:
+            raise ConfigError(
+                "tracking.uri: output is in an object store, where MLflow's database cannot lie; give the address of a "
+                "tracking server (http://HOST:PORT), or a database such as sqlite:////path/mlflow.db"
+            )
         scheme = urlsplit(uri).scheme.partition("+")[0]
         if scheme not in (*DATABASES, *_SERVERS) and uri not in _SERVERS:
             raise ConfigError(
@@ -58,6 +64,17 @@ class TrackingConfig(Section):
             except OSError as error:
                 raise ConfigError(f"tracking.uri: {uri} cannot be used ({error.strerror}); give another") from error
         return uri
+
+
+def artifacts_beside(uri: str, folder: Path) -> Path:
+    """Where a store without a server keeps artifacts: `folder`, or beside its database if that is in an object store.
+
+    What MLflow writes into the local copy of a stored folder would never reach the store.
+    """
+    if url_of(folder) is None:
+        return folder
+    file = sqlite_file(uri)
+    return (file.parent if file is not None else Path.cwd()).absolute() / folder.name
 
 
 def is_database(uri: str) -> bool:

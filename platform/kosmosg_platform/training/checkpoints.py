@@ -103,7 +103,7 @@ def read_progress(folder: Path, verify: bool = False) -> TrainingProgress:
     `verify` also reads every shard and compares its content (sha256) with the manifest; without it, sizes are compared.
     Raises CheckpointError with the reason if the folder is not a complete checkpoint that this release can read.
     """
-    manifest = _read_manifest(folder)
+    manifest = read_manifest_of(folder)
     for name, expected in manifest["files"].items():
         file = folder / name
         size = expected if manifest["version"] == 1 else expected["bytes"]
@@ -121,7 +121,7 @@ def read_progress(folder: Path, verify: bool = False) -> TrainingProgress:
         raise DamagedCheckpointError(f"{folder}/{MANIFEST} is damaged: {error}") from None
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest_of(folder: Path) -> dict[str, Any]:
     """The manifest, validated on its own. Raises CheckpointError."""
     path = folder / MANIFEST
     if not path.is_file():
@@ -159,7 +159,7 @@ class State(Mapping[str, Tensor]):
     def __init__(self, folder: Path) -> None:
         self.progress = read_progress(folder)
         self._where: dict[str, Any] = {}
-        for name in _read_manifest(folder)["files"]:
+        for name in read_manifest_of(folder)["files"]:
             try:
                 file: Any = safe_open(folder / name, framework="pt")
             except (SafetensorError, OSError) as error:

@@ -6,9 +6,11 @@ from typing import Any
 from kosmosg.errors import CheckpointError
 from kosmosg.stages import Stage
 from kosmosg_platform.console import echo
+from kosmosg_platform.stores.location import told
 from kosmosg_platform.training import checkpoints
 from kosmosg_platform.training.metrics import last_metrics
 from kosmosg_platform.training.recipe import TrainRun
+from kosmosg_platform.training.stored_checkpoints import newest_checkpoint
 
 
 def export(job: TrainRun, folder: Path) -> tuple[Stage, int]:
@@ -17,9 +19,9 @@ def export(job: TrainRun, folder: Path) -> tuple[Stage, int]:
     Needs neither cluster nor GPU: the stage is built again and loads the checkpoint's fp32 weights, the averaged ones
     if there are any. Raises CheckpointError if the run has no readable checkpoint.
     """
-    source = checkpoints.newest(job.checkpoints, job.key, echo).newest
+    source = newest_checkpoint(job.checkpoints, job.key, echo).newest
     if source is None:
-        raise CheckpointError(f"{job.checkpoints} holds no readable checkpoint of this run; train it first")
+        raise CheckpointError(f"{told(job.checkpoints)} holds no readable checkpoint of this run; train it first")
     state = checkpoints.State(source)
     stage = job.build_stage()
     averaged = any(name.startswith("ema.") for name in state)

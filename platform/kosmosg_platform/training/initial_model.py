@@ -20,6 +20,8 @@ from kosmosg.shapes import MODEL_SHAPES, new_config
 from kosmosg_platform.config import Section, plain
 from kosmosg_platform.run_paths import STAGES, RunPaths
 from kosmosg_platform.storage import read_json, sha256
+from kosmosg_platform.stores.location import told
+from kosmosg_platform.stores.node_copy import bring_folder
 
 NEW = "new"
 DECODER_PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
@@ -63,13 +65,16 @@ class InitialModel:
     decoder: str
     parent: Path | None
     """Export folder to start from; None makes a new model."""
+    source: str = ""
+    """What the folder is a copy of, if it is one that every node makes for itself."""
 
     @classmethod
     def of(cls, stage: str, model: ModelConfig, decoder: str, parent: str | None, layout: RunPaths) -> "InitialModel":
         """The initial model for these settings. Raises ConfigError if the previous stage has no export."""
         if parent not in (None, NEW):
             # The newest export is a link, which changes when this run ends.
-            return cls(model, decoder, _resolve("parent:", str(parent)).resolve())
+            source = str(parent) if "://" in str(parent) else ""
+            return cls(model, decoder, _resolve("parent:", str(parent)).resolve(), source)
         if parent is None and stage != STAGES[0]:
             return cls(model, decoder, layout.export(STAGES[STAGES.index(stage) - 1]))
         load_plugins()
@@ -105,7 +110,7 @@ class InitialModel:
             return {"parent.export": NEW}
         finished = self.parent.parent / "finished.json"
         run_id = str(read_json(finished)["run_id"]) if finished.is_file() else ""
-        return {"parent.export": str(self.parent), **({"parent.run": run_id} if run_id else {})}
+        return {"parent.export": self.source or told(self.parent), **({"parent.run": run_id} if run_id else {})}
 
     def load(self) -> tuple[KosmosG, KosmosGProcessor]:
         """Model, in training mode, and processor. A new model's weights come from torch's seed.
@@ -113,7 +118,8 @@ class InitialModel:
         In fp32 whatever precision the parent was saved in (the released files are fp16): the engine casts its own copy,
         and the optimizer keeps the weights given here.
         """
-        model, processor = self._new() if self.parent is None else load_export(self.parent)
+        folder = self._folder()
+        model, processor = self._new() if folder is None else load_export(folder)
         if self.model.aligner is not None:
             replace_conditioner(model, self.model.aligner)
         model.float().train()
@@ -121,15 +127,17 @@ class InitialModel:
 
     def load_aligner_decoder(self) -> AlignerDecoder | None:
         """N of a parent that went through stage 2, in training mode; None if there is none, so N is initialised."""
-        if self.parent is None or self.model.aligner is not None:
+        folder = self._folder()
+        if folder is None or self.model.aligner is not None:
             return None
-        decoder = load_aligner_decoder(self.parent)
+        decoder = load_aligner_decoder(folder)
         return None if decoder is None else decoder.float().train()
 
     def processor(self) -> KosmosGProcessor:
         """The processor alone."""
-        if self.parent is not None:
-            return KosmosGProcessor.from_pretrained(self.parent)
+        folder = self._folder()
+        if folder is not None:
+            return KosmosGProcessor.from_pretrained(folder)
         config = new_config(self.model.init, 1000)
         return KosmosGProcessor.from_sentencepiece(
             tokenizer_path(self.model.tokenizer),
@@ -137,6 +145,14 @@ class InitialModel:
             config.latent_query_num,
             config.max_tokens,
         )
+
+    def _folder(self) -> Path | None:
+        """The parent's folder, with its files on this node."""
+        if self.parent is None:
+            return None
+        if self.source and not self.parent.is_dir():
+            return _resolve("parent:", self.source)
+        return bring_folder(self.parent)
 
     def _new(self) -> tuple[KosmosG, KosmosGProcessor]:
         processor = self.processor()

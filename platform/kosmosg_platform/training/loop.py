@@ -11,19 +11,20 @@ to the mean over the whole batch. And nothing is lost: state, metrics and images
 
 import gc
 import math
-import tempfile
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
-from uuid import uuid4
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
+from kosmosg.checkpoint.sums import SUMS
+from kosmosg.data.files.store_file import store_patience
 from kosmosg.stages import Batch
-from kosmosg_platform.console import echo, quiet_libraries
+from kosmosg_platform.console import quiet_libraries
+from kosmosg_platform.stores.folder_sync import kept_in_step
+from kosmosg_platform.stores.node_copy import send_folder
 from kosmosg_platform.tracking.system_metrics import record_node
 from kosmosg_platform.training import checkpoints
 from kosmosg_platform.training.dataloader import micro_batches
@@ -33,11 +34,20 @@ from kosmosg_platform.training.export import export
 from kosmosg_platform.training.lr_schedule import batch_plan, learning_rate
 from kosmosg_platform.training.metrics import Meter, Recorder, peak_memory_gb, write_sample_images
 from kosmosg_platform.training.notices import notify
-from kosmosg_platform.training.recipe import TrainRun
+from kosmosg_platform.training.recipe import KEPT_APART, TrainRun
 from kosmosg_platform.training.replacement import ReplacedSamples
 from kosmosg_platform.training.sampler import mix
+from kosmosg_platform.training.saving import CheckpointSaver, agree
 from kosmosg_platform.training.skipped_data import SkippedData
-from kosmosg_platform.training.stability import Setback, SkippedUpdates, Stopped, is_finite, poison, roll_back
+from kosmosg_platform.training.stability import (
+    Setback,
+    SkippedUpdates,
+    Stopped,
+    StoreAway,
+    is_finite,
+    poison,
+    roll_back,
+)
 from kosmosg_platform.training.stopping import Interruptions, tell_end
 from kosmosg_platform.training.validation import validate
 
@@ -54,6 +64,15 @@ def work(job: TrainRun) -> None:
     device: torch.device = ray.train.torch.get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    with store_patience(job.experiment.scale.store_retry_s):
+        # The files of a run in a store are the same on all nodes when training begins, and before the last report.
+        with kept_in_step(job.folder, KEPT_APART):
+            dist.barrier()
+            end = _train_and_export(job, device)
+        ray.train.report(end)  # no worker exits before the export is written, or the driver told why not
+
+
+def _train_and_export(job: TrainRun, device: torch.device) -> dict[str, int]:
     rolled_back = False
     while True:
         worker = Worker(job, rolled_back)
@@ -64,7 +83,9 @@ def work(job: TrainRun) -> None:
         gc.collect()
         if end is None:
             break
-        if isinstance(end, Stopped):
+        if isinstance(end, StoreAway):
+            told = "away", end.reason
+        elif isinstance(end, Stopped):
             told = "stopped", f"stopped after step {end.step}, saved after step {end.saved}"
         elif (reason := roll_back(job, end)) is not None:
             told = "diverged", reason
@@ -74,16 +95,16 @@ def work(job: TrainRun) -> None:
         # Not an error here, because Ray would start the workers again.
         if dist.get_rank() == 0:
             tell_end(job.folder, *told)
-        ray.train.report({})  # no worker exits before it is told
-        return
+        return {}
     if dist.get_rank() == 0:
         stage, step = export(job, job.export)
+        send_folder(job.export, last=SUMS)
         cast(nn.Module, stage).to(device)
         write_sample_images(job, job.recipe.sample_images(stage), step)
         # What is not sent by then is left to the driver.
         job.run.as_writer("worker").flush(_FLUSH_SECONDS)
         job.run.as_writer("worker").release()
-    ray.train.report({"step": job.experiment.train.steps})  # no worker exits before the export is written
+    return {"step": job.experiment.train.steps}
 
 
 class Worker:
@@ -99,7 +120,9 @@ class Worker:
         parameters = stage.trainable()
         sizes = [parameter.numel() for _, parameter in parameters]
         self.owned = checkpoints.assign(parameters, sizes, self.world)[self.rank]
-        state = self._newest_state()
+        self.saver = CheckpointSaver(job)
+        found = self.saver.newest()
+        state = None if found is None else checkpoints.State(found)
         if state is not None:
             checkpoints.load_weights(parameters, state, "param")
         self.engine = Engine(
@@ -120,14 +143,15 @@ class Worker:
         decay = job.experiment.train.ema
         self.average = WeightEma(self.engine, self.owned, decay, state) if decay else None
         self.saved = self.start
-        self.skipped_data: SkippedData = self._agree(SkippedData.read(job.folder) if self.rank == 0 else None)
+        self.skipped_data: SkippedData = agree(SkippedData.read(job.folder) if self.rank == 0 else None)
         self.replaced = ReplacedSamples(job, self.start, self.engine.device)
         self.recorder = Recorder(job, self.start, rolled_back) if self.rank == 0 else None
 
-    def train(self) -> Setback | Stopped | None:
-        """Train from the current step to the last one, to a request to stop, or to a Setback, from which the workers
-        must start again."""
-        end = self._train()
+    def train(self) -> Setback | Stopped | StoreAway | None:
+        """Train from the current step to the last one, to a request to stop, to a store that stays away, or to a
+        Setback, from which the workers must start again."""
+        reached = self._train()
+        end = self.saver.finish() or reached
         if self.recorder is not None:
             self.recorder.close()
         return end
@@ -148,7 +172,10 @@ class Worker:
                 self.replaced.note(step, one.replaced)
             batch = [one.batch for one in loaded]
             weights = [float(one.pop("weight")) if "weight" in one else float(self.micro) for one in batch]
-            total, stop, preempted = self._sum(sum(weights), *interruptions.poll())
+            asked = *interruptions.poll(), *self.saver.state
+            total, stop, preempted, uploading, failed = self._sum(sum(weights), *asked)
+            if failed:
+                return None  # all workers see it at the same step; why is told at the end
             due |= bool(stop or preempted) and self.saved < step
             if due and applied and (stop or preempted):
                 due = not self._save(step, self.seconds + time.monotonic() - begun)
@@ -169,7 +196,8 @@ class Worker:
                 setback = Setback(step, "loss or gradients of the last steps were not finite")
             due |= done % train.checkpoint_every == 0
             # A state whose last update failed may be one from which nothing can be learnt: the next good one is saved.
-            if setback is None and (done == train.steps or (due and applied)):
+            # A checkpoint that is still being uploaded goes first.
+            if setback is None and (done == train.steps or (due and applied and not uploading)):
                 due = False
                 if not self._save(done, self.seconds + time.monotonic() - begun):
                     setback = Setback(step, f"weights or optimizer states after step {step} were not finite")
@@ -238,7 +266,6 @@ class Worker:
 
     def _save(self, step: int, seconds: float) -> bool:
         """Save a checkpoint after `step` steps; False, on every worker, if the state is not finite on one of them."""
-        import ray.train
 
         self.replaced.settle(step - 1)
         engine = self.job.experiment.engine
@@ -251,40 +278,15 @@ class Worker:
             seconds=seconds,
             written_by={"workers": self.world, "zero_stage": engine.zero_stage, "precision": engine.precision},
         )
-        # Workers killed while writing may have left a folder for this step; never write into it.
-        name = self._agree(f"step-{step:08d}-{uuid4().hex[:6]}")
-        with tempfile.TemporaryDirectory(prefix="kosmosg-checkpoint-") as temporary:
-            folder = Path(temporary)
-            tensors = dict(self.engine.full_state(self.owned))
-            if self.average is not None:
-                tensors |= self.average.state()
-            mine = checkpoints.write_shard(folder, self.rank, tensors) if is_finite(tensors) else None
-            del tensors
-            files = [mine] * self.world
-            dist.all_gather_object(files, mine)
-            written = [file for file in files if file is not None]
-            if len(written) < self.world:
-                return False
-            if self.rank == 0:
-                checkpoints.write_manifest(folder, progress, written)
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report({"step": step}, checkpoint=checkpoint, checkpoint_dir_name=name)
-        self.saved = step
-        return True
+        saved = self.saver.save(progress, self._state)
+        if saved:
+            self.saved = step
+        return saved
 
-    def _newest_state(self) -> checkpoints.State | None:
-        """The newest readable checkpoint; the first worker chooses for all of them."""
-        found = None
-        if self.rank == 0:
-            found = checkpoints.newest(self.job.checkpoints, self.job.key, echo).newest or self.job.resume_from
-        found = self._agree(found)
-        return None if found is None else checkpoints.State(found)
-
-    def _agree(self, value: Any) -> Any:
-        """The first worker's value, on every worker."""
-        values = [value]
-        dist.broadcast_object_list(values, src=0)
-        return values[0]
+    def _state(self) -> dict[str, Tensor]:
+        """This worker's share of the tensors of a checkpoint."""
+        tensors = dict(self.engine.full_state(self.owned))
+        return tensors if self.average is None else tensors | self.average.state()
 
     def _sample_images(self, step: int) -> None:
         """Generate sample images. With sharded weights all workers must take part, but only the first keeps them."""

@@ -12,20 +12,25 @@ from kosmosg.stages import Batch, Stage
 from kosmosg_platform.cluster.session import ScaleConfig
 from kosmosg_platform.config import Section
 from kosmosg_platform.run_paths import RunPaths
+from kosmosg_platform.stores.location import Location
 from kosmosg_platform.tracking import Run, TrackingConfig
 from kosmosg_platform.training.engine_config import EngineConfig
 from kosmosg_platform.training.lr_schedule import TrainConfig, freeze
 from kosmosg_platform.training.sampler import SampleIndex
 
 Record = Mapping[str, Any]
+
+KEPT_APART = ("checkpoints", "export", ".lock")
+"""What lies in a run's folder and is not kept the same on all nodes."""
 Collate = Callable[[Sequence[tuple[SampleIndex, Record]]], Batch]
 
 
 class TrainingExperiment(Section):
     """The sections that every training run has; `jobs.experiment.Experiment` adds the others."""
 
-    output: Path = Path("runs")
-    """Folder for everything that a run writes."""
+    output: Location = Path("runs")
+    """Folder for everything that a run writes: on a disk that all nodes see, or in an object store (s3://, gs://,
+    hdfs://)."""
     train: TrainConfig = TrainConfig()
     scale: ScaleConfig = ScaleConfig()
     engine: EngineConfig = EngineConfig()

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from kosmosg.errors import KosmosGError
 from kosmosg_platform.console import echo, plural
-from kosmosg_platform.training import checkpoints
 from kosmosg_platform.training.notices import notify
 from kosmosg_platform.training.recipe import TrainRun
 from kosmosg_platform.training.skipped_data import SkippedData
+from kosmosg_platform.training.stored_checkpoints import newest_checkpoint
 
 
 class TrainingDivergedError(KosmosGError):
@@ -34,6 +34,13 @@ class Stopped:
     """Steps taken."""
     saved: int
     """The step of the newest checkpoint."""
+
+
+@dataclass(frozen=True)
+class StoreAway:
+    """The workers stopped because the store did not answer for too long; the same on every worker."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ def roll_back(job: TrainRun, setback: Setback) -> str | None:
     """
     ended: list[Any] = [None]
     if dist.get_rank() == 0:
-        found = checkpoints.newest(job.checkpoints, job.key, echo)
+        found = newest_checkpoint(job.checkpoints, job.key, echo)
         skipped = SkippedData.read(job.folder)
         train = job.experiment.train
         if skipped.rollbacks_to(found.step) < train.max_rollbacks:

@@ -7,7 +7,6 @@ are therefore the same run: an interrupted one resumes, a finished one is not tr
 
 import fcntl
 import os
-import shutil
 import signal
 import threading
 import time
@@ -19,14 +18,19 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from kosmosg.errors import CheckpointError, ConfigError, KosmosGError
+from kosmosg.data.files.store_file import StoreError, store_patience
+from kosmosg.errors import CheckpointError, ConfigError, KosmosGError, UnavailableError
 from kosmosg_platform.cluster.resources import require_resources
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest, plain, to_yaml
 from kosmosg_platform.console import echo, quiet_libraries
 from kosmosg_platform.progress import duration, follow_metrics
 from kosmosg_platform.run_paths import STAGES, RunPaths
-from kosmosg_platform.storage import point, read_json, write_json, write_text
+from kosmosg_platform.storage import read_json, write_json, write_text
+from kosmosg_platform.stores.folder_sync import FolderSync, kept_in_step
+from kosmosg_platform.stores.link import make_link
+from kosmosg_platform.stores.location import told
+from kosmosg_platform.stores.node_copy import bring_folder, drop
 from kosmosg_platform.tracking import Run
 from kosmosg_platform.tracking.spool import read_run
 from kosmosg_platform.training import checkpoints, engine_config, stopping
@@ -36,11 +40,12 @@ from kosmosg_platform.training.metrics import last_metrics
 from kosmosg_platform.training.model_card import PURPOSE
 from kosmosg_platform.training.notices import FILE as NOTICES
 from kosmosg_platform.training.notices import follow_notices
-from kosmosg_platform.training.recipe import Recipe, TrainingExperiment, TrainRun
+from kosmosg_platform.training.recipe import KEPT_APART, Recipe, TrainingExperiment, TrainRun
 from kosmosg_platform.training.replacement import FILE as REPLACED
 from kosmosg_platform.training.resume_point import base_of, find_resume_point
 from kosmosg_platform.training.skipped_data import FILE as SKIPPED
 from kosmosg_platform.training.stability import TrainingDivergedError
+from kosmosg_platform.training.stored_checkpoints import StoredCheckpoints
 from kosmosg_platform.training.worker_entry import packed, start
 
 FINISHED = "finished.json"
@@ -99,10 +104,10 @@ def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
     key = run_key(recipe.stage, experiment, fingerprint, resumed)
     layout = RunPaths(experiment.output)
     folder = layout.run(recipe.stage, key)
-    with _alone(folder):
+    with _alone(folder), store_patience(experiment.scale.store_retry_s), kept_in_step(folder, KEPT_APART) as sync:
         if (folder / FINISHED).is_file() and not experiment.train.restart:
-            echo(f"{recipe.stage}: already finished with these settings, see {folder}")
-            point(layout.job(recipe.stage) / "export", folder / "export")
+            echo(f"{recipe.stage}: already finished with these settings, see {told(folder)}")
+            make_link(layout.job(recipe.stage) / "export", bring_folder(folder / "export"))
             return _result(folder, skipped=True)
         _set_start_up(experiment.scale.workers)
         with connect(experiment):
@@ -118,7 +123,7 @@ def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
                     origin.skipped.write(folder)
             job = TrainRun(recipe, experiment, key, run, base, origin.checkpoint if origin else None)
             with run.closing():
-                seconds = _train(job)
+                seconds = _train(job, sync)
                 _finish(job, fingerprint, seconds)
         return _result(folder)
 
@@ -146,7 +151,7 @@ def _set_start_up(workers: int) -> None:
     quiet_libraries()
 
 
-def _train(job: TrainRun) -> float:
+def _train(job: TrainRun, sync: FolderSync | None) -> float:
     """Run the loop on the workers; returns the seconds trained so far over all attempts."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -154,11 +159,16 @@ def _train(job: TrainRun) -> float:
 
     experiment, stage = job.experiment, job.recipe.stage
     scale = experiment.scale
-    found = checkpoints.newest(job.checkpoints, job.key, lambda text: echo(f"{stage}: {text}"), set_aside=True)
     keep = experiment.train.keep_checkpoints
-    if found.newest is not None:
+    stored = StoredCheckpoints.of(job.checkpoints)
+    if stored is None:
+        found = checkpoints.newest(job.checkpoints, job.key, lambda text: echo(f"{stage}: {text}"), set_aside=True)
         checkpoints.clean(job.checkpoints, found, keep)
-        echo(f"{stage}: resuming from step {found.step} of {experiment.train.steps}")
+        step = found.step
+    else:
+        step = stored.newest_step()  # what it holds is verified where it is needed
+    if step:
+        echo(f"{stage}: resuming from step {step} of {experiment.train.steps}")
     elif job.resume_from is not None:
         echo(f"{stage}: going on from {job.resume_from}")
     stopping.clear(job.folder)
@@ -188,12 +198,18 @@ def _train(job: TrainRun) -> float:
             if mistake is None:
                 raise
             raise mistake from None
-    if (told := stopping.read_end(job.folder)) is not None:
-        kind, reason = told
+    if sync is not None:
+        sync.once()  # what the workers of other nodes have written last
+    if (ended := stopping.read_end(job.folder)) is not None:
+        kind, reason = ended
         if kind == "diverged":
             raise TrainingDivergedError(reason)
+        if kind == "away":
+            raise StoreError(reason)
         echo(f"{stage}: {reason}")
         raise KeyboardInterrupt
+    if stored is not None and stored.newest_step() >= experiment.train.steps:
+        return stored.seconds()
     final = checkpoints.survey(job.checkpoints, job.key)
     if final.newest is None or final.step < experiment.train.steps:
         raise CheckpointError(
@@ -265,6 +281,7 @@ def _open_run(recipe: Recipe, experiment: TrainingExperiment, fingerprint: Mappi
 def _finish(job: TrainRun, fingerprint: Mapping[str, Any], seconds: float) -> None:
     stage = job.recipe.stage
     name = REGISTERED if stage == STAGES[-1] else f"{REGISTERED}-{stage}"
+    bring_folder(job.export)
     job.run.log_model(name, job.export, job.key, PURPOSE.get(stage, stage), {"run.key": job.key, "stage": stage})
     metrics = {name: value for name, value in last_metrics(job).items() if name != "step"}
     finished = {
@@ -274,8 +291,8 @@ def _finish(job: TrainRun, fingerprint: Mapping[str, Any], seconds: float) -> No
         "fingerprint": fingerprint,
     }
     write_json(job.folder / FINISHED, finished)
-    point(RunPaths(job.experiment.output).job(stage) / "export", job.export)
-    echo(f"{stage}: {job.experiment.train.steps} steps in {duration(seconds)}, model in {job.export}", "success")
+    make_link(RunPaths(job.experiment.output).job(stage) / "export", job.export)
+    echo(f"{stage}: {job.experiment.train.steps} steps in {duration(seconds)}, model in {told(job.export)}", "success")
 
 
 def _result(folder: Path, skipped: bool = False) -> FitResult:
@@ -285,11 +302,11 @@ def _result(folder: Path, skipped: bool = False) -> FitResult:
     return FitResult(folder / "export", run_id, finished["metrics"], finished["seconds"], folder, skipped)
 
 
-def _users_mistake(error: BaseException) -> KosmosGError | None:
-    """The user error behind a failure of the workers, if it was one."""
+def _users_mistake(error: BaseException) -> KosmosGError | UnavailableError | None:
+    """What is behind a failure of the workers, if it is told in one sentence: a user error, or a store that is away."""
     for failure in getattr(error, "worker_failures", {}).values():
         cause = getattr(failure, "_base_exc", failure)
-        if isinstance(cause, KosmosGError):
+        if isinstance(cause, KosmosGError | UnavailableError):
             return cause
     return None
 
@@ -310,8 +327,5 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _forget(folder: Path) -> None:
     """Delete what a run writes, and nothing else."""
-    for part in (folder / name for name in _WRITTEN):
-        if part.is_dir():
-            shutil.rmtree(part)
-        else:
-            part.unlink(missing_ok=True)
+    for name in _WRITTEN:
+        drop(folder / name)
