@@ -3,7 +3,8 @@
 `plan` estimates the cost and `rehearse` simulates all workers; then come `hash_list`, `build_dataset`, `precompute`,
 `pretrain`, `align`, `instruct`, `evaluate`, `generate` and `export`, in the order of a model's life cycle;
 `toyworld`, `demo` and `ablation` belong to the toy world. `experiment` holds all settings of a run and the entry
-point that all jobs share; `settings` says which settings each job reads, and `settings_page` documents them.
+point that all jobs share; `settings` says which settings each job reads, `settings_page` documents them, and
+`stored_results` sends what jobs write to an object store.
 """
 
 import sys

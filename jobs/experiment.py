@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from jobs.settings import JOBS, JOBS_OF_JOBS, print_usage, reads
+from jobs.stored_results import stored_results
 from kosmosg.data.near_duplicates import RADIUS
 from kosmosg.data.templates.instruct import InstructTemplates
 from kosmosg.data.templates.pretrain import PretrainTemplates
@@ -31,6 +32,7 @@ from kosmosg_platform.inference.precompute import PrecomputeConfig
 from kosmosg_platform.planning.build_plan import BuildPlanConfig
 from kosmosg_platform.planning.rehearsal import RehearseConfig
 from kosmosg_platform.run_paths import RunPaths
+from kosmosg_platform.stores.location import Location
 from kosmosg_platform.tracking.registry import look_in
 from kosmosg_platform.training.stage_recipe import StageExperiment
 
@@ -206,8 +208,9 @@ class Experiment(StageExperiment):
     source: str | None = None
     """Input: the folder or file that `build_dataset` reads, the prompts (.jsonl) of `generate`, or the run folder or
     model that `export` takes."""
-    dest: Path | None = None
-    """Where `build_dataset`, `generate` and `export` write; null means a folder under `output`."""
+    dest: Location | None = None
+    """Where `build_dataset`, `generate` and `export` write, on a disk or in an object store; null means a folder under
+    `output`."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first rows of the source, about this many: sources are read in ranges. Null means all."""
     templates: TemplatesConfig = TemplatesConfig()
@@ -252,7 +255,8 @@ def main(job: str, run: Callable[[Experiment], Any], arguments: Sequence[str] | 
         experiment = from_arguments(job, given)
         if "tracking" in JOBS[job].reads:
             look_in(experiment.tracking.store(RunPaths(experiment.output).tracking, create=False))
-        run(experiment)
+        with stored_results(job, experiment):
+            run(experiment)
     except KosmosGError as error:
         echo_error(f"kosmosg {job}", error)
         sys.exit(2)

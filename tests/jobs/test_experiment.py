@@ -14,10 +14,12 @@ from jobs.demo import DemoRun, run_step
 from jobs.experiment import PRESETS, Experiment, from_arguments, load
 from jobs.settings import JOBS
 from jobs.settings_page import PAGE, rendered_page, rendered_settings
+from jobs.stored_results import stored_results
 from kosmosg.errors import ConfigError
 from kosmosg.hub import resolve_model
 from kosmosg_platform.cluster import workspace
 from kosmosg_platform.config import RENAMED, describe, to_yaml
+from kosmosg_platform.run_paths import RunPaths
 from kosmosg_platform.tracking import Run
 from kosmosg_platform.training import engine_config
 from kosmosg_platform.training.lr_schedule import batch_plan, learning_rate
@@ -239,12 +241,9 @@ def test_a_step_of_the_demo_is_done_again_when_its_preset_says_something_else(tm
 @pytest.mark.parametrize(
     ("job", "setting", "path"),
     [
-        ("pretrain", "output=s3://bucket/runs", "output"),
-        ("build_dataset", "dest=gs://bucket/set", "dest"),
-        ("align", "data.captions=s3://bucket/captions", "data.captions"),
-        ("align", "data.datasets={questions: 's3://bucket/questions'}", "data.datasets"),
         ("evaluate", "evaluate.data=hdfs://name/coco", "evaluate.data"),
-        ("instruct", "output=file:///runs", "output"),
+        ("generate", "generate.images=[s3://bucket/one.png]", "generate.images"),
+        ("generate", "generate.images=['file:///one.png']", "generate.images"),
     ],
 )
 def test_a_url_where_a_folder_belongs_is_refused(job: str, setting: str, path: str) -> None:
@@ -252,6 +251,31 @@ def test_a_url_where_a_folder_belongs_is_refused(job: str, setting: str, path: s
         load(job, "tiny", [setting])
 
 
-@pytest.mark.parametrize("setting", ["source=s3://bucket/images", "parent=s3://bucket/model", "output=a:b/c"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "source=s3://bucket/images",
+        "parent=s3://bucket/model",
+        "output=a:b/c",
+        "output=gs://bucket/runs",
+        "dest=hdfs://name/set",
+        "data.captions=s3://bucket/captions",
+        "data.datasets={questions: 's3://bucket/questions'}",
+    ],
+)
 def test_a_url_is_taken_where_urls_are_read(setting: str) -> None:
     load("build_dataset", "tiny", [setting])
+
+
+@pytest.mark.parametrize("job", ["demo", "ablation", "toyworld"])
+def test_a_job_that_writes_to_disks_only_refuses_a_store(job: str) -> None:
+    refused = pytest.raises(ConfigError, match=r"^output: .* not to s3://bucket/runs; give a folder")
+    with refused, stored_results(job, load(job, "tiny", ["output=s3://bucket/runs"])):
+        pytest.fail("it was let in")
+
+
+def test_a_run_in_a_store_needs_a_tracking_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    experiment = load("pretrain", "tiny", ["output=s3://bucket/runs"])
+    with pytest.raises(ConfigError, match=r"^tracking\.uri: .*object store.*http://"):
+        experiment.tracking.store(RunPaths(experiment.output).tracking)

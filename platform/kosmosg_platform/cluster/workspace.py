@@ -43,7 +43,8 @@ def _is_checkout(folder: Path) -> bool:
 def jobs(checkout: Path) -> list[str]:
     """The jobs of a checkout: modules of `jobs`, except shared ones, and runnable packages."""
     folder = checkout / "jobs"
-    modules = {path.stem for path in folder.glob("[a-z]*.py")} - {"experiment", "settings", "settings_page"}
+    shared = {"experiment", "settings", "settings_page", "stored_results"}
+    modules = {path.stem for path in folder.glob("[a-z]*.py")} - shared
     return sorted(modules | {path.parent.name for path in folder.glob("*/__main__.py")})
 
 

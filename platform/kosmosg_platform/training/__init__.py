@@ -3,7 +3,8 @@
 What is trained: `recipe` (the interface of a job's recipe), `stage_recipe` (what the stages share), `initial_model`,
 `mixture`, `columns`, `sampler`, `dataloader`, `replacement` (of samples that cannot be used), `held_out` (records to
 validate on), `lr_schedule`. How: `trainer` on the driver, `worker_entry` and `loop` on every worker, `engine` around
-DeepSpeed, `engine_config`, `checkpoints`, `resume_point`, `ema`, `validation`, and `notices` from workers to the user.
+DeepSpeed, `engine_config`, `checkpoints`, `saving` (of them), `resume_point`, `ema`, `validation`, and `notices` from
+workers to the user. In an object store: `stored_checkpoints`, `uploads` (of them, while training goes on).
 What goes wrong: `stability`, `skipped_data`, `stopping`. The results: `metrics`, `changed_settings`, `sample_images`,
 `export`, `model_card`; `consumed` tells which records a step has seen.
 """
