@@ -23,6 +23,7 @@ from kosmosg_platform.tracking.spool import Entry, read_run, write_run
 RUN_TAG = "kosmosg.run"
 ATTEMPT_TAG = "kosmosg.attempt"
 PARENT_TAG = "mlflow.parentRunId"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # opens on runs and curves, not on chats
 SECONDS = 10  # for one request
 _PARAM_LIMIT = 6000  # characters of one value, MLflow's own limit
 _PARAM_BATCH = 100  # params in one call, MLflow's own limit
@@ -134,7 +135,7 @@ class MlflowRun:
             try:
                 # Without a server, artifacts would go to ./mlruns of the working directory; they belong to the output.
                 place = f"{artifacts}/{name}" if is_database(self._uri) else None
-                return str(api.create_experiment(name, artifact_location=place))
+                return str(api.create_experiment(name, artifact_location=place, tags=EXPERIMENT_TAGS))
             except MlflowException as error:
                 found = api.get_experiment_by_name(name)  # another process may have been faster
                 if found is None:

@@ -10,18 +10,21 @@ from pathlib import Path
 
 
 def source_tags(description: str | None = None) -> dict[str, str]:
-    """Source, user, commit and description, under the names that MLflow's pages read."""
-    commit = git_sha()
+    """Source, user, commit and description, under the names that MLflow's pages read.
+
+    Without a description there, the command that was typed takes its place.
+    """
+    commit, words = git_sha(), command()
     tags = {
-        "mlflow.source.name": shlex.join(command()),
+        # The pages show what stands behind the last slash, which a setting like output=runs/mine must not decide.
+        "mlflow.source.name": " ".join(words[:3]) if words[:2] == ["kosmosg", "run"] else words[0],
+        "mlflow.note.content": description or f"`{shlex.join(words)}`",
         "mlflow.source.type": "JOB" if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") else "LOCAL",
         "mlflow.user": user(),
         "git.sha": commit,
     }
     if commit != "unknown":
         tags["mlflow.source.git.commit"] = commit
-    if description:
-        tags["mlflow.note.content"] = description
     return tags
 
 

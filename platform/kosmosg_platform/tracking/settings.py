@@ -31,7 +31,7 @@ class TrackingConfig(Section):
     name: str | None = None
     """Name of the run in MLflow; null means one made of the job, its size and its key."""
     description: str | None = None
-    """What the run is for, shown at the top of its page; Markdown."""
+    """What the run is for, shown on its page; Markdown. Without it the page shows the command."""
     parent_run: str | None = None
     """Id of an enclosing MLflow run, for example the demo's, or the value of that run's tag `kosmosg.run`."""
     flush_seconds: float = Field(default=30.0, ge=0)

@@ -154,12 +154,16 @@ def plain_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> la
 def test_a_run_leaves_everything(plain_run: launch.FitResult) -> None:
     import mlflow
 
-    run = mlflow.MlflowClient(f"sqlite:///{plain_run.folder.parents[1]}/mlflow.db").get_run(plain_run.run_id)
+    api = mlflow.MlflowClient(f"sqlite:///{plain_run.folder.parents[1]}/mlflow.db")
+    run = api.get_run(plain_run.run_id)
     assert run.info.status == "FINISHED"
+    assert api.get_experiment(run.info.experiment_id).tags["mlflow.experimentKind"] == "custom_model_development"
     assert run.data.params["train.lr"] == "0.01"
     assert run.data.metrics["loss"] == pytest.approx(losses(plain_run)[-1])
     assert {"stage", "config.sha256", "data.manifest.sha256", "world_size", "git.sha"} <= set(run.data.tags)
     assert {"mlflow.user", "mlflow.source.name", "mlflow.source.git.commit"} <= set(run.data.tags)
+    assert "`" in run.data.tags["mlflow.note.content"]  # the command
+    assert "/" not in run.data.tags["mlflow.source.name"], "the page would show what is behind it"
     assert [one.dataset.digest for one in run.inputs.dataset_inputs] == ["0123"]
     assert len(run.data.params) < 20, "a wall of params"
     assert any(name.startswith("system/") and name.endswith("/cpu_utilization_percentage") for name in run.data.metrics)
