@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from kosmosg.layers.dropout import DropoutSeeds, attention_dropout
 from kosmosg.layers.initialisation import linear
 
 
@@ -35,13 +36,14 @@ class Attention(nn.Module):
         dropout: float = 0.0,
         gain: float = 1.0,
         layer_index: int | None = None,
+        site: int = 0,
     ) -> None:
         super().__init__()
         self.config = config
         self.head_dim = width // heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = causal
-        self.attention_dropout = dropout
+        self.attention_dropout, self.site = dropout, site
         self.layer_idx = layer_index
         self.num_key_value_groups = 1
         self.q_proj = linear(width, width)
@@ -57,6 +59,7 @@ class Attention(nn.Module):
         mask: Any = None,  # what the attention implementation takes: None, (B, 1, T or 1, S) bool or additive, ...
         cache: Cache | None = None,
         attentions: list[Tensor] | None = None,  # gets the weights, (B, H, T, S); only the eager kernel has them
+        seeds: DropoutSeeds | None = None,  # of the rows, from which dropout of the weights follows
     ) -> Tensor:
         """(B, T, C), before dropout and residual."""
         context = queries if context is None else context
@@ -70,7 +73,10 @@ class Attention(nn.Module):
             # These kernels need their own mask formats, and flash attention would drop queries by the mask of the keys.
             # Only the aligner's attention to padded prompts gets here.
             name = "sdpa"
-        if attentions is not None:
+        seeded = seeds is not None and self.training and self.attention_dropout > 0
+        if seeded and mask is None and self.is_causal:
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+        if attentions is not None or seeded:  # other kernels draw dropout by themselves
             name = "eager"
         kernel = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
         heads, weights = kernel(
@@ -82,6 +88,7 @@ class Attention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
             is_causal=self.is_causal,
+            **({"seeds": seeds} if seeded else {}),
         )
         if attentions is not None:
             attentions.append(weights)
@@ -100,6 +107,7 @@ def eager_attention(
     attention_mask: Tensor | None,  # additive, or bool with True = may attend
     dropout: float = 0.0,
     scaling: float = 1.0,
+    seeds: DropoutSeeds | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
     """Attention in plain matrix products, softmax in fp32 as in the original: (B, T, H, D) and the weights."""
@@ -111,5 +119,5 @@ def eager_attention(
             )
         scores = scores + attention_mask
     weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    weights = attention_dropout(weights, dropout, module.training, seeds, getattr(module, "site", 0))
     return torch.matmul(weights, value).transpose(1, 2), weights

@@ -23,6 +23,7 @@ from kosmosg.config import KosmosGConfig
 from kosmosg.errors import ConfigError
 from kosmosg.hub import local_name
 from kosmosg.layers.attention import Attention
+from kosmosg.layers.dropout import DropoutSeeds, dropout, layer_site
 from kosmosg.layers.initialisation import Initialised, init_linear, linear
 
 
@@ -104,20 +105,19 @@ class FeedForward(nn.Module):
     """
 
     def __init__(
-        self, width: int, hidden: int, *, activation: str, eps: float, gain: float, dropout: float = 0.0
+        self, width: int, hidden: int, *, activation: str, eps: float, gain: float, dropout: float = 0.0, site: int = 0
     ) -> None:
         super().__init__()
         self.activation = ACT2FN[activation]
-        self.activation_dropout = dropout
+        self.activation_dropout, self.site = dropout, site
         self.fc1 = linear(width, hidden, gain=gain)
         self.ffn_layernorm = nn.LayerNorm(hidden, eps=eps)
         self.fc2 = linear(hidden, width, gain=gain)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, seeds: DropoutSeeds | None = None) -> Tensor:
         """(B, T, C) to (B, T, C)."""
         x = self.activation(self.fc1(x))
-        if self.activation_dropout:
-            x = nn.functional.dropout(x, p=self.activation_dropout, training=self.training)
+        x = dropout(x, self.activation_dropout, self.training, seeds, self.site)
         out: Tensor = self.fc2(self.ffn_layernorm(x))
         return out
 
@@ -142,7 +142,7 @@ class MagnetoLayer(GradientCheckpointingLayer):
         layer_index: int | None = None,
     ) -> None:
         super().__init__()
-        self.dropout = dropout
+        self.dropout, self.sites = dropout, tuple(layer_site(layer_index, place) for place in range(4))
         self.self_attn_layer_norm = nn.LayerNorm(width, eps=eps)
         self.self_attn = Attention(
             config,
@@ -153,9 +153,12 @@ class MagnetoLayer(GradientCheckpointingLayer):
             dropout=attention_dropout,
             gain=gain,
             layer_index=layer_index,
+            site=self.sites[0],
         )
         self.final_layer_norm = nn.LayerNorm(width, eps=eps)
-        self.ffn = FeedForward(width, hidden, activation=activation, eps=eps, gain=gain, dropout=activation_dropout)
+        self.ffn = FeedForward(
+            width, hidden, activation=activation, eps=eps, gain=gain, dropout=activation_dropout, site=self.sites[2]
+        )
 
     def forward(
         self,
@@ -163,14 +166,14 @@ class MagnetoLayer(GradientCheckpointingLayer):
         mask: Any = None,
         past_key_values: Cache | None = None,
         attentions: list[Tensor] | None = None,
+        seeds: DropoutSeeds | None = None,
     ) -> Tensor:
         """(B, T, C) to (B, T, C). Appends its attention weights to `attentions` when given."""
         normed = self.self_attn_layer_norm(x)
-        x = x + self._drop(self.self_attn(normed, mask=mask, cache=past_key_values, attentions=attentions))
-        return x + self._drop(self.ffn(self.final_layer_norm(x)))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return nn.functional.dropout(x, p=self.dropout, training=self.training) if self.dropout else x
+        heard = self.self_attn(normed, mask=mask, cache=past_key_values, attentions=attentions, seeds=seeds)
+        x = x + dropout(heard, self.dropout, self.training, seeds, self.sites[1])
+        out = self.ffn(self.final_layer_norm(x), seeds)
+        return x + dropout(out, self.dropout, self.training, seeds, self.sites[3])
 
 
 class CrossLayer(GradientCheckpointingLayer):

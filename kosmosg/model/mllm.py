@@ -25,6 +25,7 @@ from transformers.utils import ModelOutput
 
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import PromptError
+from kosmosg.layers.dropout import DropoutSeeds
 from kosmosg.layers.magneto import KosmosGPreTrainedModel
 from kosmosg.model.generation import InterleavedGenerationMixin
 from kosmosg.model.padding import (
@@ -111,19 +112,21 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, InterleavedGenerat
         image_tokens: Tensor | None = None,
         records: Records | None = None,
         inputs_embeds: Tensor | None = None,
+        seeds: DropoutSeeds | None = None,
     ) -> Tensor:
         """States after the final LayerNorm, (B, T, C), with gradient but without logits, for the training stages.
 
         `input_ids` (B, T), pads on the right; `image_embeds_position_mask` (B, T) True on image slots; `pixel_values`
         (N, 3, S, S) of all images in reading order, or `image_tokens` (N, Q, C) if they are already known;
-        `inputs_embeds` (B, T, C), from `embed`, replaces all images. Raises `PromptError` if images and slots do not
-        match or the batch is longer than the position table.
+        `inputs_embeds` (B, T, C), from `embed`, replaces all images. Dropout in the text
+        model follows from the `seeds` of the B samples, if given. Raises `PromptError` if images and slots do not match
+        or the batch is longer than the position table.
         """
         embeddings = inputs_embeds
         if embeddings is None:
             embeddings = self.embed(input_ids, image_embeds_position_mask, pixel_values, image_tokens)
         rows = position_rows(input_ids != self._pad)
-        states: Tensor = self.text_model.model(embeddings, rows, **vars(records or Records()))
+        states: Tensor = self.text_model.model(embeddings, rows, seeds=seeds, **vars(records or Records()))
         return states
 
     def logits(self, states: Tensor) -> Tensor:
@@ -131,9 +134,9 @@ class KosmosGForConditionalGeneration(KosmosGPreTrainedModel, InterleavedGenerat
         out: Tensor = self.text_model.lm_head(states)
         return out
 
-    def image_tokens(self, pixel_values: Tensor) -> Tensor:
+    def image_tokens(self, pixel_values: Tensor, seeds: DropoutSeeds | None = None) -> Tensor:
         """(N, 3, S, S) to (N, Q, C): the tokens for each image's slots. Independent of the text, so cacheable."""
-        out: Tensor = self.image_to_text_projection(self.vision_model(pixel_values.to(self.dtype)))
+        out: Tensor = self.image_to_text_projection(self.vision_model(pixel_values.to(self.dtype)), seeds)
         return out
 
     def embed(

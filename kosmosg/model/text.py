@@ -17,6 +17,7 @@ from transformers.masking_utils import create_causal_mask
 
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import PromptError
+from kosmosg.layers.dropout import EMBEDDINGS, DropoutSeeds, dropout
 from kosmosg.layers.initialisation import Initialised, linear
 from kosmosg.layers.magneto import MagnetoLayer
 
@@ -74,19 +75,21 @@ class TextModel(nn.Module):
         cache: Cache | None = None,
         hidden: list[Tensor] | None = None,
         attentions: list[Tensor] | None = None,
+        seeds: DropoutSeeds | None = None,
     ) -> Tensor:
         """`rows` (B, T) of the position table; `mask` None means causal attention.
 
+        With the `seeds` of the B samples, dropout follows from them; without, from torch's generator.
         Fills `hidden` with the layers' inputs and the result, and `attentions` with the layers' weights, if given.
         """
         x = self.embed_scale * embeddings + self.embed_positions(rows).to(embeddings.dtype)
-        x = nn.functional.dropout(x, p=self.dropout, training=self.training)
+        x = dropout(x, self.dropout, self.training, seeds, EMBEDDINGS)
         if mask is None and cache is None:
             mask = self.causal_mask(x, None, None, attentions is not None, built_in=True)
         for layer in self.layers:
             if hidden is not None:
                 hidden.append(x)
-            x = layer(x, mask, past_key_values=cache, attentions=attentions)
+            x = layer(x, mask, past_key_values=cache, attentions=attentions, seeds=seeds)
         x = self.layer_norm(x)
         if hidden is not None:
             hidden.append(x)

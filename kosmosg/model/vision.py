@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from kosmosg.config import KosmosGConfig
 from kosmosg.errors import ImageError
 from kosmosg.layers.attention import Attention
+from kosmosg.layers.dropout import RESAMPLER, DropoutSeeds
 from kosmosg.layers.initialisation import Initialised, linear, xavier_linear
 
 
@@ -153,16 +154,20 @@ class Resampler(Initialised):
         self.latent_query = nn.Parameter(torch.empty(config.latent_query_num, width))
         # 0.1 in training, like the language model's: the original passes on its dropout, applied here to the weights.
         self.x_attn = Attention(
-            config.text_config, width, config.text_config.attention_heads, dropout=float(config.text_config.dropout)
+            config.text_config,
+            width,
+            config.text_config.attention_heads,
+            dropout=float(config.text_config.dropout),
+            site=RESAMPLER,
         )
         for name, gain in {"q_proj": 2**-0.5, "k_proj": 2**-0.5, "v_proj": 2**-0.5, "out_proj": 1.0}.items():
             setattr(self.x_attn, name, xavier_linear(width, width, gain=gain, zero_bias=name == "out_proj"))
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, seeds: DropoutSeeds | None = None) -> Tensor:
         """(N, 1 + P, W) to (N, Q, C)."""
         x = self.dense(tokens)
         queries = repeat(self.latent_query, "q c -> n q c", n=len(x))
-        out: Tensor = self.x_attn(queries, torch.cat([x, queries], dim=1))
+        out: Tensor = self.x_attn(queries, torch.cat([x, queries], dim=1), seeds=seeds)
         return out
 
     def init_parameters(self) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
+from kosmosg.layers.dropout import DropoutSeeds, image_seeds
 from kosmosg.model import KosmosG
 from kosmosg.model.mllm import KosmosGForConditionalGeneration
 
@@ -80,11 +81,22 @@ def read(mllm: KosmosGForConditionalGeneration, batch: Batch) -> Tensor:
     images do, right behind the token embeddings.
     """
     input_ids, pixels = batch["input_ids"], batch.get("pixel_values")
-    embeddings = mllm.embed(input_ids, batch.get("image_embeds_position_mask"), pixels)
+    slots = batch.get("image_embeds_position_mask")
+    embeddings: Tensor = mllm.get_input_embeddings()(input_ids)
     if pixels is None or not len(pixels):
         vision = mllm.config.vision_config
         size = (1, vision.num_channels, vision.image_size, vision.image_size)
         blank = mllm.image_tokens(torch.zeros(size, device=embeddings.device))
         # The sum of no elements, rather than all of them times 0, which is not 0 for infinity and NaN.
-        embeddings = embeddings + blank[:0].sum()
-    return mllm.states(input_ids, inputs_embeds=embeddings)
+        embeddings = mllm.insert_images(embeddings, slots) + blank[:0].sum()
+    else:
+        of_images = None
+        if "seed" in batch and slots is not None:
+            of_images = image_seeds(batch["seed"].to(slots.device), slots, len(pixels))
+        embeddings = mllm.insert_images(embeddings, slots, image_tokens=mllm.image_tokens(pixels, of_images))
+    return mllm.states(input_ids, inputs_embeds=embeddings, seeds=row_seeds(batch))
+
+
+def row_seeds(batch: Batch) -> DropoutSeeds | None:
+    """What dropout of each row follows from; None if the batch has no seeds, which leaves it to torch's generator."""
+    return DropoutSeeds.of(batch["seed"].to(batch["input_ids"].device)) if "seed" in batch else None

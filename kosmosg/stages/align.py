@@ -22,7 +22,7 @@ from kosmosg.conditioners.alignernet import AlignerDecoder
 from kosmosg.data.precomputed import TEXT_STATES
 from kosmosg.errors import ConfigError
 from kosmosg.model import KosmosG
-from kosmosg.stages import Batch, StageOutput, recompute, trainable_parameters
+from kosmosg.stages import Batch, StageOutput, recompute, row_seeds, trainable_parameters
 
 _ALIGNER_SIZES = ("d_model", "num_queries", "max_position_embeddings")
 
@@ -87,7 +87,7 @@ class AlignStage(nn.Module):
         """Sum of matching and weighted reconstruction, in fp32."""
         input_ids = batch["input_ids"]
         with torch.no_grad():
-            states = self.model.mllm.states(input_ids)
+            states = self.model.mllm.states(input_ids, seeds=row_seeds(batch))
             target = self._target(batch)
         padding = input_ids == self.model.config.text_config.pad_token_id
         condition = self.model.aligner(states, padding)

@@ -7,8 +7,8 @@ The gradient flows through the frozen U-Net into the aligner, the language model
 a sample's condition is replaced by the null condition, `<s>` through language model and aligner, which is recomputed in
 each step and trained with the rest, because guidance uses it later.
 
-Every random number of a sample follows from its seed in the batch, so the same samples get the same noise whatever the
-number of workers.
+Every random number of a sample follows from its seed in the batch, so the same samples get the same noise and dropout
+whatever the number of workers. All samples of a step share its null condition, whose dropout follows from `step_seed`.
 
 Letters: B samples, Q queries, D condition width, (c, h, w) latent.
 """
@@ -24,6 +24,7 @@ from torch.nn import Parameter
 from kosmosg.data.precomputed import POSTERIOR
 from kosmosg.diffusion.decoder import FrozenDecoder
 from kosmosg.errors import ConfigError
+from kosmosg.layers.dropout import DropoutSeeds
 from kosmosg.model import KosmosG
 from kosmosg.model.vision import freeze_vision
 from kosmosg.stages import Batch, StageOutput, read, recompute, trainable_parameters
@@ -111,7 +112,8 @@ class InstructStage(nn.Module):
         condition = self.condition(batch)
         # Computed in every step, whether a sample is dropped or not, so that gradients flow through the same modules on
         # every rank, as ZeRO requires.
-        null = self.model.conditioning(self.null_ids)
+        step = DropoutSeeds.of(batch["step_seed"].reshape(1)) if "step_seed" in batch else None
+        null = self.model.aligner(self.model.mllm.states(self.null_ids, seeds=step), None)
         condition = torch.where(random.dropped[:, None, None], null, condition)
         if POSTERIOR in batch:
             latents = self.decoder.sample(batch[POSTERIOR], random.sample)

@@ -5,8 +5,8 @@
     engine.step(rate)
 
 The rest serves two goals. The result does not depend on how a run was distributed or interrupted: samples come from
-`MixtureSampler`, randomness from (seed, step, worker), and losses are weighted so that micro-batches and workers add up
-to the mean over the whole batch. And nothing is lost: state, metrics and images are written along the way.
+`MixtureSampler`, noise and dropout follow from their seeds, and losses are weighted so that micro-batches and workers
+add up to the mean over the whole batch. And nothing is lost: state, metrics and images are written along the way.
 """
 
 import gc
@@ -220,10 +220,12 @@ class Worker:
         rate = learning_rate(train, step)
         # DeepSpeed takes the plain mean over passes and workers; this turns it into the weighted mean.
         share = self.passes * self.world / max(total, 1e-9)
+        step_seed = torch.tensor(mix(train.seed, step) >> 1)
         seen, applied = [], True
         for index, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
+            # What draws from torch's generator, such as dropout in a conditioner of a plug-in, at least repeats itself.
             torch.manual_seed(mix(train.seed, step, self.rank, index) >> 1)
-            out = self.engine(batch)
+            out = self.engine(batch | {"step_seed": step_seed})
             self.engine.backward(out.loss * (weight * share) * poison(out.loss))
             seen.append((out.metrics, weight))
             applied = self.engine.step(rate)
