@@ -21,11 +21,13 @@ from kosmosg.data.sources.base import Reader, Source
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import Section, plain
 from kosmosg_platform.console import byte_count, echo, plural
-from kosmosg_platform.datasets.build import BuildResult, BuildSettings, build
+from kosmosg_platform.datasets.build import BUILT_APART, BuildResult, BuildSettings, build
 from kosmosg_platform.datasets.dataset import RecordDataset
-from kosmosg_platform.owned_folder import refuse_overlap
+from kosmosg_platform.owned_folder import check_stored, refuse_overlap, refuse_stored_overlap
 from kosmosg_platform.reports.dataset_report import REPORT, is_current, write_dataset_report
 from kosmosg_platform.run_paths import RunPaths
+from kosmosg_platform.stores.folder_sync import kept_in_step
+from kosmosg_platform.stores.location import told
 
 SHEET_RECORDS = 40
 
@@ -38,17 +40,20 @@ def run(experiment: Experiment) -> list[BuildResult]:
     ready = replace(shaped, steps=(), plain={})  # records that pass no steps
     with ExitStack() as stack:
         for folder, reader in targets(experiment, source):
-            result = build(
-                folder,
-                reader,
-                shaped if reader.annotated else ready,
-                limit=experiment.limit,
-                start_ray=lambda: stack.enter_context(connect(experiment)),
-                say=echo,
-            )
-            if result.built_shards or not is_current(folder):
-                write_sheet(folder, result)
-                write_dataset_report(folder)
+            check_stored(folder.absolute())
+            with kept_in_step(folder.absolute(), BUILT_APART) as sync:
+                result = build(
+                    folder,
+                    reader,
+                    shaped if reader.annotated else ready,
+                    limit=experiment.limit,
+                    start_ray=lambda: stack.enter_context(connect(experiment)),
+                    say=echo,
+                    sync=sync,
+                )
+                if result.built_shards or not is_current(folder):
+                    write_sheet(folder, result)
+                    write_dataset_report(folder)
             results.append(result)
     for line in summary(results):
         print(line, flush=True)
@@ -91,7 +96,9 @@ def targets(experiment: Experiment, source: Source) -> list[tuple[Path, Reader]]
         places = [(folder / name, reader) for name, reader in readers.items()]
     if path is not None:
         for dest, _ in places:
-            if "://" not in path:
+            if "://" in path:
+                refuse_stored_overlap(path, dest)
+            else:
                 refuse_overlap(Path(path), dest)
     return places
 
@@ -114,7 +121,7 @@ def summary(results: list[BuildResult]) -> list[str]:
     for result in results:
         done = f"{plural(result.built_shards, 'shard')} built" if result.built_shards else "nothing to build"
         rate = f", {result.rate:,.1f} rows/s" if result.built_rows else ""
-        lines.append(f"{result.kind}: {result.rows:,} records in {result.folder}")
+        lines.append(f"{result.kind}: {result.rows:,} records in {told(result.folder)}")
         lines.append(f"  {done}, {result.kept_shards} kept, {result.seconds:.1f} s{rate}")
         lines += [f"  refused   {count:>7,}  {reason}" for reason, count in result.reasons.items()]
         lines += [f"  entities left out {count:>7,}  {reason}" for reason, count in result.entities_left_out.items()]
@@ -123,7 +130,7 @@ def summary(results: list[BuildResult]) -> list[str]:
                 f", {byte_count(result.answers.removed)} of older settings removed" if result.answers.removed else ""
             )
             lines.append(f"  answers of models kept: {byte_count(result.answers.bytes)}{removed}")
-        lines.append(f"  look at it: {result.folder / REPORT}")
+        lines.append(f"  look at it: {told(result.folder / REPORT)}")
     return lines
 
 

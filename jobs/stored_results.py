@@ -16,7 +16,7 @@ from kosmosg_platform.stores.folder_sync import kept_in_step
 from kosmosg_platform.stores.location import told, url_of
 
 _SENT = ("generate", "evaluate", "export", "hash_list")
-_ON_DISK = ("demo", "ablation", "toyworld", "build_dataset", "precompute")
+_ON_DISK = ("demo", "ablation", "toyworld")
 
 
 @contextmanager

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from kosmosg.errors import ConfigError, DataError
 from kosmosg_platform.storage import read_json, write_json
+from kosmosg_platform.stores.folder_sync import OF_SYNC
+from kosmosg_platform.stores.location import told, url_of
+from kosmosg_platform.stores.node_copy import bucket_of
 
 MARKER = ".kosmosg.json"
 
@@ -28,15 +31,26 @@ def claim_folder(folder: Path, job: str, content: str = "", setting: str = "dest
     if marker.is_file():
         _check_owner(marker, job, content, setting)
         return folder
-    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if found:
-        raise ConfigError(
-            f"{setting}: {folder} holds files that are not this job's ({', '.join(found[:3])}"
-            f"{', ...' if len(found) > 3 else ''}), and a job cleans its folder; give a new or empty folder"
-        )
+    _refuse_foreign(folder, {path.name for path in folder.iterdir()} if folder.is_dir() else set(), setting)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(marker, {"job": job, "content": content})
     return folder
+
+
+def check_stored(folder: Path, setting: str = "dest") -> None:
+    """Before a stored folder is copied to this node: raise ConfigError if it holds files without our marker."""
+    bucket = bucket_of(folder)
+    if bucket is not None and bucket.stat(MARKER) is None:
+        _refuse_foreign(folder, {name.split("/")[0] for name in bucket.list()}, setting)
+
+
+def _refuse_foreign(folder: Path, found: set[str], setting: str) -> None:
+    names = sorted(found - OF_SYNC)
+    if names:
+        raise ConfigError(
+            f"{setting}: {told(folder)} holds files that are not this job's ({', '.join(names[:3])}"
+            f"{', ...' if len(names) > 3 else ''}), and a job cleans its folder; give a new or empty folder"
+        )
 
 
 def claim_files(folder: Path, job: str, names: Sequence[str]) -> Path:
@@ -67,6 +81,13 @@ def refuse_overlap(source: Path, dest: Path) -> None:
         raise ConfigError(f"dest: {dest} lies inside source={source}; give a folder outside of it")
     if real_source.is_relative_to(real_dest):
         raise ConfigError(f"source: {source} lies inside dest={dest}, which the job cleans; give another dest")
+
+
+def refuse_stored_overlap(source: str, dest: Path) -> None:
+    """`refuse_overlap` for a source and a destination in object stores."""
+    here, there = (f"{url.partition('?')[0].rstrip('/')}/" for url in (source, url_of(dest) or "/"))
+    if here.startswith(there) or there.startswith(here):
+        raise ConfigError(f"dest: {told(dest)} and source={source} lie inside of each other; give another folder")
 
 
 def _check_owner(marker: Path, job: str, content: str, setting: str) -> None:

@@ -87,9 +87,11 @@ def test_a_run_in_a_store_learns_what_one_on_a_disk_does(lab: Lab) -> None:
     A stage and a generated image then start from what it left in the store.
     """
     disk = lab.folder / "disk"
-    lab.run("build_dataset", f"output={disk}")
-    data = lab.store.upload(disk / "build_dataset", f"{lab.folder.name}/data")
-    lab.run("pretrain", f"output={disk}", *TRAINED)
+    data = f"{lab.url}/data"
+    lab.run("build_dataset", f"dest={data}")
+    shutil.rmtree(lab.cache)
+    assert "nothing to build, 1 kept" in lab.run("build_dataset", f"dest={data}")
+    lab.run("pretrain", f"output={disk}", f"data.folder={data}", *TRAINED)
     settings = (f"output={lab.url}/runs", f"data.folder={data}", *TRAINED)
 
     process = lab.start("pretrain", *settings)

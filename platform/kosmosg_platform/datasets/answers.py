@@ -22,6 +22,7 @@ from kosmosg_platform.datasets.chunks import Chunk
 from kosmosg_platform.datasets.spent import Costs, Spent, device_of, plain_costs, timed
 from kosmosg_platform.datasets.steps import PipelineStep
 from kosmosg_platform.storage import replaced
+from kosmosg_platform.stores.node_copy import bring, send
 
 ANSWERS = ".answers"
 
@@ -82,7 +83,10 @@ class StepRunner:
         if not self.step.keep:
             return {}, ""
         try:
-            return read_answers(feather.read_table(self._file(chunk), memory_map=False))
+            file = self._file(chunk)
+            if not file.is_file():
+                bring(file)
+            return read_answers(feather.read_table(file, memory_map=False))
         except (OSError, pa.ArrowInvalid, KeyError, TypeError):
             return {}, ""  # there is none, or it is damaged: the step is asked
 
@@ -97,6 +101,7 @@ class StepRunner:
         }
         with replaced(self._file(chunk)) as partial:
             feather.write_feather(answers_table(self.step.fills, worth, name), partial, compression="zstd")
+        send(self._file(chunk))
 
     def _file(self, chunk: Chunk) -> Path:
         return self.place / f"{chunk.content}.arrow"

@@ -20,12 +20,22 @@ from kosmosg.data.records import SCHEMA_VERSION
 from kosmosg.data.sources.base import Reader
 from kosmosg_platform.cluster.resources import WorkerDemand, require_resources
 from kosmosg_platform.config import digest
-from kosmosg_platform.datasets.chunks import RECEIPTS, Chunk, chunks_of, finish_shard, read_counts, write_plan
+from kosmosg_platform.datasets.chunks import (
+    CHUNKS,
+    RECEIPTS,
+    Chunk,
+    bring_chunk,
+    chunks_of,
+    finish_shard,
+    read_counts,
+    write_plan,
+)
 from kosmosg_platform.datasets.dataset import MANIFEST
 from kosmosg_platform.datasets.faults import told_in_a_sentence
 from kosmosg_platform.datasets.kept_steps import KeptAnswers, tidy_answers
 from kosmosg_platform.datasets.listing import LISTING, ListedShard, write_listing
 from kosmosg_platform.datasets.pipeline import PipelinePlan, run_pipeline
+from kosmosg_platform.datasets.precomputed import PRECOMPUTED
 from kosmosg_platform.datasets.publishing import (
     is_published,
     publish,
@@ -38,8 +48,13 @@ from kosmosg_platform.datasets.steps import PipelineStep
 from kosmosg_platform.owned_folder import MARKER, claim_folder
 from kosmosg_platform.progress import Progress
 from kosmosg_platform.storage import write_json
+from kosmosg_platform.stores.folder_sync import FolderSync
+from kosmosg_platform.stores.node_copy import bring_folder, bucket_of, drop
 
 PIPELINE_VERSION = 2  # raise it when the same source and settings would give other records
+
+BUILT_APART = ("data", "quarantine", CHUNKS, MANIFEST, PRECOMPUTED)
+"""What of a dataset's folder is not kept the same on a node and in a store: sent and removed one by one."""
 
 FINISHING = 8  # shards that are put together at the same time
 
@@ -94,15 +109,17 @@ def build(
     limit: int | None = None,
     start_ray: Callable[[], object] = lambda: None,
     say: Say = lambda text: None,
+    sync: FolderSync | None = None,
 ) -> BuildResult:
     """Build or finish the dataset `folder`, which must be new, empty, or written by an earlier build of this source.
 
-    `start_ray` is called only when something has to be built. Raises DataError for a bad source or model, or when too
+    `sync` keeps the small files of a stored folder, all but `BUILT_APART`. `start_ray` is called only when something
+    has to be built. Raises DataError for a bad source or model, or when too
     much was refused, ConfigError for a folder that is not ours and when the cluster lacks the GPUs that were asked for,
     and UnavailableError for a store that stays away or a disk that is full.
     """
     with told_in_a_sentence(folder):
-        return _build(folder, reader, settings, limit, start_ray, say)
+        return _build(folder, reader, settings, limit, start_ray, say, sync)
 
 
 def _build(
@@ -112,13 +129,15 @@ def _build(
     limit: int | None,
     start_ray: Callable[[], object],
     say: Say,
+    sync: FolderSync | None,
 ) -> BuildResult:
     started = time.monotonic()
     next(reader.items(), None)  # a source that cannot be read is refused before anything is written
     folder = claim(folder, reader)
     shards = write_listing(folder, reader, settings.shard_rows, settings.shard_bytes, limit)
     keys = shard_keys(reader, settings.plain, shards)
-    missing = [shard for shard in shards if not _is_done(folder, shard.name, keys[shard.name], settings.retry)]
+    there = _stored_sizes(folder)
+    missing = [shard for shard in shards if not _is_done(folder, shard.name, keys[shard.name], settings.retry, there)]
     kept = len(shards) - len(missing)
     built_rows = 0
     if missing:
@@ -128,7 +147,12 @@ def _build(
         require_resources(*gpu_demands(settings.steps))
         if kept:
             say(f"{reader.kind}: {kept} of {len(shards)} shards are there already, {len(missing)} to build")
+        if sync is not None:
+            sync.once()  # the listing, which all nodes read
+            bring_folder(folder, CHUNKS)  # of a build that was killed, maybe on another machine
         built_rows = _build_shards(folder, reader, settings, missing, keys)
+        if sync is not None:
+            sync.once()  # the receipts of other nodes
     receipts = [_receipt(folder, shard.name) for shard in shards]
     unwritten = [shard.name for shard, receipt in zip(shards, receipts, strict=True) if receipt is None]
     if unwritten:
@@ -136,10 +160,10 @@ def _build(
     found = [receipt for receipt in receipts if receipt is not None]
     gone = published_shards(folder) - {shard.name for shard in shards}
     if gone:
-        (folder / MANIFEST).unlink(missing_ok=True)  # before the files that it names are removed
+        drop(folder / MANIFEST)  # before the files that it names are removed
     remove_leftovers(folder, {shard.name for shard in shards})
     if missing or not is_published(folder, found):
-        (folder / MANIFEST).unlink(missing_ok=True)
+        drop(folder / MANIFEST)
         refuse_to_publish(folder, found, settings.steps, settings.max_refused)
         publish(folder, reader, settings.steps, settings.plain, found)
     answers = tidy_answers(
@@ -190,7 +214,7 @@ def _build_shards(
 
     def finish(name: str) -> Any:
         if name in published:  # until a file that it names is replaced, the dataset of before can be read
-            (folder / MANIFEST).unlink(missing_ok=True)
+            drop(folder / MANIFEST)
         return task.remote(folder, reader.kind, keys[name], of[name])
 
     finishing = [finish(name) for name, rest in left.items() if not rest]
@@ -198,6 +222,7 @@ def _build_shards(
     with Progress(reader.kind, len(todo), "chunks") as shown:
         began = time.monotonic()
         for number, chunk in enumerate(run_pipeline(plan) if todo else (), start=1):
+            bring_chunk(folder, chunk)
             counts = read_counts(folder, chunk) or {"rows": 0, "refusals": []}
             rows += counts["rows"]
             refused += len(counts["refusals"])
@@ -273,7 +298,15 @@ def _receipt(folder: Path, shard: str) -> dict[str, Any] | None:
     return found
 
 
-def _is_done(folder: Path, shard: str, key: str, retry: str) -> bool:
+def _stored_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of the shards of a dataset in a store, by name; empty for one on a disk, which is looked at itself."""
+    bucket = bucket_of(folder)
+    if bucket is None:
+        return {}
+    return {name: found.size for part in ("data", "quarantine") for name, found in bucket.list(part).items()}
+
+
+def _is_done(folder: Path, shard: str, key: str, retry: str, stored: Mapping[str, int]) -> bool:
     receipt = _receipt(folder, shard)
     if receipt is None or receipt.get("key") != key or receipt.get("unexpected"):
         # Unexpected rejections are bugs or problems of the machine (a full GPU), so these rows are retried.
@@ -281,4 +314,6 @@ def _is_done(folder: Path, shard: str, key: str, retry: str) -> bool:
     if any(_matches(reason, retry) for reason in receipt["reasons"]):
         return False
     files = [file for file in (receipt["data"], receipt["quarantine"]) if file]
+    if bucket_of(folder) is not None:
+        return all(stored.get(f["name"]) == f["bytes"] for f in files)
     return all((folder / f["name"]).is_file() and (folder / f["name"]).stat().st_size == f["bytes"] for f in files)

@@ -7,7 +7,6 @@ A chunk that an earlier, killed build has finished is taken as it is when its ke
 """
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from kosmosg_platform.datasets.dataset import write_record_tables, write_records
 from kosmosg_platform.datasets.listing import ListedShard, item_rows
 from kosmosg_platform.datasets.spent import FINISH, WRITE, Costs, plain_costs, read_costs, timed, total
 from kosmosg_platform.storage import replaced, write_json, write_text
+from kosmosg_platform.stores.node_copy import bring, bucket_of, drop, send
 
 CHUNKS = ".chunks"
 RECEIPTS = ".receipts"  # DEST/.receipts/part-00000.json: what is known of a finished shard
@@ -77,13 +77,17 @@ def write_plan(folder: Path, chunks: Sequence[Chunk]) -> str:
     name = f"plan-{sha256(repr(chunks).encode()).hexdigest()[:16]}.arrow"
     with replaced(folder / CHUNKS / name) as partial:
         feather.write_feather(told, partial, compression="zstd")
+    send(folder / CHUNKS / name)
     return name
 
 
 @cache
 def read_plan(folder: Path, name: str) -> Sequence[Chunk]:
     """The chunks of `write_plan`, once in a process."""
-    return [Chunk(**row) for row in feather.read_table(folder / CHUNKS / name, memory_map=False).to_pylist()]
+    path = folder / CHUNKS / name
+    if not path.is_file():
+        bring(path)
+    return [Chunk(**row) for row in feather.read_table(path, memory_map=False).to_pylist()]
 
 
 def write_chunk(
@@ -111,6 +115,8 @@ def write_chunk(
         "costs": plain_costs(costs),
     }
     write_text(chunk.path(folder, ".json"), json.dumps(told))
+    send(path)
+    send(chunk.path(folder, ".json"))
 
 
 def read_counts(folder: Path, chunk: Chunk) -> dict[str, Any] | None:
@@ -122,9 +128,18 @@ def read_counts(folder: Path, chunk: Chunk) -> dict[str, Any] | None:
     return told if told.get("key") == chunk.key and chunk.path(folder, ".parquet").is_file() else None
 
 
+def bring_chunk(folder: Path, chunk: Chunk) -> None:
+    """Have a finished chunk of another node on this one; nothing to do for a folder on a disk."""
+    if bucket_of(folder) is not None and not chunk.path(folder, ".json").is_file():
+        bring(chunk.path(folder, ".parquet"))
+        bring(chunk.path(folder, ".json"))
+
+
 def finish_shard(folder: Path, kind: str, key: str, chunks: Sequence[Chunk]) -> dict[str, Any]:
     """Put the chunks of a shard together: Parquet, quarantine, receipt. Returns the receipt."""
     name = chunks[0].shard
+    for chunk in chunks:
+        bring_chunk(folder, chunk)
     told = [read_counts(folder, chunk) for chunk in chunks]
     counts = [each for each in told if each is not None]
     if len(counts) != len(chunks):
@@ -138,7 +153,7 @@ def finish_shard(folder: Path, kind: str, key: str, chunks: Sequence[Chunk]) -> 
         quarantine = asdict(write_refusals(folder, f"quarantine/{name}.parquet", refusals))
     else:
         quarantine = None
-        (folder / "quarantine" / f"{name}.parquet").unlink(missing_ok=True)
+        drop(folder / "quarantine" / f"{name}.parquet")
     reasons = Counter(f"{row['stage']}: {row['reason']}" for row in refusals)
     dropped: Counter[str] = Counter()
     annotators: dict[str, str] = {}
@@ -158,6 +173,12 @@ def finish_shard(folder: Path, kind: str, key: str, chunks: Sequence[Chunk]) -> 
         "annotators": annotators,
         "costs": plain_costs(costs),
     }
+    for part in ("data", "quarantine") if bucket_of(folder) is not None else ():
+        if (folder / part / f"{name}.parquet").is_file():
+            send(folder / part / f"{name}.parquet")
+            (folder / part / f"{name}.parquet").unlink()  # readers keep what they need in the node's cache
     write_json(folder / RECEIPTS / f"{name}.json", receipt)
-    shutil.rmtree(folder / CHUNKS / name, ignore_errors=True)
+    send(folder / RECEIPTS / f"{name}.json")
+    if (folder / CHUNKS / name).is_dir():
+        drop(folder / CHUNKS / name)
     return receipt

@@ -28,7 +28,7 @@ from kosmosg.errors import DataError
 from kosmosg_platform.datasets.shard_files import AGAIN, ShardFiles
 from kosmosg_platform.storage import replaced, write_json
 from kosmosg_platform.stores.location import told
-from kosmosg_platform.stores.node_copy import bring
+from kosmosg_platform.stores.node_copy import bring, send
 
 MANIFEST = "manifest.json"
 
@@ -123,6 +123,7 @@ def write_manifest(
         **(extra or {}),
     }
     write_json(folder / MANIFEST, manifest)
+    send(folder / MANIFEST)
     return manifest
 
 

@@ -103,15 +103,20 @@ def previous_shards(folder: Path) -> list[ListedShard]:
         return []  # the source is then listed as if for the first time
 
 
+def listing_file(folder: Path, shard: str) -> Path:
+    """Where the items of a shard are listed."""
+    return folder / LISTING / f"{shard}.parquet"
+
+
 def read_items(folder: Path, shard: str, first: int = 0, count: int | None = None) -> list[Item]:
     """The items of a shard, or `count` of them from number `first`."""
-    rows = pq.read_table(folder / LISTING / f"{shard}.parquet", columns=list(Item._fields)).slice(first, count)
+    rows = pq.read_table(listing_file(folder, shard), columns=list(Item._fields)).slice(first, count)
     return [Item(**row) for row in rows.to_pylist()]
 
 
 def item_rows(folder: Path, shard: str) -> NDArray[np.int64]:
     """How many rows each item of a shard has, about."""
-    column = pq.read_table(folder / LISTING / f"{shard}.parquet", columns=["rows"]).column("rows")
+    column = pq.read_table(listing_file(folder, shard), columns=["rows"]).column("rows")
     return np.asarray(column.to_numpy(), dtype=np.int64)
 
 

@@ -12,6 +12,7 @@ Every row that is read is written: as a record, or as a rejection with step, rea
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from math import floor
 from pathlib import Path
@@ -28,9 +29,10 @@ from kosmosg.errors import DataError
 from kosmosg_platform.console import quiet_ray_data
 from kosmosg_platform.datasets.answers import StepRunner
 from kosmosg_platform.datasets.chunks import Chunk, read_plan, write_chunk
-from kosmosg_platform.datasets.listing import read_items
+from kosmosg_platform.datasets.listing import listing_file, read_items
 from kosmosg_platform.datasets.spent import COMPOSE, READ, Costs, Spent, plain_costs, read_costs, timed, total
 from kosmosg_platform.datasets.steps import PipelineStep
+from kosmosg_platform.stores.node_copy import bring
 
 Ready = tuple[Sequence[Mapping[str, Any]], Mapping[str, Spent]]
 """Records of a chunk that needed no steps, and what reading it has cost."""
@@ -134,6 +136,7 @@ class _Read:
 
     def read(self, chunk: Chunk) -> Iterator[SourceRow]:
         """The rows of a chunk; of items with the same key the first of the shard is taken, the others are told."""
+        _bring_listing(self.plan.folder, chunk.shard, self.plan.planned)
         before = min(chunk.first, 1)  # the item in front of the chunk as well: equal keys stand side by side
         items = read_items(self.plan.folder, chunk.shard, chunk.first - before, chunk.items + before)
         previous = items[0].key if before else None
@@ -147,6 +150,12 @@ class _Read:
             held = []
             yield rejected(item.key, item.place, "duplicate", f"{item.key} is in the source twice; one is taken")
         yield from self.plan.reader.read(held)
+
+
+@lru_cache(maxsize=1024)
+def _bring_listing(folder: Path, shard: str, planned: str) -> None:
+    """Have a shard's listing on this node as it is for this plan; a node may have that of an earlier one."""
+    bring(listing_file(folder, shard))
 
 
 class _Annotate:

@@ -4,7 +4,6 @@ The manifest is written last. Until a file that it names is replaced, the datase
 """
 
 import re
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from kosmosg.errors import DataError
 from kosmosg_platform.datasets.chunks import CHUNKS, RECEIPTS
 from kosmosg_platform.datasets.dataset import Shard, read_manifest, write_manifest
 from kosmosg_platform.datasets.steps import PipelineStep
+from kosmosg_platform.stores.node_copy import bucket_of, drop
 
 SHARD_FILE = re.compile(r"(?P<partial>\.)?(?P<name>part-\d{5,})\.(?:parquet|json)(?:\.[\w.-]+)?")
 SCORES = "scores"  # the stage of rows outside of a threshold on the metadata of their source
@@ -106,12 +106,17 @@ def publish(
 
 def remove_leftovers(folder: Path, shards: set[str]) -> None:
     """Files of shards that the source no longer has, and of writers that were killed; files of other names stay."""
+    bucket = bucket_of(folder)
     for part in ("data", "quarantine", RECEIPTS):
-        for path in (folder / part).glob("*part-*"):
-            shard = SHARD_FILE.fullmatch(path.name)
+        found = {path.name for path in (folder / part).glob("*part-*")}
+        if bucket is not None:
+            found |= {name.rpartition("/")[2] for name in bucket.list(part)}
+        for name in sorted(found):
+            shard = SHARD_FILE.fullmatch(name)
             if shard and (shard["partial"] or shard["name"] not in shards):
-                path.unlink(missing_ok=True)
-    shutil.rmtree(folder / CHUNKS, ignore_errors=True)
+                drop(folder / part / name)
+    if (folder / CHUNKS).is_dir():
+        drop(folder / CHUNKS)
 
 
 def total(counts: Any) -> dict[str, int]:

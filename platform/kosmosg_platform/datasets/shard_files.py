@@ -24,6 +24,14 @@ OPEN_FILES = 32  # per dataset and process
 AGAIN = "delete it and run the same build again, which builds only what is missing, or copy the file again"
 
 
+def shard_file(folder: Path, entry: Mapping[str, Any]) -> Path:
+    """The file of a manifest's entry; for a dataset in an object store, a copy that this node keeps."""
+    bucket = bucket_of(folder)
+    if bucket is None:
+        return folder / str(entry["name"])
+    return cached(bucket, str(entry["name"]), int(entry["bytes"]), str(entry["sha256"]))
+
+
 class ShardFiles:
     """The Parquet files of one dataset.
 
@@ -52,11 +60,7 @@ class ShardFiles:
 
         Raises DataError, or StoreError, if there is none to be had.
         """
-        entry = self._entries[shard]
-        bucket = bucket_of(self._folder)
-        if bucket is None:
-            return self._folder / str(entry["name"])
-        return cached(bucket, str(entry["name"]), int(entry["bytes"]), str(entry["sha256"]))
+        return shard_file(self._folder, self._entries[shard])
 
     def index(self, shard: int) -> FooterIndex:
         """Where the shard's row groups lie. Raises DataError as `read` does."""
@@ -129,4 +133,4 @@ class ShardFiles:
         return FooterIndex(head, tail, index.starts, index.footer, index.ends)
 
 
-__all__ = ["AGAIN", "OPEN_FILES", "ShardFiles"]
+__all__ = ["AGAIN", "OPEN_FILES", "ShardFiles", "shard_file"]

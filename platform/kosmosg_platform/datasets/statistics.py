@@ -26,6 +26,7 @@ from kosmosg.data.image_bytes import FORMATS, decode_mask
 from kosmosg.data.records import record_kind
 from kosmosg.errors import DataError
 from kosmosg_platform.datasets.dataset import read_manifest
+from kosmosg_platform.datasets.shard_files import shard_file
 
 STATISTICS = "statistics.json"
 VERSION = 1
@@ -153,7 +154,7 @@ def _sampled(
     whole = sum(shard["rows"] for shard in shards) <= limits.records
     chosen = sorted(random.sample(range(len(shards)), min(len(shards), limits.shards)))
     for number in chosen:
-        path = folder / shards[number]["name"]
+        path = shard_file(folder, shards[number])
         rows_left = math.inf if whole else math.ceil(limits.records / len(chosen))
         bytes_left = limits.bytes / len(chosen)
         try:

@@ -23,8 +23,10 @@ from kosmosg_platform.config import Section
 from kosmosg_platform.datasets.dataset import MANIFEST, RecordDataset, Shard, write_manifest, write_record_tables
 from kosmosg_platform.datasets.precomputed import column_folder, is_complete
 from kosmosg_platform.inference.actors import run_blocks
-from kosmosg_platform.owned_folder import claim_folder
+from kosmosg_platform.owned_folder import check_stored, claim_folder
 from kosmosg_platform.storage import read_json, write_json
+from kosmosg_platform.stores.folder_sync import FolderSync, kept_in_step
+from kosmosg_platform.stores.node_copy import bucket_of, drop, send
 
 Record = Mapping[str, Any]
 RECEIPTS = ".receipts"
@@ -89,6 +91,14 @@ def precompute(column: Column, scale: ScaleConfig, start_ray: Callable[[], objec
 
     Raises DataError if the dataset is not complete, and ConfigError if the cluster lacks what `scale` asks for.
     """
+    check_stored(column.folder)
+    with kept_in_step(column.folder, ("data", MANIFEST)) as sync:
+        return _precompute(column, scale, start_ray, sync)
+
+
+def _precompute(
+    column: Column, scale: ScaleConfig, start_ray: Callable[[], object], sync: FolderSync | None
+) -> ComputedColumn:
     dataset = RecordDataset(column.dataset)
     shards: list[Mapping[str, Any]] = dataset.manifest["shards"]
     folder = claim_folder(column.folder, "precompute", f"{column.name} of {column.dataset.name}")
@@ -96,8 +106,10 @@ def precompute(column: Column, scale: ScaleConfig, start_ray: Callable[[], objec
     computed = 0
     if missing:
         start_ray()
-        (folder / MANIFEST).unlink(missing_ok=True)
+        drop(folder / MANIFEST)
         computed = run_blocks(column.name, "rows", ShardWorker, column, missing, scale)
+        if sync is not None:
+            sync.once()  # the receipts of other nodes
     receipts = [receipt for shard in shards if (receipt := _receipt(folder, shard)) is not None]
     made = [Shard(**receipt["shard"]) for receipt in receipts]
     if not is_complete(column.dataset, folder):
@@ -137,7 +149,11 @@ class ShardWorker:
             "without": self.without,
             "empty": None if empty is None else base64.b64encode(empty).decode(),
         }
+        if bucket_of(folder) is not None:
+            send(folder / made.name)
+            (folder / made.name).unlink()  # readers keep what they need in the node's cache
         write_json(_receipt_path(folder, shards[index]), receipt)
+        send(_receipt_path(folder, shards[index]))
         return made.rows
 
     def _tables(self, rows: range) -> Iterator[pa.Table]:
@@ -183,13 +199,21 @@ def _receipt(folder: Path, shard: Mapping[str, Any]) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     receipt: dict[str, Any] = read_json(path)
+    bucket = bucket_of(folder)
+    if bucket is not None:
+        stored = bucket.stat(receipt["shard"]["name"])
+        return receipt if stored is not None and stored.size == receipt["shard"]["bytes"] else None
     file = folder / receipt["shard"]["name"]
     return receipt if file.is_file() and file.stat().st_size == receipt["shard"]["bytes"] else None
 
 
 def _remove_others(folder: Path, names: set[str]) -> None:
     """Files of shards that the dataset no longer has, and of writers that were killed."""
-    for path in (folder / "data").iterdir():
-        if f"data/{path.name}" not in names:
-            path.unlink(missing_ok=True)
-            (folder / RECEIPTS / f"{path.stem}.json").unlink(missing_ok=True)
+    bucket = bucket_of(folder)
+    found = (
+        [f"data/{path.name}" for path in (folder / "data").iterdir()] if bucket is None else list(bucket.list("data"))
+    )
+    for name in found:
+        if name not in names:
+            drop(folder / name)
+            drop(folder / RECEIPTS / f"{Path(name).stem}.json")

@@ -19,6 +19,7 @@ from kosmosg_platform.config import flatten
 from kosmosg_platform.console import byte_count
 from kosmosg_platform.datasets.dataset import RecordDataset, read_manifest
 from kosmosg_platform.datasets.kept_steps import kept_bytes
+from kosmosg_platform.datasets.shard_files import shard_file
 from kosmosg_platform.datasets.statistics import STATISTICS, measure
 from kosmosg_platform.reports.page import Bar, Histogram, PageSection, Report, Table
 from kosmosg_platform.reports.record_card import clean, record_card
@@ -99,16 +100,16 @@ def dataset_report(folder: Path, statistics: Mapping[str, Any], seed: int = 0) -
 def rejected_rows(folder: Path, manifest: Mapping[str, Any], seed: int) -> Iterator[dict[str, str]]:
     """For every step and reason up to `REJECTED` rows at random, read from as few shards as have them."""
     random = Random(seed)
-    shards = [shard["name"] for shard in manifest["quarantine"]["shards"] if shard["rows"]]
+    shards = [shard for shard in manifest["quarantine"]["shards"] if shard["rows"]]
     random.shuffle(shards)
     found: dict[str, list[dict[str, str]]] = {}
     missing: dict[str, int] | None = None
     if "refused" in manifest:
         missing = {reason: min(count, REJECTED) for reason, count in manifest["refused"].items()}
-    for name in shards:
+    for shard in shards:
         if missing is not None and not missing:
             break
-        table = pq.read_table(folder / name)
+        table = pq.read_table(shard_file(folder, shard))
         labels = pc.binary_join_element_wise(table.column("stage"), table.column("reason"), ": ")
         for reason in sorted(pc.unique(labels).to_pylist()):
             wanted = REJECTED - len(found.get(reason, ()))

@@ -10,9 +10,10 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from kosmosg.data.files.store_file import Store
 from kosmosg.errors import ConfigError
@@ -21,6 +22,21 @@ Answer = TypeVar("Answer")
 
 _BLOCK = 2**24
 _APPEARS_WHOLE = ("s3", "gcs", "gs", "abfs")
+
+
+def _opened(process: int, url: str) -> tuple[Any, str]:
+    """The store of a URL, connected once in a process, and the path in it."""
+    parts = urlsplit(url)
+    filesystem, top = _connected(process, urlunsplit((parts.scheme, parts.netloc, "", parts.query, "")))
+    return filesystem, f"{top.rstrip('/')}/{unquote(parts.path).strip('/')}"
+
+
+@lru_cache(maxsize=64)
+def _connected(process: int, url: str) -> tuple[Any, str]:
+    from pyarrow.fs import FileSystem
+
+    filesystem, top = FileSystem.from_uri(url)
+    return filesystem, str(top)
 
 
 class StoredFile(NamedTuple):
@@ -54,11 +70,10 @@ class Bucket:
     @cached_property
     def _place(self) -> tuple[Any, str]:
         from pyarrow import ArrowInvalid
-        from pyarrow.fs import FileSystem
 
         before = self.store.has_answered
         try:
-            filesystem, root = self._ask(lambda: FileSystem.from_uri(self.url))
+            filesystem, root = self._ask(lambda: _opened(os.getpid(), self.url))
         except (ArrowInvalid, ValueError) as error:
             raise ConfigError(f"{self.url} cannot be opened: {str(error).splitlines()[0]}") from None
         self.store.has_answered = before  # that may have asked nobody

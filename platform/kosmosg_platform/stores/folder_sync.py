@@ -23,6 +23,8 @@ from kosmosg_platform.stores.bucket import Bucket, StoredFile
 from kosmosg_platform.stores.location import url_of
 
 RECORD, LOCK = ".synced.json", ".sync.lock"
+OF_SYNC = frozenset({RECORD, LOCK})
+"""Files that belong to this module alone."""
 SECONDS = 2.0
 
 Stamp = tuple[int, int]
