@@ -29,6 +29,7 @@ class Lab:
     def __init__(self, store: ObjectStore, folder: Path) -> None:
         self.store, self.folder = store, folder
         self.cache = folder / "cache"
+        self.started: list[subprocess.Popen[str]] = []
         self.url = f"s3://{BUCKET}/{folder.name}"
         self.environment = {
             **os.environ,
@@ -41,8 +42,11 @@ class Lab:
 
     def start(self, job: str, *settings: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", f"jobs.{job}", "tiny", *settings]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        return subprocess.Popen(command, cwd=ROOT, env=self.environment, text=True, **pipes)  # type: ignore[call-overload, no-any-return]
+        started: subprocess.Popen[str] = subprocess.Popen(
+            command, cwd=ROOT, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        self.started.append(started)
+        return started
 
     def run(self, job: str, *settings: str) -> str:
         process = self.start(job, *settings)
@@ -65,7 +69,7 @@ class Lab:
         return int(json.loads(lines[-1])["step"]) + 1 if lines else 0
 
 
-def eventually(question: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
+def eventually(question: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 300) -> None:
     until = time.monotonic() + seconds
     while not question():
         assert process.poll() is None, f"it ended before: {process.communicate()[0][-4000:]}"
@@ -79,6 +83,10 @@ def lab(s3_server: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> Ite
         found = Lab(s3_server, tmp_path_factory.mktemp("lab"))
         patch.setenv("KOSMOSG_CACHE", str(found.cache))
         yield found
+        for process in found.started:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
 
 
 def test_a_run_in_a_store_learns_what_one_on_a_disk_does(lab: Lab) -> None:
