@@ -26,6 +26,7 @@ RECORD, LOCK = ".synced.json", ".sync.lock"
 OF_SYNC = frozenset({RECORD, LOCK})
 """Files that belong to this module alone."""
 SECONDS = 2.0
+_AT_THE_END = 5.0  # seconds for which a store is asked again when the job has failed or was interrupted
 
 Stamp = tuple[int, int]
 
@@ -174,6 +175,7 @@ def kept_in_step(folder: Path, skip: Collection[str] = ()) -> Iterator[FolderSyn
     try:
         yield sync
     except BaseException:
+        sync.bucket.store.patience = min(sync.bucket.store.patience, _AT_THE_END)  # the program is to end
         try:
             sync.end()
         except UnavailableError as error:  # the first reason is the one to be told
