@@ -15,7 +15,7 @@ from typing import Protocol
 from pydantic import Field
 
 from kosmosg.errors import ConfigError
-from kosmosg_platform.cluster import workspace
+from kosmosg_platform.cluster import reaper, workspace
 from kosmosg_platform.cluster.resources import WorkerDemand
 from kosmosg_platform.config import Section
 
@@ -34,8 +34,18 @@ class ScaleConfig(Section):
     address: str | None = None
     """Ray cluster to join (`auto`, `ray://host:port`); null uses RAY_ADDRESS if it is set, or else starts one here."""
     max_failures: int = Field(default=2, ge=-1)
-    """How many times lost workers are replaced and the run resumes from its last checkpoint; -1 means always."""
-
+    """How many times workers that died or hung are replaced and the run resumes from its last checkpoint; -1 means
+    always."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """A training run that finds no room for all workers, because a node was lost, goes on with as many as there is room
+    for, at least this many, and takes more at a checkpoint once there is room again; null waits for all of them."""
+    max_wait_seconds: float = Field(default=3600, ge=0)
+    """How long a training run waits for room for its workers before it ends."""
+    stall_seconds: float = Field(default=60, ge=0)
+    """How long a worker may not answer, or none of them get on in a step, before their stacks are saved and they are
+    started again; 0 watches nothing."""
+    long_stall_seconds: float = Field(default=1800, ge=0)
+    """The same for what takes longer than a step: the start, the first step, checkpoints, validation, sample images."""
     store_retry_s: float = Field(default=1800, ge=0)
     """Seconds for which an object store that has ceased to answer is asked again before a run ends; training goes on
     meanwhile."""
@@ -44,8 +54,8 @@ class ScaleConfig(Section):
     program (Kubernetes and Slurm: 30 s, unless they are told otherwise)."""
 
     def training_workers(self) -> WorkerDemand:
-        """What training takes from a cluster."""
-        return WorkerDemand(self.workers, self.cpus_per_worker, float(self.use_gpu))
+        """What training takes from a cluster at least."""
+        return WorkerDemand(self.min_workers or self.workers, self.cpus_per_worker, float(self.use_gpu))
 
 
 class Scaled(Protocol):
@@ -102,10 +112,11 @@ def local(scale: ScaleConfig) -> Iterator[None]:
         configure_logging=True,
         _node_ip_address="127.0.0.1",
     )
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with reaper.watch():
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _join(address: str) -> None:

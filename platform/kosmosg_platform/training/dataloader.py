@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from kosmosg.errors import DataError, KosmosGError
 from kosmosg.stages import Batch
+from kosmosg_platform.training.heartbeat import end_with_parent
 from kosmosg_platform.training.held_out import training_rows
 from kosmosg_platform.training.notices import notify
 from kosmosg_platform.training.recipe import Collate, RecordSource, TrainRun
@@ -55,6 +56,7 @@ def micro_batches(
         batch_sampler=_Slices(order, skipped or SkippedData(), range(start, train.steps), micro, rank, world_size),
         collate_fn=_unchanged,
         num_workers=processes,
+        worker_init_fn=end_with_parent,
         pin_memory=job.experiment.scale.use_gpu,
         generator=torch.Generator(),  # otherwise it would advance the global generator, which the stage uses
     )

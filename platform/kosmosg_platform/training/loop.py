@@ -31,6 +31,7 @@ from kosmosg_platform.training.dataloader import micro_batches
 from kosmosg_platform.training.ema import WeightEma
 from kosmosg_platform.training.engine import Engine
 from kosmosg_platform.training.export import export
+from kosmosg_platform.training.heartbeat import beat
 from kosmosg_platform.training.lr_schedule import batch_plan, learning_rate
 from kosmosg_platform.training.metrics import Meter, Recorder, peak_memory_gb, write_sample_images
 from kosmosg_platform.training.notices import notify
@@ -75,6 +76,7 @@ def work(job: TrainRun) -> None:
 def _train_and_export(job: TrainRun, device: torch.device) -> dict[str, int]:
     rolled_back = False
     while True:
+        beat("start", 0)
         worker = Worker(job, rolled_back)
         with record_node(job.run, job.experiment.tracking.system_metrics_every):
             end = worker.train()
@@ -96,6 +98,7 @@ def _train_and_export(job: TrainRun, device: torch.device) -> dict[str, int]:
         if dist.get_rank() == 0:
             tell_end(job.folder, *told)
         return {}
+    beat("export", job.experiment.train.steps)
     if dist.get_rank() == 0:
         stage, step = export(job, job.export)
         send_folder(job.export, last=SUMS)
@@ -113,7 +116,7 @@ class Worker:
     def __init__(self, job: TrainRun, rolled_back: bool = False) -> None:
         self.job = job
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.micro, self.passes = batch_plan(job.experiment.train, self.world)
+        self.micro, self.passes = batch_plan(job.experiment.train, self.world, job.experiment.scale.workers)
         stage = job.build_stage()
         if job.experiment.engine.checkpoint_activations:
             stage.checkpoint_activations()
@@ -166,8 +169,10 @@ class Worker:
         meter, begun = Meter(), time.monotonic()
         for step in range(self.start, train.steps):
             waiting = time.monotonic()
+            beat("data" if step > self.start else "first step", step)
             loaded = [next(batches) for _ in range(self.passes)]
             meter.waited += time.monotonic() - waiting
+            beat("step" if step > self.start else "first step", step)
             for one in loaded:
                 self.replaced.note(step, one.replaced)
             batch = [one.batch for one in loaded]
@@ -224,6 +229,7 @@ class Worker:
         seen, applied = [], True
         for index, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
             # What draws from torch's generator, such as dropout in a conditioner of a plug-in, at least repeats itself.
+            beat("step" if step > self.start else "first step", step)
             torch.manual_seed(mix(train.seed, step, self.rank, index) >> 1)
             out = self.engine(batch | {"step_seed": step_seed})
             self.engine.backward(out.loss * (weight * share) * poison(out.loss))
@@ -241,6 +247,7 @@ class Worker:
         train = self.job.experiment.train
         if done % train.validate_every and done != train.steps:
             return {}
+        beat("validation", done)
         return validate(self.job, self.engine, self.micro, self.rank, self.world)
 
     def _log(self, step: int, meter: Meter, validated: Mapping[str, float]) -> None:
@@ -269,6 +276,7 @@ class Worker:
     def _save(self, step: int, seconds: float) -> bool:
         """Save a checkpoint after `step` steps; False, on every worker, if the state is not finite on one of them."""
 
+        beat("checkpoint", step)
         self.replaced.settle(step - 1)
         engine = self.job.experiment.engine
         progress = checkpoints.TrainingProgress(
@@ -292,6 +300,7 @@ class Worker:
 
     def _sample_images(self, step: int) -> None:
         """Generate sample images. With sharded weights all workers must take part, but only the first keeps them."""
+        beat("sample images", step)
         if self.rank == 0 or self.engine.parameters_are_sharded:
             stage: Any = self.engine.module
             stage.eval()

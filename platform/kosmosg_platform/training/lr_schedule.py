@@ -117,10 +117,11 @@ def learning_rate(train: TrainConfig, step: int) -> float:
     return train.lr * share
 
 
-def batch_plan(train: TrainConfig, workers: int) -> tuple[int, int]:
+def batch_plan(train: TrainConfig, workers: int, wanted: int | None = None) -> tuple[int, int]:
     """(samples per forward pass, passes per step) of each worker, so that workers x micro x passes = global batch.
 
-    Raises ConfigError if the batch is not divisible.
+    `wanted` is `scale.workers` where fewer may be running: each then takes as many samples at a time as one of all of
+    them would, since more may not fit into its memory. Raises ConfigError if the batch is not divisible.
     """
     share, rest = divmod(train.global_batch, workers)
     if rest or not share:
@@ -128,7 +129,7 @@ def batch_plan(train: TrainConfig, workers: int) -> tuple[int, int]:
             f"train.global_batch: {train.global_batch} samples cannot be shared equally by {workers} workers; "
             f"choose a multiple of {workers} or another scale.workers"
         )
-    micro = train.micro_batch or share
+    micro = train.micro_batch or train.global_batch // (wanted or workers)
     passes, rest = divmod(share, micro)
     if rest or not passes:
         raise ConfigError(
@@ -136,3 +137,15 @@ def batch_plan(train: TrainConfig, workers: int) -> tuple[int, int]:
             f"(train.global_batch {train.global_batch} / scale.workers {workers}); choose a divisor of {share}"
         )
     return micro, passes
+
+
+def worker_counts(train: TrainConfig, workers: int, least: int | None) -> list[int]:
+    """The numbers of workers, from `workers` down to `least` (null: no fewer), that can share the batch."""
+    counts = [workers]
+    for fewer in range(workers - 1, (least or workers) - 1, -1):
+        try:
+            batch_plan(train, fewer, workers)
+        except ConfigError:
+            continue
+        counts.append(fewer)
+    return counts

@@ -35,7 +35,7 @@ from kosmosg_platform.tracking import Run
 from kosmosg_platform.tracking.spool import read_run
 from kosmosg_platform.training import checkpoints, engine_config, stopping
 from kosmosg_platform.training.changed_settings import changed_settings
-from kosmosg_platform.training.lr_schedule import batch_plan
+from kosmosg_platform.training.lr_schedule import batch_plan, worker_counts
 from kosmosg_platform.training.metrics import last_metrics
 from kosmosg_platform.training.model_card import PURPOSE
 from kosmosg_platform.training.notices import FILE as NOTICES
@@ -96,6 +96,10 @@ def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
     # Ray's workers have working directories of their own, so paths must be absolute.
     experiment = experiment.model_copy(update={"output": experiment.output.absolute()})
     batch_plan(experiment.train, experiment.scale.workers)
+    if (experiment.scale.min_workers or 1) > experiment.scale.workers:
+        raise ConfigError(
+            f"scale.min_workers: {experiment.scale.min_workers} is more than scale.workers, {experiment.scale.workers}"
+        )
     engine_config.check(experiment.engine, experiment.scale.use_gpu)
     fingerprint = recipe.fingerprint()
     base = base_of(recipe.stage, experiment.train, fingerprint)
@@ -153,9 +157,11 @@ def _set_start_up(workers: int) -> None:
 
 def _train(job: TrainRun, sync: FolderSync | None) -> float:
     """Run the loop on the workers; returns the seconds trained so far over all attempts."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig
+    from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import LoggingConfig
+
+    from kosmosg_platform.training.ray_trainer import FaultTolerantTrainer
 
     experiment, stage = job.experiment, job.recipe.stage
     scale = experiment.scale
@@ -172,14 +178,12 @@ def _train(job: TrainRun, sync: FolderSync | None) -> float:
     elif job.resume_from is not None:
         echo(f"{stage}: going on from {job.resume_from}")
     stopping.clear(job.folder)
-    trainer = TorchTrainer(
+    trainer = FaultTolerantTrainer(
         start,
+        scale,
+        job.folder,
+        worker_counts(experiment.train, scale.workers, scale.min_workers),
         train_loop_config=packed(job),
-        scaling_config=ScalingConfig(
-            num_workers=scale.workers,
-            use_gpu=scale.use_gpu,
-            resources_per_worker={"CPU": scale.cpus_per_worker, **({"GPU": 1} if scale.use_gpu else {})},
-        ),
         torch_config=TorchConfig(backend="nccl" if scale.use_gpu else "gloo"),
         run_config=RunConfig(
             # Ray would resume a name used before from its own records; our checkpoints decide instead.
@@ -304,7 +308,8 @@ def _result(folder: Path, skipped: bool = False) -> FitResult:
 
 def _users_mistake(error: BaseException) -> KosmosGError | UnavailableError | None:
     """What is behind a failure of the workers, if it is told in one sentence: a user error, or a store that is away."""
-    for failure in getattr(error, "worker_failures", {}).values():
+    controller = getattr(error, "controller_failure", None)  # what decides on the number of workers
+    for failure in (*getattr(error, "worker_failures", {}).values(), controller):
         cause = getattr(failure, "_base_exc", failure)
         if isinstance(cause, KosmosGError | UnavailableError):
             return cause
