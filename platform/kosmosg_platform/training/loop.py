@@ -228,8 +228,8 @@ class Worker:
         step_seed = torch.tensor(mix(train.seed, step) >> 1)
         seen, applied = [], True
         for index, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
-            # What draws from torch's generator, such as dropout in a conditioner of a plug-in, at least repeats itself.
             beat("step" if step > self.start else "first step", step)
+            # What draws from torch's generator, such as dropout in a conditioner of a plug-in, at least repeats itself.
             torch.manual_seed(mix(train.seed, step, self.rank, index) >> 1)
             out = self.engine(batch | {"step_seed": step_seed})
             self.engine.backward(out.loss * (weight * share) * poison(out.loss))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kosmosg_platform.console import read_metrics
+from kosmosg_platform.training.lr_schedule import TrainConfig, batch_plan, worker_counts
 from tests.platform.training.test_stalls import start, wait_for_step
 
 
@@ -59,3 +60,12 @@ def test_a_run_that_finds_no_room_says_so_at_once_ends_after_a_while_and_goes_on
     assert "resuming from step" in told(again, "resuming from step")
     rest, _ = again.communicate(timeout=240)
     assert again.returncode == 0, rest[-3000:]
+
+
+def test_only_numbers_of_workers_that_share_the_batch_are_used() -> None:
+    train = TrainConfig(global_batch=12)
+    assert worker_counts(train, 6, 1) == [6, 3, 2, 1]
+    assert worker_counts(train, 6, 2) == [6, 3, 2]
+    assert worker_counts(train, 6, None) == [6]
+    assert [batch_plan(train, count, 6) for count in (6, 3, 1)] == [(2, 1), (2, 2), (2, 6)]
+    assert worker_counts(TrainConfig(global_batch=12, micro_batch=4), 3, 1) == [3, 1]
