@@ -26,7 +26,7 @@ from kosmosg_platform.run_paths import STAGES, RunPaths
 from kosmosg_platform.training.mixture import find_mixture
 
 METRICS = {"pretrain": ("loss", "tokens"), "align": ("loss", "matching", "reconstruction", "captions_shortened")}
-OTHER_METRICS = ("loss", "mse", "dropped")
+OTHER_METRICS = ("loss", "dropped")
 
 
 def rehearse(arguments: Sequence[str]) -> Iterator[str]:

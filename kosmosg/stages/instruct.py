@@ -107,7 +107,7 @@ class InstructStage(nn.Module):
         self.train()
 
     def forward(self, batch: Batch) -> StageOutput:
-        """Mean weighted denoising error; `mse` is the same without weights."""
+        """Mean weighted denoising error; where there are weights, `mse` is the same without them."""
         random = self.noise(batch["seed"]).to(batch["input_ids"].device)
         condition = self.condition(batch)
         # Computed in every step, whether a sample is dropped or not, so that gradients flow through the same modules on
@@ -121,7 +121,9 @@ class InstructStage(nn.Module):
             latents = self.decoder.latents(batch["target_pixels"], random.sample)
         errors = self.decoder.loss(latents, condition, random.noise, random.timesteps)
         loss = (self.weights(random.timesteps) * errors).mean()
-        metrics = {"loss": loss, "mse": errors.mean(), "dropped": random.dropped.float().mean()}
+        metrics = {"loss": loss, "dropped": random.dropped.float().mean()}
+        if self.weighted:
+            metrics["mse"] = errors.mean()
         return StageOutput(loss, {name: value.detach() for name, value in metrics.items()})
 
     def condition(self, batch: Batch) -> Tensor:
@@ -136,9 +138,14 @@ class InstructStage(nn.Module):
         rows = [self._noise_of(int(seed)) for seed in seeds.tolist()]
         return Noise(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
+    @property
+    def weighted(self) -> bool:
+        """Whether timesteps have different weights in the loss."""
+        return self.objective.timesteps != "uniform" and self.decoder.prediction_type != "v_prediction"
+
     def weights(self, timesteps: Tensor) -> Tensor:
         """(B,) weight of each sample's error in the loss."""
-        if self.objective.timesteps == "uniform" or self.decoder.prediction_type == "v_prediction":
+        if not self.weighted:
             return torch.ones_like(timesteps, dtype=torch.float32)
         kept = self.decoder.alphas_cumprod[timesteps].float()
         return kept.reciprocal().clamp(max=self.objective.weight_limit)

@@ -75,6 +75,7 @@ def pad_rows(rows: Sequence[BatchRow], processor: KosmosGProcessor, least: int =
         "image_embeds_position_mask": torch.zeros(shape, dtype=torch.bool),
         # Seeds may use all 64 bits; a torch long is signed.
         "seed": torch.tensor([row.seed & (2**63 - 1) for row in rows], dtype=torch.long),
+        "tokens": torch.tensor(float(sum(len(row.ids) for row in rows))),  # without pads, for the log
     }
     if rows[0].labels is not None:
         batch["labels"] = torch.full(shape, IGNORED, dtype=torch.long)

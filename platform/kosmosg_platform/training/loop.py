@@ -33,7 +33,7 @@ from kosmosg_platform.training.engine import Engine
 from kosmosg_platform.training.export import export
 from kosmosg_platform.training.heartbeat import beat
 from kosmosg_platform.training.lr_schedule import batch_plan, learning_rate
-from kosmosg_platform.training.metrics import Meter, Recorder, peak_memory_gb, write_sample_images
+from kosmosg_platform.training.metrics import Meter, Recorder, share_of_peak, write_sample_images
 from kosmosg_platform.training.notices import notify
 from kosmosg_platform.training.recipe import KEPT_APART, TrainRun
 from kosmosg_platform.training.replacement import ReplacedSamples
@@ -120,6 +120,7 @@ class Worker:
         stage = job.build_stage()
         if job.experiment.engine.checkpoint_activations:
             stage.checkpoint_activations()
+        self.share_of_peak = share_of_peak(job, stage) if self.rank == 0 else 0.0
         parameters = stage.trainable()
         sizes = [parameter.numel() for _, parameter in parameters]
         self.owned = checkpoints.assign(parameters, sizes, self.world)[self.rank]
@@ -176,6 +177,7 @@ class Worker:
             for one in loaded:
                 self.replaced.note(step, one.replaced)
             batch = [one.batch for one in loaded]
+            meter.tokens += sum(float(one.pop("tokens", 0.0)) for one in batch)
             weights = [float(one.pop("weight")) if "weight" in one else float(self.micro) for one in batch]
             asked = *interruptions.poll(), *self.saver.state
             total, stop, preempted, uploading, failed = self._sum(sum(weights), *asked)
@@ -252,20 +254,19 @@ class Worker:
 
     def _log(self, step: int, meter: Meter, validated: Mapping[str, float]) -> None:
         train = self.job.experiment.train
-        metrics = meter.mean()
-        rate, seconds = learning_rate(train, step), time.monotonic() - meter.begun
+        metrics = meter.mean() | meter.of_workers(time.monotonic() - meter.begun, meter.steps * train.global_batch)
+        rate = learning_rate(train, step)
         replaced = self.replaced.settle(step)
         if self.recorder is None:
             return
         metrics |= {
             "gradient_norm": self.engine.gradient_norm(),
             "learning_rate": rate,
-            "samples_per_second": meter.steps * train.global_batch / seconds,
-            "data_wait": meter.waited / seconds,
-            "memory_gb": peak_memory_gb(),
             "data/replaced": float(replaced),
             **validated,
         }
+        if self.share_of_peak:
+            metrics["mfu"] = self.share_of_peak * metrics["samples_per_second"] / self.world
         if meter.skipped:
             metrics["skipped_updates"] = float(meter.skipped)
         if self.skipped_data.windows:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 
+from kosmosg.stages import Stage
 from kosmosg_platform.console import read_metrics
 from kosmosg_platform.storage import write_text
 from kosmosg_platform.tracking.run import LoggedSoFar
@@ -28,6 +29,7 @@ class Meter:
         self.steps = 0
         self.skipped = 0
         self.waited = 0.0
+        self.tokens = 0.0
         self.begun = time.monotonic()
 
     def add(self, metrics: Mapping[str, Tensor], weight: float) -> None:
@@ -44,6 +46,23 @@ class Meter:
         names = list(dict.fromkeys(name for one in everyone for name in one))
         found = {name: [one[name] for one in everyone if name in one] for name in names}
         return {name: sum(s for s, _ in rows) / max(sum(w for _, w in rows), 1e-9) for name, rows in found.items()}
+
+    def of_workers(self, seconds: float, samples: int) -> dict[str, float]:
+        """Rates over all workers, and of data wait and peak memory the worker that has most of it. Collective.
+
+        `samples` is the number of all workers in `seconds`.
+        """
+        mine = (self.waited / seconds, peak_memory_gb(), self.tokens)
+        everyone = [mine] * dist.get_world_size()
+        dist.all_gather_object(everyone, mine)
+        waits, memories, tokens = zip(*everyone, strict=True)
+        found = {"samples_per_second": samples / seconds, "data_wait": max(waits), "memory_gb": max(memories)}
+        if any(tokens):
+            found["tokens_per_second"] = sum(tokens) / seconds
+        if len(everyone) > 1:
+            found |= {"data_wait_rank": float(waits.index(max(waits)))}
+            found |= {"memory_rank": float(memories.index(max(memories)))}
+        return found
 
 
 class Recorder:
@@ -80,6 +99,20 @@ def write_sample_images(job: TrainRun, images: Sequence[tuple[str, Image.Image]]
         image.save(path)
         if (name, step) not in run.logged().images:
             run.log_image(path, name, step)
+
+
+def share_of_peak(job: TrainRun, stage: Stage) -> float:
+    """The model FLOPs of one sample in those that a device computes in a second; 0 where one of them is unknown.
+
+    Times the samples per second and device, this is the model FLOPs utilisation (MFU).
+    """
+    from kosmosg_platform.planning.plan import known_peak
+
+    scale, flops_of_sample = job.experiment.scale, getattr(job.recipe, "flops_of_sample", None)
+    peak = (scale.device_tflops or 0.0) * 1e12
+    if not peak and torch.cuda.is_initialized():
+        peak = known_peak(torch.cuda.get_device_name(), job.experiment.engine.precision)
+    return float(flops_of_sample(stage)) / peak if peak and flops_of_sample is not None else 0.0
 
 
 def peak_memory_gb() -> float:

@@ -100,6 +100,9 @@ class ToyRecipe:
     def datasets(self) -> Mapping[str, Words]:
         return {"a": Words(self.fuse, self.how, self.mark), "b": Words(None, self.how, self.mark)}
 
+    def flops_of_sample(self, stage: ToyStage) -> float:
+        return 6e6
+
     def weights(self) -> Mapping[str, float]:
         return {"a": 2, "b": 1}
 
@@ -121,7 +124,8 @@ def collate(samples: Sequence[tuple[SampleIndex, Mapping[str, Any]]]) -> dict[st
     ids = torch.zeros(len(samples), 4, dtype=torch.long)
     for row, (_, record) in enumerate(samples):
         ids[row, : len(record["words"])] = torch.tensor(record["words"])
-    return {"input_ids": ids, "weight": (ids > 0).sum().float()}
+    real = (ids > 0).sum().float()
+    return {"input_ids": ids, "weight": real, "tokens": real}
 
 
 def experiment(output: Path, **settings: Any) -> TrainingExperiment:
@@ -148,7 +152,19 @@ def plain_run(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> la
     """Two workers, ZeRO-1, never interrupted. `output` is relative, as users give it: workers live elsewhere."""
     folder = tmp_path_factory.mktemp("plain")
     relative = Path(os.path.relpath(folder))
-    return launch.fit(ToyRecipe(folder / "mark"), experiment(relative, train={"sample_every": 4}))
+    settings = experiment(relative, train={"sample_every": 4}, scale={"device_tflops": 0.002})
+    return launch.fit(ToyRecipe(folder / "mark"), settings)
+
+
+def test_rates_are_logged_over_all_workers_and_the_worst_one_is_named(plain_run: launch.FitResult) -> None:
+    for line in read_metrics(plain_run.folder / "metrics.jsonl"):
+        # Two workers of 2 GFLOP/s each, and 6 MFLOP a sample.
+        assert line["mfu"] == pytest.approx(6e6 * line["samples_per_second"] / 2 / 2e9)
+        # A sample has one to four words, and eight of them share a step.
+        assert 1 < line["tokens_per_second"] / line["samples_per_second"] < 4
+        assert 0 <= line["data_wait"] < 1
+        assert line["memory_gb"] > 0.1
+        assert {line["memory_rank"], line["data_wait_rank"]} <= {0, 1}
 
 
 def test_a_run_leaves_everything(plain_run: launch.FitResult) -> None:
