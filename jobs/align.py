@@ -24,6 +24,7 @@ from kosmosg.stages import Stage
 from kosmosg.stages.align import AlignStage
 from kosmosg_platform.cluster.resources import require_resources
 from kosmosg_platform.datasets.precomputed import empty_states
+from kosmosg_platform.planning.flops import decoder_cost, stage_cost
 from kosmosg_platform.training.columns import text_states_identity
 from kosmosg_platform.training.sample_images import sample_sheet
 from kosmosg_platform.training.stage_recipe import StageRecipe
@@ -85,6 +86,11 @@ class AlignRecipe(StageRecipe):
     def aligner_decoder(self, stage: Stage) -> AlignerDecoder:
         assert isinstance(stage, AlignStage)  # what build_stage gave
         return stage.decoder
+
+    def flops_of_sample(self, stage: Stage) -> float:
+        """Of an average sample of the mixture, forward and backward, as `kosmosg plan` counts them."""
+        decoder = decoder_cost(self.experiment.decoder)
+        return stage_cost(self.stage, stage.export().config, decoder, self.weights()).flops
 
 
 recipe = AlignRecipe.of

@@ -21,6 +21,7 @@ from kosmosg.diffusion.decoder import FrozenDecoder, decoder_sizes
 from kosmosg.stages import Stage
 from kosmosg.stages.instruct import InstructStage
 from kosmosg_platform.cluster.resources import require_resources
+from kosmosg_platform.planning.flops import decoder_cost, stage_cost
 from kosmosg_platform.training.columns import posterior_identity
 from kosmosg_platform.training.recipe import Record
 from kosmosg_platform.training.replacement import usable
@@ -93,6 +94,11 @@ class InstructRecipe(StageRecipe):
             stage.decoder,
         )
         return [("prompts", sheet)]
+
+    def flops_of_sample(self, stage: Stage) -> float:
+        """Of an average sample of the mixture, forward and backward, as `kosmosg plan` counts them."""
+        decoder = decoder_cost(self.experiment.decoder)
+        return stage_cost(self.stage, stage.export().config, decoder, self.weights()).flops
 
 
 recipe = InstructRecipe.of

@@ -11,8 +11,10 @@ from typing import Any
 
 from jobs.experiment import Experiment, main
 from kosmosg.data.collate.pretrain import PretrainCollate
+from kosmosg.stages import Stage
 from kosmosg.stages.pretrain import PretrainStage
 from kosmosg_platform.cluster.resources import require_resources
+from kosmosg_platform.planning.flops import decoder_cost, stage_cost
 from kosmosg_platform.training.recipe import RecordSource
 from kosmosg_platform.training.stage_recipe import StageRecipe
 from kosmosg_platform.training.trainer import FitResult, fit
@@ -43,6 +45,11 @@ class PretrainRecipe(StageRecipe):
     def build_collate(self) -> PretrainCollate:
         processor = self.initial.processor()
         return PretrainCollate(processor, self.max_seq_len(processor), self.experiment.templates.pretrain)
+
+    def flops_of_sample(self, stage: Stage) -> float:
+        """Of an average sample of the mixture, forward and backward, as `kosmosg plan` counts them."""
+        decoder = decoder_cost(self.experiment.decoder)
+        return stage_cost(self.stage, stage.export().config, decoder, self.weights()).flops
 
 
 recipe = PretrainRecipe.of

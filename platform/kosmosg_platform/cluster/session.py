@@ -28,8 +28,8 @@ class ScaleConfig(Section):
     use_gpu: bool = False
     """Give every worker one GPU."""
     device_tflops: float | None = Field(default=None, gt=0)
-    """Peak TFLOP/s of one worker's device in the run's precision, against which the metric `mfu` is measured; null
-    takes the data sheet's for a V100, A100, H100 or H200, and logs no `mfu` elsewhere."""
+    """Peak TFLOP/s of one worker's device in the run's precision, against which the metric `mfu` is measured, such
+    as 989 for an H100 in bf16; null logs no `mfu`."""
     cpus_per_worker: int = Field(default=1, ge=1)
     """CPU cores, and threads, of each worker."""
     dataloader_workers: int = Field(default=0, ge=0)

@@ -42,12 +42,6 @@ GPUS = (
 CPU = Device("CPU core", 0, {"fp32": 100e9, "bf16": 100e9, "fp16": 100e9})
 
 
-def known_peak(name: str, precision: str) -> float:
-    """Peak FLOPs per second of a GPU, by the name that its driver gives it; 0 for one that is not listed."""
-    found = (gpu for gpu in GPUS if gpu.name.split()[0] in name)
-    return next((gpu.peak.get(precision, 0.0) for gpu in found), 0.0)
-
-
 @dataclass(frozen=True)
 class DevicePlan:
     """One stage on one kind of device."""

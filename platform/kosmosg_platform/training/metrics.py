@@ -106,12 +106,8 @@ def share_of_peak(job: TrainRun, stage: Stage) -> float:
 
     Times the samples per second and device, this is the model FLOPs utilisation (MFU).
     """
-    from kosmosg_platform.planning.plan import known_peak
-
-    scale, flops_of_sample = job.experiment.scale, getattr(job.recipe, "flops_of_sample", None)
-    peak = (scale.device_tflops or 0.0) * 1e12
-    if not peak and torch.cuda.is_initialized():
-        peak = known_peak(torch.cuda.get_device_name(), job.experiment.engine.precision)
+    flops_of_sample = getattr(job.recipe, "flops_of_sample", None)
+    peak = (job.experiment.scale.device_tflops or 0.0) * 1e12
     return float(flops_of_sample(stage)) / peak if peak and flops_of_sample is not None else 0.0
 
 

@@ -119,13 +119,6 @@ class StageRecipe(ABC):
         """What the values of that column depend on."""
         return {}
 
-    def flops_of_sample(self, stage: Stage) -> float:
-        """Model FLOPs of an average sample of the mixture, forward and backward, as `kosmosg plan` counts them."""
-        from kosmosg_platform.planning.flops import decoder_cost, stage_cost
-
-        decoder = decoder_cost(self.experiment.decoder)
-        return stage_cost(self.stage, stage.export().config, decoder, self.weights()).flops
-
     # -- what they share -------------------------------------------------------------------------------------------
 
     def fingerprint(self) -> dict[str, Any]:
