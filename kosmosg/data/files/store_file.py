@@ -86,7 +86,7 @@ class Store:
     def _refusal(self, error: OSError) -> str:
         words = str(error)
         if _NO_BUCKET.search(words):
-            return f"source: {self.url}{_endpoint()} is in no bucket that the store has; check the URL"
+            return f"{self.url}{_endpoint()} is in no bucket that the store has; check the URL"
         if not _REFUSED.search(words):
             return ""
         return (
