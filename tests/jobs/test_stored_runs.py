@@ -65,7 +65,8 @@ class Lab:
     def steps(self, run: Path) -> int:
         """Steps that a run has logged on this machine."""
         file = run / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.is_file() else []
+        text = file.read_text() if file.is_file() else ""
+        lines = text[: text.rfind("\n") + 1].splitlines()  # a killed worker leaves half a line
         return int(json.loads(lines[-1])["step"]) + 1 if lines else 0
 
 
