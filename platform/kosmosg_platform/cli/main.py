@@ -95,12 +95,17 @@ def submit(
     address: Address,
     words: Words = None,
     identifier: Annotated[
-        str | None, typer.Option("--id", help="Name of the submission; a name never runs twice.")
+        str | None,
+        typer.Option(
+            "--id", help="Name of the submission; a name never runs twice. Follows from the command if left out."
+        ),
     ] = None,
     wait: Annotated[bool, typer.Option(help="Follow the log until the job ends.")] = True,
 ) -> int:
     """Submit a job to a Ray cluster and follow it.
 
+    The same command again follows the job that is running, and starts no second one. If the connection breaks or the
+    head is restarted, it goes on; a job that the head has lost is submitted again and resumes from its checkpoints.
     Returns the job's exit code; 130 when the job was stopped.
 
     \b
@@ -115,7 +120,7 @@ def submit(
     if not wait:
         print(name)
         return 0
-    return cluster.follow(name)
+    return cluster.follow(name, again=lambda: cluster.submit(root, job, words or [], name))
 
 
 Identifier = Annotated[str, typer.Argument(metavar="ID", help="The submission's name, as `submit` printed it.")]

@@ -1,22 +1,26 @@
 """Jobs on a Ray cluster: submit, follow, show status, stop.
 
 `Cluster` adds to Ray's job API: it finds the token for a cluster that requires one, never runs the same submission
-twice, keeps following when the connection breaks, and returns the job's exit code (Ray's own command returns 1 for
-every failure).
+twice at a time, keeps following when the connection breaks, submits again what a restarted head no longer knows, and
+returns the job's exit code (Ray's own command returns 1 for every failure).
 """
 
 import asyncio
+import hashlib
 import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from itertools import count
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 from urllib.parse import urlsplit
 
 from kosmosg.errors import ConfigError
+
+T = TypeVar("T")
 
 STOPPED = 130
 """Exit code of a job that was stopped, like that of an interrupted program in a shell."""
@@ -26,6 +30,11 @@ EXCLUDES = [".git", ".venv", "runs", "dist", "build", "tests", "docs", "**/__pyc
 
 # Settings that are paths: relative ones would point into the job's temporary copy of the checkout.
 WRITTEN = ("output", "dest")
+
+RECONNECT_S = 1800.0
+"""Seconds for which a cluster that has ceased to answer is asked again: a head of KubeRay or of a spot machine is back
+by then."""
+ASK_EVERY_S = 2.0
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -57,12 +66,14 @@ class Cluster:
     def submit(self, checkout: Path, job: str, words: Sequence[str], identifier: str | None = None) -> str:
         """Submit `python -m jobs.JOB WORDS` and return its name.
 
-        A name that the cluster already knows is not run again: you get the earlier submission if it was the same
-        command. Raises ConfigError if it was a different one, or if the output would be lost.
+        Without an `identifier` the name follows from the command: while it runs, the same command gives the same name
+        and starts nothing; after it has ended, the next one, with `-2` and so on. An `identifier` never runs twice: you
+        get the earlier submission if it was the same command. Raises ConfigError if it was a different one, or if the
+        output would be lost.
         """
         words = absolute(words, here=urlsplit(self.address).hostname in LOOPBACK)
         entrypoint = shlex.join(["python", "-m", f"jobs.{job}", *words])
-        name = identifier or f"{job}-{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+        name = identifier or self._logical_name(job, entrypoint)
         earlier = self._find(name)
         if earlier is None:
             try:
@@ -82,13 +93,35 @@ class Cluster:
         _tell(f"{name} was submitted before and is {earlier.status.value}; it does not run again")
         return name
 
-    def follow(self, name: str, out: TextIO | None = None) -> int:
-        """Copy the job's log to `out` until it ends; returns its exit code."""
+    def _logical_name(self, job: str, entrypoint: str) -> str:
+        """The name of this command's running submission, or the first that is free."""
+        base = f"{job}-{hashlib.sha256(entrypoint.encode()).hexdigest()[:10]}"
+        for number in count(1):
+            name = base if number == 1 else f"{base}-{number}"
+            earlier = self._find(name)
+            if earlier is None or not earlier.status.is_terminal():
+                return name
+        raise AssertionError("unreachable: count() does not end")
+
+    def follow(self, name: str, out: TextIO | None = None, again: Callable[[], object] | None = None) -> int:
+        """Copy the job's log to `out` until it ends; returns its exit code.
+
+        A connection that breaks is made again, for up to `RECONNECT_S` seconds. `again` submits the job once more; it
+        is called when the head was restarted and does not know the job any more. Raises ConfigError when the cluster
+        stays away, or has lost the job and there is no `again`.
+        """
         out = out or sys.stdout
         self._require(name)
         try:
-            asyncio.run(self._copy_log(name, out))
-            ended = self._wait(name, seconds=60)
+            while not asyncio.run(self._copy_log(name, out)):
+                if again is None:
+                    raise ConfigError(
+                        f"{self.address} was restarted and does not know {name} any more; submit it again, and it "
+                        "resumes from its last checkpoint"
+                    )
+                _tell(f"{self.address} was restarted and does not know {name} any more; submitting it again")
+                self._patiently(again)
+            ended = self._patiently(lambda: self._wait(name, seconds=60))
         except KeyboardInterrupt:
             _tell(f"{name} keeps running; follow it with `kosmosg logs {name} -f`, stop it with `kosmosg stop {name}`")
             return STOPPED
@@ -148,8 +181,27 @@ class Cluster:
             time.sleep(0.2)
         return job
 
-    async def _copy_log(self, name: str, out: TextIO) -> None:
-        """Tail the log; after a broken connection, continue where it broke, as long as the job runs."""
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        """What the cluster answers, asked until it does. Raises ConfigError after `RECONNECT_S` without an answer."""
+        deadline = time.monotonic() + RECONNECT_S
+        while True:
+            try:
+                return ask()
+            except (RuntimeError, OSError) as error:  # of `requests` too; a head that starts answers with errors
+                if time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"address: {self.address} has not answered for {RECONNECT_S / 60:.0f} minutes "
+                        f"({_first_line(error)}); submit again when it does, and nothing runs twice"
+                    ) from None
+                time.sleep(ASK_EVERY_S)
+
+    async def _copy_log(self, name: str, out: TextIO) -> bool:
+        """Tail the log; after a broken connection, continue where it broke, as long as the job runs.
+
+        False if the cluster does not know the job any more.
+        """
+        from aiohttp import ClientError
+
         seen = 0
         while True:
             position = 0
@@ -161,11 +213,12 @@ class Cluster:
                         out.write(fresh)
                         out.flush()
                         seen = position
-            except (RuntimeError, OSError) as error:
+            except (RuntimeError, OSError, ClientError) as error:
                 _tell(f"lost the connection to {self.address} ({_first_line(error)}); retrying")
-                await asyncio.sleep(2)
-            if self._require(name).status.is_terminal():
-                return
+                await asyncio.sleep(ASK_EVERY_S)
+            job = self._patiently(lambda: self._find(name))
+            if job is None or job.status.is_terminal():
+                return job is not None
 
 
 def absolute(words: Sequence[str], here: bool) -> list[str]:
@@ -230,7 +283,10 @@ def _authorization(url: str) -> dict[str, str]:
         )
     headers = {"Authorization": f"Bearer {token}"}
     if answer(headers) in (401, 403):
-        raise ConfigError(f"address: {url} rejects the token that is set here; use the one of that cluster")
+        raise ConfigError(
+            f"address: {url} rejects the token that is set here; set RAY_AUTH_TOKEN to the token of that cluster, "
+            "which `ray get-auth-token` prints on its head"
+        )
     return headers
 
 

@@ -49,6 +49,8 @@ class BuildPlanConfig(Section):
     """GPUs of each."""
     dollars_per_node_hour: float = Field(default=0.0, ge=0)
     """Price of a machine; 0 leaves the cost out."""
+    dollars_per_gpu_hour: float = Field(default=0.0, ge=0)
+    """Training stages: price of a GPU, or of a worker without one; 0 leaves the cost out."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from kosmosg.errors import ConfigError
 from kosmosg_platform.cluster.session import ScaleConfig
 from kosmosg_platform.planning.flops import StageCost
+from kosmosg_platform.planning.memory import worker_memory
+from kosmosg_platform.planning.rehearsal import traffic
 from kosmosg_platform.training.engine_config import EngineConfig
 from kosmosg_platform.training.lr_schedule import TrainConfig, batch_plan
 
@@ -60,6 +62,10 @@ class StagePlan:
     samples: int
     flops: float  # of the whole stage
     disk: float  # bytes: checkpoints, averaged weights and export
+    checkpoint: float  # bytes of one checkpoint
+    checkpoints: int  # written in the whole run
+    sent: float  # bytes that one worker sends per step, at least
+    host: float  # bytes of one worker in the memory of its machine, beside Python and its libraries
     refused: tuple[str, ...]  # on every device
     rows: tuple[DevicePlan, ...]
 
@@ -80,7 +86,12 @@ def plan_stage(cost: StageCost, train: TrainConfig, scale: ScaleConfig, engine: 
     refused = tuple(_refusals(train, scale, engine))
     devices = GPUS if scale.use_gpu else (CPU,)
     rows = tuple(_row(device, cost, flops, train, scale, engine) for device in devices)
-    return StagePlan(cost, samples, flops, disk, refused, rows)
+    # A stage is built in fp32; later a checkpoint's share is copied there, and offloaded optimizer states stay.
+    offloaded = 12 * cost.trainable / scale.workers if engine.offload_optimizer else 0
+    host = max(4.0 * (cost.trainable + cost.frozen), offloaded + state / scale.workers)
+    written = -(-train.steps // train.checkpoint_every)
+    sent = 0.0 if refused else traffic(cost, train, scale.workers, engine, ()).step
+    return StagePlan(cost, samples, flops, disk, state, written, sent, host, refused, rows)
 
 
 def _row(
@@ -91,9 +102,10 @@ def _row(
         others = [name for name in ("bf16", "fp16", "fp32") if name in device.peak]
         refused.append(f"has no {engine.precision}; use engine.precision={others[0]}")
     micro = train.micro_batch or max(1, train.global_batch // scale.workers)
-    memory = memory_per_worker(cost, micro, scale.workers, engine) + (OVERHEAD if scale.use_gpu else 0)
+    passes = max(1, train.global_batch // scale.workers // micro)
+    memory = worker_memory(cost, micro, passes, scale.workers, engine).peak + (OVERHEAD if scale.use_gpu else 0)
     if device.memory and memory > device.memory:
-        remedy = _smaller(cost, micro, scale.workers, engine)
+        remedy = _smaller(cost, micro, passes, scale.workers, engine)
         refused.append(f"needs {memory / 1e9:.0f} GB of {device.memory / 1e9:.0f} GB; {remedy}")
     units = scale.workers * (1 if scale.use_gpu else scale.cpus_per_worker)
     days = None if refused else flops / (units * device.peak[engine.precision] * USED) / 86400
@@ -112,36 +124,38 @@ def _refusals(train: TrainConfig, scale: ScaleConfig, engine: EngineConfig) -> I
         yield "engine.precision: fp16 needs a GPU; use bf16 or fp32, or scale.use_gpu=true"
 
 
-def memory_per_worker(cost: StageCost, micro: int, workers: int, engine: EngineConfig) -> float:
-    """Bytes of weights, gradients, optimizer and activations of one worker."""
-    value = 4 if engine.precision == "fp32" else 2
-    sharded = [1 / workers if engine.zero_stage >= stage else 1.0 for stage in (1, 2, 3)]
-    weights = value * (cost.trainable + cost.frozen) * sharded[2]
-    gradients = value * cost.trainable * sharded[1]
-    # AdamW's two moments; below fp32 also the fp32 weights that it really moves.
-    optimizer = (8 if engine.precision == "fp32" else 12) * cost.trainable * sharded[0]
-    activations = value * micro * (cost.kept_checkpointed if engine.checkpoint_activations else cost.kept)
-    return weights + gradients + (0 if engine.offload_optimizer else optimizer) + activations
-
-
-def _smaller(cost: StageCost, micro: int, workers: int, engine: EngineConfig) -> str:
+def _smaller(cost: StageCost, micro: int, passes: int, workers: int, engine: EngineConfig) -> str:
     """The change of settings that would save most memory."""
-    ways = [(memory_per_worker(cost, max(1, micro // 2), workers, engine), f"train.micro_batch={max(1, micro // 2)}")]
+    ways = [
+        (
+            worker_memory(cost, max(1, micro // 2), passes, workers, engine).peak,
+            f"train.micro_batch={max(1, micro // 2)}",
+        )
+    ]
     if not engine.checkpoint_activations:
         changed = engine.model_copy(update={"checkpoint_activations": True})
-        ways.append((memory_per_worker(cost, micro, workers, changed), "engine.checkpoint_activations=true"))
+        ways.append((worker_memory(cost, micro, passes, workers, changed).peak, "engine.checkpoint_activations=true"))
     if not engine.offload_optimizer and engine.zero_stage:
         changed = engine.model_copy(update={"offload_optimizer": True})
-        ways.append((memory_per_worker(cost, micro, workers, changed), "engine.offload_optimizer=true"))
+        ways.append((worker_memory(cost, micro, passes, workers, changed).peak, "engine.offload_optimizer=true"))
     if engine.zero_stage < 3 and workers > 1:
         changed = engine.model_copy(update={"zero_stage": engine.zero_stage + 1})
-        ways.append((memory_per_worker(cost, micro, workers, changed), f"engine.zero_stage={engine.zero_stage + 1}"))
+        ways.append(
+            (worker_memory(cost, micro, passes, workers, changed).peak, f"engine.zero_stage={engine.zero_stage + 1}")
+        )
     least, way = min(ways)
     return f"{way} brings it to {least / 1e9:.0f} GB"
 
 
-def render(plans: Sequence[StagePlan], scale: ScaleConfig, engine: EngineConfig) -> Iterator[str]:
+def render(
+    plans: Sequence[StagePlan], scale: ScaleConfig, engine: EngineConfig, dollars_per_gpu_hour: float = 0.0
+) -> Iterator[str]:
     """The plan as text."""
+
+    def cost_of(days: float) -> str:
+        dollars = days * 24 * scale.workers * dollars_per_gpu_hour
+        return f"  {dollars:,.2f} dollars" if dollars else ""
+
     for plan in plans:
         cost = plan.cost
         yield (
@@ -149,17 +163,23 @@ def render(plans: Sequence[StagePlan], scale: ScaleConfig, engine: EngineConfig)
             f"{_count(plan.samples)} samples, {plan.flops:.2g} FLOPs ({cost.flops / 1e12:.3g} TFLOP a sample), "
             f"{plan.disk / 1e9:.3g} GB on disk"
         )
+        yield (
+            f"  network: at least {plan.sent / 1e9:.3g} GB per worker and step; checkpoints: {plan.checkpoints:,} of "
+            f"{plan.checkpoint / 1e9:.3g} GB, {plan.checkpoints * plan.checkpoint / 1e9:.3g} GB written in the run; "
+            f"memory of the machine: {plan.host / 1e9:.3g} GB per worker"
+        )
         for reason in plan.refused:
             yield f"  REFUSED: {reason}"
         for row in () if plan.refused else plan.rows:
             if row.days is None:
                 yield f"  {row.device:<12} REFUSED: {'; '.join(row.refused)}"
             else:
-                yield f"  {row.device:<12} {row.memory / 1e9:6.3g} GB per worker  {duration(row.days)}"
+                time = duration(row.days) + cost_of(row.days)
+                yield f"  {row.device:<12} {row.memory / 1e9:6.3g} GB per worker  {time}"
     unit = ("GPU" if scale.use_gpu else "worker") + ("s" if scale.workers > 1 else "")
     yield (
         f"for {scale.workers} {unit}, {engine.precision}, ZeRO-{engine.zero_stage}; "
-        f"devices at {USED:.0%} of their peak; memory is an estimate, to about a fifth"
+        f"devices at {USED:.0%} of their peak; memory is an estimate"
     )
     if scale.use_gpu:
         yield "V100 needs a torch build for CUDA 12.6: --index-url https://download.pytorch.org/whl/cu126"

@@ -8,7 +8,8 @@ from kosmosg.errors import ConfigError
 from kosmosg_platform.config import Section
 from kosmosg_platform.training.lr_schedule import TrainConfig
 
-_BUCKET = 500_000_000  # DeepSpeed's default: values of gradients that are reduced together
+BUCKET = 500_000_000
+"""DeepSpeed's default: values of gradients that are reduced together."""
 
 
 class EngineConfig(Section):
@@ -39,7 +40,7 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """The configuration for DeepSpeed, for a stage of `trained` values; everything else keeps its default."""
     # Its buffer for gradients has room for half a billion values: a gigabyte that a smaller stage never fills.
-    zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": max(1, min(_BUCKET, trained))}
+    zero: dict[str, Any] = {"stage": config.zero_stage, "reduce_bucket_size": max(1, min(BUCKET, trained))}
     if config.zero_stage == 3:
         zero["stage3_gather_16bit_weights_on_model_save"] = False
     if config.offload_optimizer:

@@ -30,6 +30,10 @@ print("platform from", pathlib.Path(kosmosg_platform.__file__).is_relative_to(pa
 if "sleep=1" in sys.argv: import time; time.sleep(120)
 if "fail=1" in sys.argv: sys.exit(7)
 output = next(word.partition("=")[2] for word in sys.argv if word.startswith("output="))
+if "wait=1" in sys.argv:
+    import os, time
+    (pathlib.Path(output) / "pid").write_text(str(os.getpid()))
+    while not (pathlib.Path(output) / "go").exists(): time.sleep(0.2)
 with open(pathlib.Path(output) / "ran", "a") as file: file.write("once ")
 """
 
@@ -40,9 +44,9 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start_head(folder: Path, **environment: str) -> tuple[subprocess.Popen[bytes], str]:
+def start_head(folder: Path, port: int | None = None, **environment: str) -> tuple[subprocess.Popen[bytes], str]:
     """A Ray head of its own on free ports, in its own process group; `ray stop` would end other people's too."""
-    port = free_port()
+    port = port or free_port()
     command = [BIN / "ray", "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}"]
     command += [f"--dashboard-port={port}", "--dashboard-agent-listen-port=0", f"--temp-dir={folder}"]
     command += ["--disable-usage-stats", "--object-store-memory=100000000"]
@@ -117,6 +121,60 @@ def test_a_job_is_submitted_once_followed_and_listed(head: str, project: Path) -
     listing = kosmosg("status", "--address", head)
     assert "first  SUCCEEDED" in listing.stdout
     assert "words tiny" in kosmosg("logs", "first", "--address", head).stdout
+
+
+@pytest.mark.slow
+def test_a_restarted_head_gets_the_job_again(
+    head: str, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second cluster, with a token of its own, whose head is killed while the job runs."""
+    folder, other = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp")), "c" * 64
+    process, url = start_head(folder, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=other)
+    follower = None
+    try:
+        refused = kosmosg("submit", "hello", "sleep=1", "--address", url)
+        assert refused.returncode == 2
+        assert len(refused.stderr.strip().splitlines()) == 1
+        assert "rejects the token that is set here; set RAY_AUTH_TOKEN to" in refused.stderr
+        monkeypatch.setenv("RAY_AUTH_TOKEN", other)
+        with pytest.raises(ConfigError, match="rejects the token"):
+            Cluster(head)
+
+        command = ["submit", "hello", "wait=1", "--address", url]
+        log = (tmp_path / "follower.log").open("w+")
+        follower = subprocess.Popen([BIN / "kosmosg", *command], stdout=log, stderr=log)
+        wait_for(tmp_path / "follower.log", "words wait=1")
+        # The same command again, as after a closed laptop: it finds the job that runs.
+        found = kosmosg(*command, "--no-wait")
+        assert found.returncode == 0, found.stderr
+        assert f"{found.stdout.strip()} was submitted before and is RUNNING" in found.stderr
+        assert len(list(Cluster(url).status())) == 1
+
+        # A head that is lost takes the job's driver with it; Ray starts drivers in a session of their own.
+        os.killpg(process.pid, signal.SIGKILL)
+        os.kill(int((project / "runs" / "pid").read_text()), signal.SIGKILL)
+        process.wait()
+        wait_for(tmp_path / "follower.log", "lost the connection")
+        process, _ = start_head(folder, int(url.rpartition(":")[2]), RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=other)
+        (project / "runs" / "go").touch()
+        assert follower.wait(timeout=120) == 0, (tmp_path / "follower.log").read_text()
+        assert "does not know" in (tmp_path / "follower.log").read_text()
+        assert (project / "runs" / "ran").read_text() == "once "
+        # It has ended: the same command is a new submission.
+        assert kosmosg(*command, "--no-wait").stdout.strip() == f"{found.stdout.strip()}-2"
+    finally:
+        if follower is not None and follower.poll() is None:
+            follower.kill()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for(file: Path, text: str) -> None:
+    deadline = time.monotonic() + 120
+    while text not in file.read_text():
+        assert time.monotonic() < deadline, file.read_text()
+        time.sleep(0.3)
 
 
 @pytest.mark.slow

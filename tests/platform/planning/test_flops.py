@@ -20,7 +20,8 @@ from kosmosg_platform.planning.flops import (
     stage_cost,
     vision,
 )
-from kosmosg_platform.planning.plan import memory_per_worker, plan_stage, render
+from kosmosg_platform.planning.memory import worker_memory
+from kosmosg_platform.planning.plan import plan_stage, render
 from kosmosg_platform.training.engine_config import EngineConfig
 from kosmosg_platform.training.lr_schedule import TrainConfig
 
@@ -84,12 +85,13 @@ def paper_like(**changes: object) -> tuple[TrainConfig, ScaleConfig, EngineConfi
 
 def test_sharding_saves_what_it_promises(paper: KosmosGConfig) -> None:
     cost = replace(stage_cost("instruct", paper, STABLE_DIFFUSION, {}), kept=0.0, kept_checkpointed=0.0)
-    sizes = [memory_per_worker(cost, 1, 8, EngineConfig(precision="bf16", zero_stage=stage)) for stage in range(4)]
+    sizes = [worker_memory(cost, 1, 1, 8, EngineConfig(precision="bf16", zero_stage=stage)) for stage in range(4)]
     trained, frozen = cost.trainable, cost.frozen
-    assert sizes[0] == 16 * trained + 2 * frozen
-    assert sizes[1] == (4 + 12 / 8) * trained + 2 * frozen
-    assert sizes[2] == (2 + 14 / 8) * trained + 2 * frozen
-    assert math.isclose(sizes[3], (16 * trained + 2 * frozen) / 8)
+    assert sizes[0].weights + sizes[0].optimizer == 14 * trained + 2 * frozen
+    for sharded in sizes[1:3]:
+        assert sharded.weights + sharded.optimizer == (2 + 12 / 8) * trained + 2 * frozen
+    assert math.isclose(sizes[3].weights + sizes[3].optimizer, (14 * trained + 2 * frozen) / 8)
+    assert [size.peak for size in sizes] == sorted((size.peak for size in sizes), reverse=True)
 
 
 def test_what_a_device_cannot_do_is_refused_with_its_remedy(paper: KosmosGConfig) -> None:
