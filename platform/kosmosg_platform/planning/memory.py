@@ -37,24 +37,24 @@ class WorkerMemory:
 
 def worker_memory(cost: StageCost, micro: int, passes: int, workers: int, engine: EngineConfig) -> WorkerMemory:
     """The memory of one of `workers`, which takes `passes` micro-batches of `micro` samples per step."""
-    trained, zero = cost.trainable, engine.zero_stage
+    trained, zero = float(cost.trainable), engine.zero_stage
     full = engine.precision == "fp32"
     value = 4 if full else 2
     part = 1 / workers
     several = passes > 1
     kept = value * micro * (cost.kept_checkpointed if engine.checkpoint_activations else cost.kept)
-    bucket = value * min(BUCKET, trained)
+    bucket = float(value * min(BUCKET, trained))
     weights: float = value * (trained + cost.frozen)
     if zero == 0:
         # The unfused optimizer of low precision keeps fp32 weights, and makes fp32 gradients to clip them.
         optimizer = (8.0 if full else 12.0) * trained
-        gradients = (1 if full else 2) * value * trained * several
+        gradients = float((1 if full else 2) * value * trained * several)
         reduction = (0 if several else value * trained) + (bucket if workers > 1 else 0)
-        update = (0 if several else value * trained) if full else (8 if several else 8.5) * trained
+        update = (0 if several else value * trained) if full else (4.5 if several else 8.5) * trained
         return WorkerMemory(weights, optimizer, gradients, kept, reduction, update)
     # A flat copy of its share in fp32, also where the weights are fp32 already, and its two moments.
     optimizer = 0.0 if engine.offload_optimizer else 12.0 * trained * part
-    reduction = value * trained * part + 2 * bucket
+    reduction = float(value * trained * part + 2 * bucket)
     # The reduced share, its flat copy, that in fp32, and a temporary of AdamW: as much in either precision.
     update = 12.0 * trained * part
     if zero == 1 and several:  # every worker accumulates all gradients
