@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import threading
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ RECORD, LOCK = ".synced.json", ".sync.lock"
 OF_SYNC = frozenset({RECORD, LOCK})
 """Files that belong to this module alone."""
 SECONDS = 2.0
+_BYTES_PER_SECOND = 2**19  # of one growing file: metrics of days would otherwise be sent every two seconds
 _AT_THE_END = 5.0  # seconds for which a store is asked again when the job has failed or was interrupted
 
 Stamp = tuple[int, int]
@@ -46,6 +48,7 @@ class FolderSync:
         self.error: UnavailableError | None = None
         """Why it has ended, if the store stayed away."""
         self._known: dict[str, tuple[Stamp, StoredFile]] = self._read_record()
+        self._sent_at: dict[str, float] = {}
         self._turn = threading.Lock()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -90,17 +93,19 @@ class FolderSync:
     def _run(self) -> None:
         while not self._ended.wait(SECONDS):
             try:
-                self.once()
+                self.once(in_turn=True)
             except UnavailableError as error:
                 self.error = error
                 return
 
-    def once(self, store_is_right: bool = False) -> None:
-        """One round. Raises StoreError."""
+    def once(self, store_is_right: bool = False, in_turn: bool = False) -> None:
+        """One round; with `in_turn`, a large file that grows is not sent in every one. Raises StoreError."""
         with self._turn:
             here, there = self._here(), self._there()
             before = dict(self._known)
             for name in sorted({*here, *there, *self._known}):
+                if in_turn and time.monotonic() < self._sent_at.get(name, 0.0):
+                    continue
                 self._settle(name, here.get(name), there.get(name), store_is_right)
             if self._known != before:
                 content = {name: [*stamp, *stored] for name, (stamp, stored) in self._known.items()}
@@ -129,6 +134,7 @@ class FolderSync:
                 self.bucket.upload(copy, name)
             except FileNotFoundError:
                 return
+            self._sent_at[name] = time.monotonic() + here[0] / _BYTES_PER_SECOND
             there = self.bucket.stat(name)
         if here is None or there is None:
             self._known.pop(name, None)

@@ -18,6 +18,7 @@ from kosmosg.errors import CheckpointError
 from kosmosg_platform.storage import read_json
 from kosmosg_platform.stores.bucket import Bucket
 from kosmosg_platform.stores.location import told, url_of
+from kosmosg_platform.stores.node_copy import send
 from kosmosg_platform.training import checkpoints
 from kosmosg_platform.training.checkpoints import MANIFEST, REASON, CheckpointSurvey, DamagedCheckpointError
 
@@ -117,6 +118,13 @@ class StoredCheckpoints:
                 sizes = {file: int(told["bytes"]) for file, told in read_json(path)["files"].items()}
                 if self.has(name, sizes):
                     self.bucket.upload(path, f"{name}/{MANIFEST}")
+
+    def send_records(self) -> None:
+        """The files beside the checkpoints (metrics, what was left out) as they are now: no older than a checkpoint."""
+        run = self.folder.parent
+        for path in sorted(run.iterdir()):
+            if path.is_file() and not path.name.startswith(".") and path.suffix != ".tmp":
+                send(path)
 
     def has(self, name: str, sizes: dict[str, int]) -> bool:
         """Whether the store holds these files of a checkpoint, by their sizes in bytes."""

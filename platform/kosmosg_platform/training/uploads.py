@@ -75,6 +75,7 @@ class CheckpointUploads:
         try:
             stored.bucket.upload(stored.folder / name / mine, f"{name}/{mine}")
             if sizes is not None and self._all_there(lambda: stored.has(name, dict(sizes))):
+                stored.send_records()
                 stored.bucket.upload(stored.folder / name / MANIFEST, f"{name}/{MANIFEST}")
                 stored.clean(self._keep)
         except UnavailableError as error:

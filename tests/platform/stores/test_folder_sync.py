@@ -115,6 +115,7 @@ def test_an_interrupted_job_does_not_wait_for_a_store_that_is_away(
     assert (nodes[0] / "result").read_text() == "done"
 
 
+@pytest.mark.slow
 def test_a_store_that_was_never_there_is_told_at_once(
     nodes: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
