@@ -31,7 +31,6 @@ from kosmosg_platform.datasets.chunks import (
     write_plan,
 )
 from kosmosg_platform.datasets.dataset import MANIFEST
-from kosmosg_platform.datasets.faults import told_in_a_sentence
 from kosmosg_platform.datasets.kept_steps import KeptAnswers, tidy_answers
 from kosmosg_platform.datasets.listing import LISTING, ListedShard, write_listing
 from kosmosg_platform.datasets.pipeline import PipelinePlan, run_pipeline
@@ -45,6 +44,7 @@ from kosmosg_platform.datasets.publishing import (
     total,
 )
 from kosmosg_platform.datasets.steps import PipelineStep
+from kosmosg_platform.faults import told_in_a_sentence
 from kosmosg_platform.owned_folder import MARKER, claim_folder
 from kosmosg_platform.progress import Progress
 from kosmosg_platform.storage import write_json

@@ -15,8 +15,8 @@ from kosmosg.data.hash_list import Duplicates, find_duplicates, open_hash_list, 
 from kosmosg.data.image_hash import HashedImage, hash_images
 from kosmosg.data.sources.base import Reader, ReadyRow
 from kosmosg.errors import DataError
-from kosmosg_platform.datasets.faults import told_in_a_sentence
 from kosmosg_platform.datasets.listing import ListedShard, read_items, write_listing
+from kosmosg_platform.faults import told_in_a_sentence
 from kosmosg_platform.owned_folder import claim_folder
 from kosmosg_platform.progress import Progress
 

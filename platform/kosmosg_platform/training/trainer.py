@@ -24,6 +24,7 @@ from kosmosg_platform.cluster.resources import require_resources
 from kosmosg_platform.cluster.session import connect
 from kosmosg_platform.config import digest, plain, to_yaml
 from kosmosg_platform.console import echo, quiet_libraries
+from kosmosg_platform.faults import disk_error, told_in_a_sentence
 from kosmosg_platform.progress import duration, follow_metrics
 from kosmosg_platform.run_paths import STAGES, RunPaths
 from kosmosg_platform.storage import read_json, write_json, write_text
@@ -108,7 +109,8 @@ def fit(recipe: Recipe, experiment: TrainingExperiment) -> FitResult:
     key = run_key(recipe.stage, experiment, fingerprint, resumed)
     layout = RunPaths(experiment.output)
     folder = layout.run(recipe.stage, key)
-    with _alone(folder), store_patience(experiment.scale.store_retry_s), kept_in_step(folder, KEPT_APART) as sync:
+    waits = store_patience(experiment.scale.store_retry_s)
+    with told_in_a_sentence(folder), _alone(folder), waits, kept_in_step(folder, KEPT_APART) as sync:
         if (folder / FINISHED).is_file() and not experiment.train.restart:
             echo(f"{recipe.stage}: already finished with these settings, see {told(folder)}")
             make_link(layout.job(recipe.stage) / "export", bring_folder(folder / "export"))
@@ -198,7 +200,7 @@ def _train(job: TrainRun, sync: FolderSync | None) -> float:
         try:
             _interruptible(trainer.fit, lambda: stopping.ask_to_stop(job.folder), scale.stop_seconds)
         except Exception as error:
-            mistake = _users_mistake(error)
+            mistake = _told(error, job.folder)
             if mistake is None:
                 raise
             raise mistake from None
@@ -306,13 +308,15 @@ def _result(folder: Path, skipped: bool = False) -> FitResult:
     return FitResult(folder / "export", run_id, finished["metrics"], finished["seconds"], folder, skipped)
 
 
-def _users_mistake(error: BaseException) -> KosmosGError | UnavailableError | None:
-    """What is behind a failure of the workers, if it is told in one sentence: a user error, or a store that is away."""
+def _told(error: BaseException, folder: Path) -> KosmosGError | UnavailableError | None:
+    """What is behind a failure of the workers, if a sentence tells it: a user error, a store or disk that is away."""
     controller = getattr(error, "controller_failure", None)  # what decides on the number of workers
     for failure in (*getattr(error, "worker_failures", {}).values(), controller):
         cause = getattr(failure, "_base_exc", failure)
         if isinstance(cause, KosmosGError | UnavailableError):
             return cause
+        if isinstance(cause, BaseException) and (full := disk_error(cause, folder)) is not None:
+            return full
     return None
 
 

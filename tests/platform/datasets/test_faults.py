@@ -16,7 +16,7 @@ from kosmosg.data.files.store_file import StoreError
 from kosmosg.data.sources.image_rows import guarded
 from kosmosg.errors import MACHINE_ERRORS, DataError, DiskError
 from kosmosg_platform.datasets.dataset import RecordDataset, write_manifest, write_records
-from kosmosg_platform.datasets.faults import told_in_a_sentence
+from kosmosg_platform.faults import told_in_a_sentence
 from kosmosg_platform.storage import write_text
 
 

@@ -1,10 +1,11 @@
-"""What ends a build through no fault of its rows, told in one sentence: a store that is away, a full disk.
+"""What ends a build or a training through no fault of its own, told in one sentence: a store that is away, a full disk.
 
 Errors of workers come wrapped by Ray, with a traceback for text; what they were is inside.
 """
 
 import errno
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,10 @@ _REMEDIES = {
 }
 
 
+_NUMBER = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]")
+"""How Rust (safetensors) and Arrow write the number of an error."""
+
+
 @contextmanager
 def told_in_a_sentence(folder: Path) -> Iterator[None]:
     """Errors in this block that are no bugs, wherever they were raised, as what they are.
@@ -43,7 +48,7 @@ def told_in_a_sentence(folder: Path) -> Iterator[None]:
                 raise
             origin.args = (str(origin).partition(_RAYS_ADVICE)[0],)
             raise origin from None
-        told = _full(origin, folder)
+        told = disk_error(origin, folder)
         if told is None:
             raise
         raise told from error
@@ -56,8 +61,16 @@ def _origin(error: BaseException) -> BaseException:
     return error
 
 
-def _full(error: BaseException, folder: Path) -> DiskError | None:
+def disk_error(error: BaseException, folder: Path) -> DiskError | None:
+    """What to tell of an error that is no bug but a disk, or a machine, without room; None for all others.
+
+    Args:
+        error: as it was raised; libraries written in Rust or C++ tell of the disk in their messages only.
+        folder: what was written, named where the error names nothing.
+    """
     again = "and run the same command again: what is finished is kept"
+    if not (isinstance(error, OSError) and error.errno) and (number := _NUMBER.search(str(error))):
+        error = OSError(int(number[1] or number[2]), str(error))
     if isinstance(error, OSError) and error.errno in MACHINE_ERRORS | {errno.EACCES, errno.EPERM}:
         # Ray Data's advice, appended to what an OSError is made of, stands where the name of a file would.
         named = error.filename and not str(error.filename).startswith(_RAYS_ADVICE.strip("\n"))
