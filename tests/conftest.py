@@ -12,6 +12,7 @@ import sentencepiece
 from hypothesis import settings
 
 from tests.object_store import ObjectStore
+from tests.small_disk import mounted
 
 # Tiny tensors gain nothing from threads, and threads that wait for each other on a busy machine lose minutes. Read when
 # torch is first imported, so it stands before any fixture.
@@ -160,6 +161,13 @@ def tiny_model(tiny_processor):
 
     torch.manual_seed(0)
     return KosmosG(KosmosGConfig.tiny(tiny_processor.vocab_size)).eval()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, which `tests.small_disk.remount` fills up or makes read-only."""
+    with mounted(tmp_path / "disk") as place:
+        yield place
 
 
 @pytest.fixture(scope="session")

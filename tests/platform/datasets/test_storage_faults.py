@@ -5,7 +5,6 @@ import random
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image
 
 from tests.object_store import ObjectStore
 from tests.platform.datasets.test_killed_builds import content, start, wait_for_chunks
+from tests.small_disk import remount
 
 PHOTOS = 120
 ROUNDS = int(os.environ.get("KOSMOSG_CHAOS_ROUNDS", "1"))
@@ -108,21 +108,6 @@ def test_a_build_ends_with_a_sentence_when_a_store_stays_away(
     assert ended(start(bucket, tmp_path / "set"))[0] == 0
     assert content(tmp_path / "set") == undisturbed
     assert {path: path.stat().st_mtime_ns for path in done} == done  # finished shards are not built again
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of a size that a test sets with `remount`; skipped where mounting is not permitted."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", place], capture_output=True).returncode:
-        pytest.skip("mounting a small file system is not permitted here")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
-
-
-def remount(place: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", place], check=True)
 
 
 @pytest.mark.parametrize("seed", range(ROUNDS))
