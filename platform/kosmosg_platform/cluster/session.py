@@ -37,8 +37,8 @@ class ScaleConfig(Section):
     address: str | None = None
     """Ray cluster to join (`auto`, `ray://host:port`); null uses RAY_ADDRESS if it is set, or else starts one here."""
     max_failures: int = Field(default=2, ge=-1)
-    """How many times workers that died or hung are replaced and the run resumes from its last checkpoint; -1 means
-    always."""
+    """How many times, since its newest checkpoint, a training run replaces workers that died or hung and goes on from
+    there; for other jobs since their start. -1 means always."""
     min_workers: int | None = Field(default=None, ge=1)
     """A training run that finds no room for all workers, because a node was lost, goes on with as many as there is room
     for, at least this many, and takes more at a checkpoint once there is room again; null waits for all of them."""

@@ -18,6 +18,7 @@ from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
 
 from kosmosg_platform.cluster.session import ScaleConfig
+from kosmosg_platform.training.failure_count import FailuresSinceCheckpoint
 from kosmosg_platform.training.stall_watch import StallWatch
 from kosmosg_platform.training.worker_count import WorkerCountPolicy
 
@@ -39,14 +40,17 @@ class FaultTolerantTrainer(TorchTrainer):  # type: ignore[misc] # Ray's class is
 
     Args:
         run: the run's folder.
+        checkpoints: its checkpoints.
         counts: all numbers of workers that are possible, the wanted one first.
     """
 
-    def __init__(self, work: Any, scale: ScaleConfig, run: Path, counts: Sequence[int], **others: Any) -> None:
+    def __init__(
+        self, work: Any, scale: ScaleConfig, run: Path, checkpoints: Path, counts: Sequence[int], **others: Any
+    ) -> None:
         resources = {"CPU": scale.cpus_per_worker, **({"GPU": 1} if scale.use_gpu else {})}
         scaling = ScalingConfig(num_workers=counts[0], use_gpu=scale.use_gpu, resources_per_worker=resources)
         super().__init__(work, scaling_config=scaling, **others)
-        self._scale, self._run, self._counts = scale, run, counts
+        self._scale, self._run, self._checkpoints, self._counts = scale, run, checkpoints, counts
 
     def _create_default_callbacks(self) -> list[Any]:
         # The cleaner serves clusters that outlive a controller that was killed; workers end with it anyway.
@@ -62,6 +66,7 @@ class FaultTolerantTrainer(TorchTrainer):  # type: ignore[misc] # Ray's class is
         arguments["scaling_policy"] = WorkerCountPolicy(
             self.scaling_config, self._counts, self._run, self._scale.max_wait_seconds
         )
+        arguments["failure_policy"] = FailuresSinceCheckpoint(self.run_config.failure_config, self._checkpoints)
         variables = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"} | get_env_vars_to_propagate()
         here = {ray._raylet.RAY_NODE_ID_KEY: ray.get_runtime_context().get_node_id()}
         options = {"num_cpus": 0, "label_selector": here, "runtime_env": {"env_vars": variables}}

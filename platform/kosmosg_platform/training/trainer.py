@@ -184,6 +184,7 @@ def _train(job: TrainRun, sync: FolderSync | None) -> float:
         start,
         scale,
         job.folder,
+        job.checkpoints,
         worker_counts(experiment.train, scale.workers, scale.min_workers),
         train_loop_config=packed(job),
         torch_config=TorchConfig(backend="nccl" if scale.use_gpu else "gloo"),
