@@ -23,14 +23,16 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## end to end on this machine: data, three stages, evaluation, endpoint, report
 	@$(BIN)/kosmosg run demo toyworld
 
-chaos: $(READY) ## kill drivers, workers, nodes and stores of dataset builds at random points, fill their disk, many times
+chaos: $(READY) ## kill drivers, workers, nodes and stores of builds and trainings, fill their disks, many times
 	@KOSMOSG_CHAOS_ROUNDS=$${ROUNDS:-10} $(BIN)/python -m pytest -q \
 		tests/platform/datasets/test_killed_builds.py tests/platform/datasets/test_storage_faults.py \
-		tests/platform/datasets/test_layouts_on_two_nodes.py tests/jobs/test_three_nodes.py
+		tests/platform/datasets/test_layouts_on_two_nodes.py tests/jobs/test_three_nodes.py \
+		tests/platform/training/test_stalls.py tests/platform/training/test_lost_nodes.py \
+		tests/platform/training/test_full_disks.py
 
 test: check ## lint, type checks, import layers and the whole test suite
 	@$(BIN)/python -m pytest -q --durations=15 -m "not slow" -n 2 --dist loadfile
-	@$(BIN)/python -m pytest -q --durations=15 -m slow -n 3 --dist loadfile
+	@$(BIN)/python -m pytest -q --durations=15 -m slow -n 2 --dist loadfile
 
 check: $(READY) ## lint, formatting, type checks and import layers only
 	@$(BIN)/ruff check .

@@ -4,7 +4,6 @@ Part of `make chaos`; takes about ten minutes. Short forms of its faults, one ea
 """
 
 import hashlib
-import os
 import signal
 import subprocess
 import threading
@@ -16,6 +15,7 @@ import psutil
 import pytest
 
 from kosmosg_platform.stores.location import local_copy
+from tests.chaos import chaos
 from tests.jobs.test_stored_runs import Lab, eventually
 from tests.mlflow_server import MlflowServer
 from tests.object_store import ObjectStore
@@ -27,7 +27,7 @@ QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(2400),
-    pytest.mark.skipif("KOSMOSG_CHAOS_ROUNDS" not in os.environ, reason="part of `make chaos`"),
+    chaos,
 ]
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.chaos import ROUNDS, chaos
+
 SCRIPT = Path(__file__).with_name("killed_build.py")
 ROOT = SCRIPT.parents[3]
 PHOTOS = 320
@@ -94,7 +96,7 @@ def undisturbed(album: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(int(os.environ.get("KOSMOSG_CHAOS_ROUNDS", "1"))))
+@pytest.mark.parametrize("seed", range(ROUNDS))
 def test_killed_drivers_lose_nothing(album: Path, undisturbed: dict[str, bytes], tmp_path: Path, seed: int) -> None:
     """The whole cluster dies with its driver, at random points; another run finishes."""
     times = 3 if "KOSMOSG_CHAOS_ROUNDS" in os.environ else 1
@@ -113,7 +115,7 @@ def test_killed_drivers_lose_nothing(album: Path, undisturbed: dict[str, bytes],
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(int(os.environ.get("KOSMOSG_CHAOS_ROUNDS", "1"))))
+@pytest.mark.parametrize("seed", range(ROUNDS))
 def test_killed_workers_and_nodes_lose_nothing(
     album: Path, undisturbed: dict[str, bytes], tmp_path: Path, seed: int
 ) -> None:
@@ -134,8 +136,8 @@ def test_killed_workers_and_nodes_lose_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("KOSMOSG_CHAOS_ROUNDS" not in os.environ, reason="part of `make chaos`")
-@pytest.mark.parametrize("seed", range(int(os.environ.get("KOSMOSG_CHAOS_ROUNDS", "1"))))
+@chaos
+@pytest.mark.parametrize("seed", range(ROUNDS))
 def test_a_retry_that_is_killed_ends_as_a_build_of_the_mended_photos(
     album: Path, undisturbed: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:

@@ -1,6 +1,5 @@
 """Stores and disks that fail while a dataset is built: one sentence, nothing lost, the same bytes afterwards."""
 
-import os
 import random
 import shutil
 import subprocess
@@ -11,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.chaos import ROUNDS, chaos
 from tests.object_store import ObjectStore
 from tests.platform.datasets.test_killed_builds import content, start, wait_for_chunks
 from tests.small_disk import remount
 
 PHOTOS = 120
-ROUNDS = int(os.environ.get("KOSMOSG_CHAOS_ROUNDS", "1"))
 
 pytestmark = pytest.mark.slow
 
@@ -63,6 +62,7 @@ def bucket(object_store: ObjectStore, album: Path, tmp_path: Path) -> str:
     return object_store.upload(album, f"{tmp_path.name}/album")
 
 
+@chaos
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_a_build_waits_for_a_store_that_comes_back(
     object_store: ObjectStore,
@@ -110,6 +110,7 @@ def test_a_build_ends_with_a_sentence_when_a_store_stays_away(
     assert {path: path.stat().st_mtime_ns for path in done} == done  # finished shards are not built again
 
 
+@chaos
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_a_full_or_read_only_disk_costs_nothing(
     album: Path, finished: Path, small_disk: Path, tmp_path: Path, seed: int

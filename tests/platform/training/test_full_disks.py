@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from kosmosg_platform.training.checkpoints import survey
+from tests.chaos import chaos
 from tests.platform.training.test_stalls import ended, start, wait_for_step
 from tests.small_disk import remount
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, chaos]
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ import pytest
 
 from kosmosg_platform.console import read_metrics
 from kosmosg_platform.training.lr_schedule import TrainConfig, batch_plan, worker_counts
+from tests.chaos import chaos
 from tests.platform.training.test_stalls import start, wait_for_step
 
 
@@ -28,6 +29,7 @@ def say(run: subprocess.Popen[str], word: str) -> None:
     run.stdin.flush()
 
 
+@chaos
 @pytest.mark.slow
 def test_a_run_goes_on_with_fewer_workers_and_takes_more_when_a_node_joins(tmp_path: Path) -> None:
     run = start(tmp_path, "nodes=2", "scale.min_workers=1", "train.steps=150", "train.checkpoint_every=10")

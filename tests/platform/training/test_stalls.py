@@ -14,6 +14,7 @@ from ray import cloudpickle
 
 from kosmosg_platform.console import read_metrics
 from kosmosg_platform.training.trainer import FitResult, fit
+from tests.chaos import chaos
 from tests.platform.datasets.test_killed_builds import descendants, named
 from tests.platform.training import faulty_run
 
@@ -75,7 +76,7 @@ def suspend(output: Path, of_loader: bool) -> int:
     return victim
 
 
-@pytest.mark.parametrize("who", ["worker", "data loader"])
+@pytest.mark.parametrize("who", ["worker", pytest.param("data loader", marks=chaos)])
 def test_what_is_suspended_is_noticed_and_the_run_goes_on(
     undisturbed: FitResult, tmp_path: Path, capsys: pytest.CaptureFixture[str], who: str
 ) -> None:
