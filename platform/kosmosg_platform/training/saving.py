@@ -26,16 +26,18 @@ class CheckpointSaver:
     """The checkpoints of one run, as one of its workers sees them. All methods but `state` are collective."""
 
     def __init__(self, job: TrainRun) -> None:
-        import ray.train
-
         self._job, self._rank = job, dist.get_rank()
-        context = ray.train.get_context()
-        self._attempt, self._first_of_node = context.get_experiment_name(), context.get_local_rank() == 0
         self._uploads: CheckpointUploads | None = None
         stored = StoredCheckpoints.of(job.checkpoints)
         if stored is not None:
             self._send_left_over(stored)
             self._uploads = CheckpointUploads(stored, job.experiment.train.keep_checkpoints)
+
+    @property
+    def _first_of_node(self) -> bool:
+        import ray.train
+
+        return bool(ray.train.get_context().get_local_rank() == 0)
 
     @property
     def state(self) -> tuple[bool, bool]:
@@ -91,7 +93,9 @@ class CheckpointSaver:
     def _folder(self, name: str) -> Iterator[Path]:
         """Where this worker writes: a temporary folder, from which Ray copies, or that from which it is uploaded."""
         if self._uploads is not None:
-            yield self._job.checkpoints / self._attempt / name
+            import ray.train
+
+            yield self._job.checkpoints / ray.train.get_context().get_experiment_name() / name
             return
         with tempfile.TemporaryDirectory(prefix="kosmosg-checkpoint-") as temporary:
             yield Path(temporary)
