@@ -64,9 +64,10 @@ class StallWatch(WorkerGroupCallback):  # type: ignore[misc] # Ray's class is un
     def __init__(self, run: Path, seconds: float, long_seconds: float) -> None:
         self._run, self._seconds, self._long = run, seconds, max(long_seconds, seconds)
         self._watched: dict[int, _Watched] = {}
+        self._started: float | None = None  # when a worker first told that it is past its start, so that all are
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
-        now = time.monotonic()
+        now, self._started = time.monotonic(), None
         workers = worker_group.get_workers()
         self._watched = {one.distributed_context.world_rank: _Watched(one, now) for one in workers}
 
@@ -99,12 +100,11 @@ class StallWatch(WorkerGroupCallback):  # type: ignore[misc] # Ray's class is un
     def _stalled(self, now: float) -> tuple[list[int], str] | None:
         """The ranks that hang, and what to say about them."""
         long = any(one.last.doing in LONG for one in self._watched.values())
+        if self._started is None and any(one.last.doing != "start" for one in self._watched.values()):
+            self._started = now
         # The first answer takes as long as a worker takes to import everything.
-        silent = [
-            rank
-            for rank, one in self._watched.items()
-            if now - one.answered > (self._long if one.last.doing == "start" else self._seconds)
-        ]
+        since, limit = (0.0, self._long) if self._started is None else (self._started, self._seconds)
+        silent = [rank for rank, one in self._watched.items() if now - max(one.answered, since) > limit]
         if silent:
             told = ", ".join(self._describe(rank) for rank in silent)
             return silent, f"{told} does not answer any more" if len(silent) == 1 else f"{told} do not answer any more"
