@@ -61,6 +61,12 @@ def point(link: Path, target: Path) -> None:
     partial.replace(link)
 
 
+def file_sha256(path: Path) -> str:
+    """The sha256 of one file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sha256(paths: Iterable[Path]) -> str:
     """One digest of files: their names and contents, in sorted order."""
     digest = hashlib.sha256()

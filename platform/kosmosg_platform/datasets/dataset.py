@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from kosmosg.data.records import QUARANTINE, SCHEMA_VERSION, schema, table
 from kosmosg.errors import DataError
 from kosmosg_platform.datasets.shard_files import AGAIN, ShardFiles
-from kosmosg_platform.storage import replaced, write_json
+from kosmosg_platform.storage import file_sha256, replaced, write_json
 from kosmosg_platform.stores.location import told
 from kosmosg_platform.stores.node_copy import bring, send
 
@@ -76,9 +76,7 @@ def _write_tables(folder: Path, name: str, form: pa.Schema, tables: Iterable[pa.
                     group = max(1, min(group, ROW_GROUP_BYTES * rows.num_rows // max(1, rows.nbytes)))
                 writer.write_table(rows, row_group_size=group)
                 count += rows.num_rows
-        with temporary.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return Shard(name, count, temporary.stat().st_size, digest)
+        return Shard(name, count, temporary.stat().st_size, file_sha256(temporary))
 
 
 def _compression(form: pa.Schema) -> dict[str, str]:

@@ -12,7 +12,6 @@ its newest readable checkpoint. If none can be read, the run is refused with the
 `train.restart`.
 """
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 
 from kosmosg.errors import CheckpointError, DataError
 from kosmosg_platform.config import digest
-from kosmosg_platform.storage import read_json, write_json, write_text
+from kosmosg_platform.storage import file_sha256, read_json, write_json, write_text
 
 VERSION = 2
 READABLE = (1, 2)
@@ -87,7 +86,7 @@ def write_shard(folder: Path, rank: int, tensors: Mapping[str, Tensor]) -> Writt
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"state-{rank:05d}.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-    return WrittenShard(path.name, path.stat().st_size, _sha256(path))
+    return WrittenShard(path.name, path.stat().st_size, file_sha256(path))
 
 
 def write_manifest(folder: Path, progress: TrainingProgress, shards: Iterable[WrittenShard]) -> None:
@@ -111,7 +110,7 @@ def read_progress(folder: Path, verify: bool = False) -> TrainingProgress:
         if found != size:
             state = "is missing" if found is None else f"has {found} bytes"
             raise CheckpointError(f"{folder} is not complete: {name} {state}, its manifest says {size}")
-        if verify and manifest["version"] > 1 and _sha256(file) != expected["sha256"]:
+        if verify and manifest["version"] > 1 and file_sha256(file) != expected["sha256"]:
             raise DamagedCheckpointError(
                 f"{folder} is damaged: {name} does not have the content that its manifest says"
             )
@@ -146,11 +145,6 @@ def read_manifest_of(folder: Path) -> dict[str, Any]:
     if not intact:
         raise DamagedCheckpointError(f"{path} is damaged: it does not have the content it was written with")
     return dict(manifest)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class State(Mapping[str, Tensor]):

@@ -8,14 +8,13 @@ A folder without a manifest is no checkpoint. A node that resumes brings all fil
 with the sha256 that the manifest tells; what it has already is not downloaded again.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from kosmosg.errors import CheckpointError
-from kosmosg_platform.storage import read_json
+from kosmosg_platform.storage import file_sha256, read_json
 from kosmosg_platform.stores.bucket import Bucket
 from kosmosg_platform.stores.location import told, url_of
 from kosmosg_platform.stores.node_copy import send
@@ -83,7 +82,7 @@ class StoredCheckpoints:
         folder = self.folder / name
         for file, expected in self._manifest(name)["files"].items():
             copy = folder / file
-            if copy.is_file() and copy.stat().st_size == expected["bytes"] and _sha256(copy) == expected["sha256"]:
+            if copy.is_file() and copy.stat().st_size == expected["bytes"] and file_sha256(copy) == expected["sha256"]:
                 continue
             try:
                 found = self.bucket.download(f"{name}/{file}", copy)
@@ -196,8 +195,3 @@ def newest_checkpoint(folder: Path, key: str, say: Callable[[str], None]) -> Che
 def _step(name: str) -> int:
     found = _NAME.fullmatch(name)
     return int(found[1]) if found else 0
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
