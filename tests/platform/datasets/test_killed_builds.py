@@ -50,9 +50,18 @@ def finish(build: subprocess.Popen[str]) -> str:
     return told
 
 
+def finished_chunks(dest: Path) -> int:
+    """Chunks that a build has finished; a shard has five."""
+    while True:
+        try:
+            return len(list(dest.glob(".chunks/*/*.json"))) + 5 * len(list(dest.glob(".receipts/*.json")))
+        except FileNotFoundError:  # a folder of chunks was removed while it was listed: its shard is finished
+            continue
+
+
 def wait_for_chunks(build: subprocess.Popen[str], dest: Path, count: int) -> None:
     until = time.monotonic() + 120
-    while len(list(dest.glob(".chunks/*/*.json"))) + 5 * len(list(dest.glob(".receipts/*.json"))) < count:
+    while finished_chunks(dest) < count:
         assert build.poll() is None, build.communicate()[0][-3000:]
         assert time.monotonic() < until
         time.sleep(0.02)
